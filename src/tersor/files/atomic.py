@@ -1,0 +1,150 @@
+"""Writing that appears whole or not at all: hidden file beside, fsync, rename.
+
+A killed run leaves only hidden `.NAME.tersor-partial` entries; the next run to the same name takes them over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tersor.core.errors import FormatError, MissingError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks; two runs to one name are then not told apart
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer"]
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises MissingError when the folder does not exist and FormatError when another run is writing the same name.
+    """
+    with atomic_set(path.parent) as files:
+        yield files.open(path.name)
+
+
+class AtomicSet:
+    """Files of one folder that appear together: each is complete before the first of them gets its name."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise MissingError(f"{folder}: no such folder; create it first")
+        self.folder = folder
+        self._open: dict[str, BinaryIO] = {}
+
+    def open(self, name: str) -> BinaryIO:
+        """Return a new binary file that will be called `name`; it can be read back and sought in."""
+        if Path(name).name != name or name in ("", "..") or name in self._open:
+            raise FormatError(f"{name!r}: each file needs a plain name of its own")
+        if (self.folder / name).is_dir():
+            raise FormatError(f"{self.folder / name}: a folder has this name; choose another")
+        file = _open_locked(self.folder / _partial(name))
+        self._open[name] = file
+        return file
+
+    def commit(self) -> None:
+        """Give every file its name. The first one opened comes last: whoever sees it sees the others too."""
+        for file in self._open.values():
+            file.flush()
+            os.fsync(file.fileno())
+        for name in reversed(self._open):
+            (self.folder / _partial(name)).replace(self.folder / name)
+        _sync_folder(self.folder)
+        self._close()
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        for name in self._open:
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / _partial(name)).unlink()
+        self._close()
+
+    def _close(self) -> None:
+        for file in self._open.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        self._open.clear()
+
+
+@contextlib.contextmanager
+def atomic_set(folder: Path) -> Iterator[AtomicSet]:
+    """Yield a set of files in `folder` that get their names together when the block ends well."""
+    files = AtomicSet(folder)
+    try:
+        yield files
+        files.commit()
+    finally:
+        files.discard()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder that becomes `path` when the block ends well; an older `path` is replaced."""
+    if not path.parent.is_dir():
+        raise MissingError(f"{path.parent}: no such folder; create it first")
+    partial = path.parent / _partial(path.name)
+    older = path.parent / f".{path.name}.tersor-replaced"
+    if older.exists():  # a run was killed between its two renames
+        if path.exists():
+            shutil.rmtree(older)
+        else:
+            older.rename(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in sorted(partial.rglob("*")):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            path.rename(older)
+        partial.rename(path)
+        _sync_folder(path.parent)
+        shutil.rmtree(older, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(name: str) -> str:
+    return f".{name}.tersor-partial"
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Open `path` empty, with a lock that ends with the process, so that leftovers are told from runs at work."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        file = os.fdopen(descriptor, "r+b")
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                raise FormatError(f"{path}: another run is writing this file; wait for it or end it") from error
+        # Between open and lock the other run may have renamed the file: then it is the finished result, not ours.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            file.truncate(0)
+            return file
+        file.close()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tersor.core.errors import FormatError, UnsupportedError
+from tersor.models import load
+
+QUANTIZERS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+
+
+def write(path: Path, architecture: str | None = "llama", kind: str | None = None) -> dict[str, object]:
+    """Write a GGUF with one tensor of each type, blocks out of order; return the values that they decode to."""
+    random = np.random.default_rng(3)
+    writer = gguf.GGUFWriter(path, architecture or "x")
+    if architecture is None:
+        del writer.kv_data[0]["general.architecture"]
+    if kind:
+        writer.add_type(kind)
+    writer.add_name("Tiny")
+    writer.add_context_length(128)
+    writer.add_token_list(["a", "b"])
+    writer.add_token_scores([0.0, -1.0])
+    writer.add_file_type(2)
+    expected: dict[str, object] = {}
+    names = [
+        "output.weight",
+        "output_norm.weight",
+        *(f"blk.{6 - i}.attn_q.weight" for i in range(5)),
+        "token_embd.weight",
+    ]
+    for name, label in zip(names, QUANTIZERS, strict=True):
+        form = gguf.GGMLQuantizationType[label]
+        data = gguf.quants.quantize(random.standard_normal((6, 64), dtype=np.float32), form)
+        writer.add_tensor(name, data, raw_dtype=form)
+        expected[name] = gguf.quants.dequantize(data, form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def test_tensors_decode_to_what_the_gguf_package_says_and_come_in_file_order(tmp_path: Path) -> None:
+    expected = write(tmp_path / "x.gguf")
+    model = load(tmp_path / "x.gguf")
+    assert [tensor.name for tensor in model.tensors] == [
+        "token_embd.weight", *(f"blk.{i}.attn_q.weight" for i in range(2, 7)), "output_norm.weight", "output.weight",
+    ]  # fmt: skip
+    for tensor in model.tensors:
+        np.testing.assert_array_equal(tensor.read(0, 6), expected[tensor.name], err_msg=tensor.name)
+        np.testing.assert_array_equal(tensor.read(2, 5), expected[tensor.name][2:5])  # type: ignore[index]
+
+
+def test_metadata_is_passed_on_with_the_tokenizer_but_without_what_the_next_writer_sets(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf")
+    model = load(tmp_path / "x.gguf")
+    assert model.name == "Tiny"
+    assert model.architecture == "llama"
+    assert model.tokenizer is None
+    assert {key: entry.kind for key, entry in model.metadata.items()} == {
+        "general.name": "str",
+        "llama.context_length": "u32",
+        "tokenizer.ggml.tokens": "[str]",
+        "tokenizer.ggml.scores": "[f32]",
+    }
+
+
+def test_losses_of_a_quantized_source_are_noted(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf")
+    assert load(tmp_path / "x.gguf").notes == (
+        "the source is quantized already (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0): its losses stay",
+    )
+
+
+def test_types_that_no_format_row_has_are_decoded_by_the_gguf_package(tmp_path: Path) -> None:
+    path, kind = tmp_path / "x.gguf", gguf.GGMLQuantizationType.IQ3_S
+    data = np.random.default_rng(0).integers(0, 120, (2, 110), dtype=np.uint8)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("blk.0.attn_q.weight", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    np.testing.assert_array_equal(load(path).tensors[0].read(0, 2), gguf.quants.dequantize(data, kind))
+
+
+def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "adapter.gguf", kind="adapter")
+    with pytest.raises(UnsupportedError, match="a GGUF of type 'adapter'; only models"):
+        load(tmp_path / "adapter.gguf")
+    write(tmp_path / "nameless.gguf", architecture=None)
+    with pytest.raises(FormatError, match=r"general\.architecture is missing"):
+        load(tmp_path / "nameless.gguf")
