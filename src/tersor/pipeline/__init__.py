@@ -1,0 +1,1 @@
+"""The verbs of tersor, one library call each."""
