@@ -100,7 +100,7 @@ inline void our_affine(Tile& t, AffineBlock& block) {
     constexpr int G = 256 / N;
     constexpr Trials trials = LEVELS == 3    ? Trials{-0.8f, 0.2f, 14, 2}
                               : LEVELS == 15 ? Trials{-1.0f, 0.25f, 12, 2}
-                                             : Trials{-0.5f, 0.25f, 8, 2};
+                                             : Trials{-0.75f, 0.25f, 8, 2};
     const AffineGrid<G> grid =
         best_affine<N, G, LEVELS, SUB, WEIGHTED>(t.x, t.importance, trials, LEVELS == 3 ? 3 : 2);
     block.d = half_from_float(grid.d);
@@ -149,7 +149,7 @@ inline void ggml_q3(Tile& t, bool weighted, SymmetricBlock& block) {
         d = fit.scale;
         for (int g = 0; g < 16; ++g) block.sc[g] = to_int(code_of(fit, scales[g], 32)) - 32;
     } else {
-        for (int g = 0; g < 16; g += 4) descend_symmetric<16, 4, 4>(t.x + g * 16, kept + g * 16, scales + g);
+        descend_symmetric<16, 16, 4>(t.x, kept, scales);
         vf peak, magnitude;
         extreme<16>(scales, peak, magnitude);
         const vf inverse = -32.0f / peak;
@@ -192,8 +192,8 @@ inline void ggml_q6(Tile& t, bool weighted, SymmetricBlock& block) {
 template <int HALF, int SUB, bool WEIGHTED>
 inline void our_symmetric(Tile& t, SymmetricBlock& block) {
     constexpr SignedTrials trials =
-        HALF == 4 ? SignedTrials{3.0f, 2.4f, 0.25f, 8, 1} : SignedTrials{30.5f, 29.5f, 0.5f, 6, 1};
-    const SymmetricGrid<16> grid = best_symmetric<16, 16, HALF, SUB, WEIGHTED>(t.x, t.importance, trials, 2);
+        HALF == 4 ? SignedTrials{3.4f, 2.7f, 0.4f, 4, 2} : SignedTrials{30.5f, 29.5f, 0.5f, 6, 1};
+    const SymmetricGrid<16> grid = best_symmetric<16, 16, HALF, SUB, WEIGHTED>(t.x, t.importance, trials, HALF == 4 ? 1 : 2);
     block.d = half_from_float(grid.d);
     for (int g = 0; g < 16; ++g) {
         block.sc[g] = to_int(grid.sc[g]);

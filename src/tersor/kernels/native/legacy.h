@@ -206,7 +206,7 @@ inline void encode_symmetric_32(const Job& job, int64_t first, int count, uint8_
 // Our search with scale and minimum, both stored as binary16.
 template <int LEVELS, bool WEIGHTED>
 inline void our_single_affine(Tile32& t, vi& d, vi& minimum) {
-    constexpr Trials trials = LEVELS == 15 ? Trials{-1.0f, 0.2f, 14, 2} : Trials{-0.5f, 0.25f, 8, 2};
+    constexpr Trials trials = LEVELS == 15 ? Trials{-1.0f, 0.2f, 14, 2} : Trials{-1.2f, 0.2f, 14, 3};
     const vf sum_w = total_weight<32, WEIGHTED>(t.importance), sum_x = total_value<32, WEIGHTED>(t.x, t.importance);
     Affine fit = start_affine<32, LEVELS, WEIGHTED, true>(t.x, t.importance, sum_w, sum_x, trials), again;
     fit = {float_from_half(half_from_float(fit.scale)), float_from_half(half_from_float(fit.minimum))};

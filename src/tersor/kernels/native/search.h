@@ -162,46 +162,97 @@ inline vf code_of(const SymmetricFit& fit, vf x, int half) {
     return choose(fit.empty, vf{}, l);
 }
 
-// Coordinate descent on the codes of CHAINS groups at once (independent chains hide the latency of the division).
-template <int N, int HALF, int CHAINS>
-inline void descend_symmetric(const vf* x, vf* codes, vf* scales) {
-    vf sum_lx[CHAINS] = {}, sum_l2[CHAINS] = {};
-    vi empty[CHAINS];
-    for (int c = 0; c < CHAINS; ++c) {
-        vf peak, magnitude;
-        extreme<N>(x + c * N, peak, magnitude);
-        empty[c] = magnitude < EMPTY;
-        const vf inverse = (float)-HALF / peak;
-        for (int i = c * N; i < (c + 1) * N; ++i) {
-            const vf l = choose(empty[c], vf{}, round_clamped(inverse * x[i], (float)-HALF, (float)(HALF - 1)));
-            const vf w = x[i] * x[i];
-            codes[i] = l;
-            sum_lx[c] += w * x[i] * l;
-            sum_l2[c] += w * l * l;
+// Coordinate descent of llama.cpp's q3_k: one sweep over the codes of C groups per lane, given Σ w·code·x and
+// Σ w·code² with w = x². `active` becomes the lanes where a code changed: one without change never changes again.
+// Several independent groups at once hide the latency of the division.
+template <int N, int HALF, int C>
+inline void descend(const vf* x, vf* codes, vf* sum_lx, vf* sum_l2, vi* active) {
+    vi changed[C] = {};
+    for (int i = 0; i < N; ++i)
+        for (int c = 0; c < C; ++c) {
+            const vf value = x[c * N + i], w = value * value, wx = w * value, old = codes[c * N + i];
+            vf lx = sum_lx[c] - wx * old, l2 = sum_l2[c] - w * old * old;
+            const vf l = nearest_clamped(value * l2 / lx, -HALF, HALF - 1);
+            const vi moved = active[c] & (lx > 0.0f) & (l != old);
+            lx += wx * l;
+            l2 += w * l * l;
+            const vi better = moved & (l2 > 0.0f) & (lx * lx * sum_l2[c] > sum_lx[c] * sum_lx[c] * l2);
+            codes[c * N + i] = choose(better, l, old);
+            sum_lx[c] = choose(better, lx, sum_lx[c]);
+            sum_l2[c] = choose(better, l2, sum_l2[c]);
+            changed[c] |= better;
+        }
+    for (int c = 0; c < C; ++c) active[c] = changed[c];
+}
+
+// A group that is still moving after two sweeps, and where it came from.
+struct Mover {
+    int16_t group, lane;
+};
+
+// Sweeps 3 to 5 for the few groups that need them, gathered so that all lanes have work.
+template <int N, int HALF, int C>
+inline void descend_further(const vf* x, vf* codes, vf* sum_lx, vf* sum_l2, const Mover* movers, int count) {
+    for (int first = 0; first < count; first += C * W) {
+        vf some_x[C * N], some_codes[C * N], lx[C], l2[C];
+        vi active[C];
+        for (int k = 0; k < C * W; ++k) {
+            const Mover m = movers[first + k < count ? first + k : count - 1];
+            const int c = k / W, lane = k % W;
+            for (int i = 0; i < N; ++i) {
+                some_x[c * N + i][lane] = x[m.group * N + i][m.lane];
+                some_codes[c * N + i][lane] = codes[m.group * N + i][m.lane];
+            }
+            lx[c][lane] = sum_lx[m.group][m.lane];
+            l2[c][lane] = sum_l2[m.group][m.lane];
+            active[c][lane] = first + k < count ? -1 : 0;
+        }
+        for (int sweep = 2; sweep < 5; ++sweep) descend<N, HALF, C>(some_x, some_codes, lx, l2, active);
+        for (int k = 0; k < C * W && first + k < count; ++k) {
+            const Mover m = movers[first + k];
+            const int c = k / W, lane = k % W;
+            for (int i = 0; i < N; ++i) codes[m.group * N + i][m.lane] = some_codes[c * N + i][lane];
+            sum_lx[m.group][m.lane] = lx[c][lane];
+            sum_l2[m.group][m.lane] = l2[c][lane];
         }
     }
-    for (int sweep = 0; sweep < 5; ++sweep) {
-        vi changed{};
-        for (int i = 0; i < N; ++i)
-            for (int c = 0; c < CHAINS; ++c) {
-                const vf value = x[c * N + i], old = codes[c * N + i];
-                const vf w = value * value, wx = w * value;
-                vf lx = sum_lx[c] - wx * old, l2 = sum_l2[c] - w * old * old;
-                const vf l = nearest_clamped(value * l2 / lx, -HALF, HALF - 1);
-                const vi moved = (lx > 0.0f) & (l != old);
-                lx += wx * l;
-                l2 += w * l * l;
-                const vi better = moved & (l2 > 0.0f) & (lx * lx * sum_l2[c] > sum_lx[c] * sum_lx[c] * l2) & ~empty[c];
-                codes[c * N + i] = choose(better, l, old);
-                sum_lx[c] = choose(better, lx, sum_lx[c]);
-                sum_l2[c] = choose(better, l2, sum_l2[c]);
-                changed |= better;
-            }
-        if (!any(changed)) break;
+}
+
+// Codes (shifted to start at 0; 0 in empty groups) and scales of G groups per lane.
+template <int N, int G, int HALF>
+inline void descend_symmetric(const vf* x, vf* codes, vf* scales) {
+    constexpr int C = 4;
+    vf sum_lx[G], sum_l2[G];
+    vi full[G], active[G];
+    Mover movers[G * W];
+    int count = 0;
+    for (int g = 0; g < G; ++g) {
+        const vf* values = x + g * N;
+        vf peak, magnitude, lx{}, l2{};
+        extreme<N>(values, peak, magnitude);
+        full[g] = ~(magnitude < EMPTY);
+        const vf inverse = (float)-HALF / peak;
+        for (int i = 0; i < N; ++i) {
+            const vf l = round_clamped(inverse * values[i], (float)-HALF, (float)(HALF - 1));
+            const vf w = values[i] * values[i];
+            codes[g * N + i] = choose(full[g], l, vf{});
+            lx += w * values[i] * l;
+            l2 += w * l * l;
+        }
+        sum_lx[g] = choose(full[g], lx, vf{});
+        sum_l2[g] = choose(full[g], l2, vf{});
+        active[g] = full[g];
     }
-    for (int c = 0; c < CHAINS; ++c) {
-        scales[c] = choose((sum_l2[c] > 0.0f) & ~empty[c], sum_lx[c] / sum_l2[c], vf{});
-        for (int i = c * N; i < (c + 1) * N; ++i) codes[i] = choose(empty[c], vf{}, codes[i] + (float)HALF);
+    for (int g = 0; g < G; g += C)
+        for (int sweep = 0; sweep < 2; ++sweep)
+            descend<N, HALF, C>(x + g * N, codes + g * N, sum_lx + g, sum_l2 + g, active + g);
+    for (int g = 0; g < G; ++g)
+        for (int k = 0; k < W; ++k)
+            if (active[g][k]) movers[count++] = {(int16_t)g, (int16_t)k};
+    descend_further<N, HALF, 2>(x, codes, sum_lx, sum_l2, movers, count);
+    for (int g = 0; g < G; ++g) {
+        scales[g] = choose((sum_l2[g] > 0.0f) & full[g], sum_lx[g] / sum_l2[g], vf{});
+        for (int i = g * N; i < (g + 1) * N; ++i) codes[i] = choose(full[g], codes[i] + (float)HALF, vf{});
     }
 }
 
