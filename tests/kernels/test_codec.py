@@ -35,7 +35,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
 
-    def encode(self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int) -> Bytes:
+    def encode(
+        self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int, limit: float
+    ) -> Bytes:
         assert x.dtype == np.float32
         assert x.flags.c_contiguous
         self.calls.append((name, search, threads))

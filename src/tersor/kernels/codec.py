@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 class Native(Protocol):
     """What the compiled module offers."""
 
-    def encode(self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int) -> Bytes: ...
+    def encode(
+        self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int, limit: float
+    ) -> Bytes: ...
     def decode(self, name: str, data: Bytes, columns: int, threads: int) -> Float32: ...
     def isa(self) -> str: ...
     def formats(self) -> list[str]: ...
@@ -98,13 +100,18 @@ def encode(
     shape = layout(name)
     if search not in SEARCHES:
         raise SchemeError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}")
-    x, weights = checked(name, weight, importance, shape.largest)
+    x, weights = _arrays(name, weight, importance)
     size = shape.row_bytes(x.shape[1])
     if x.size == 0:
         return np.empty((len(x), size), np.uint8)
     module = native()
     if module is not None and name in module.formats():
-        return module.encode(name, x, weights, search, threads)
+        try:
+            return module.encode(name, x, weights, search, threads, shape.largest)
+        except ValueError:
+            _check_values(name, x, shape.largest)  # says where
+            raise
+    _check_values(name, x, shape.largest)
     shares = None if weights is None else tensor(weights)
     packed: Bytes = reference.encode(name, tensor(x), shares, search).numpy()
     return packed
@@ -127,13 +134,17 @@ def decode(name: str, data: Bytes, columns: int, threads: int = 0) -> Float32:
 
 def checked(name: str, weight: Float32, importance: Float32 | None, largest: float) -> tuple[Float32, Float32 | None]:
     """Weight and importance as C-contiguous float32, or the error that says where and why they cannot be encoded."""
-    if np.ndim(weight) != 2:
-        raise ShapeError(f"{name} encodes a matrix [rows, columns], got shape {np.shape(weight)}")
-    x = np.ascontiguousarray(weight, dtype=np.float32)
-    weights = None if importance is None else _importance(importance, x.shape[1])
+    x, weights = _arrays(name, weight, importance)
     if x.size:
         _check_values(name, x, largest)
     return x, weights
+
+
+def _arrays(name: str, weight: Float32, importance: Float32 | None) -> tuple[Float32, Float32 | None]:
+    if np.ndim(weight) != 2:
+        raise ShapeError(f"{name} encodes a matrix [rows, columns], got shape {np.shape(weight)}")
+    x = np.ascontiguousarray(weight, dtype=np.float32)
+    return x, None if importance is None else _importance(importance, x.shape[1])
 
 
 def _importance(importance: Float32, columns: int) -> Float32:

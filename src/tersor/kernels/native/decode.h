@@ -110,20 +110,26 @@ inline void decode_q2_k(const uint8_t* data, int64_t blocks, float* out) {
     }
 }
 
-inline void decode_q3_k(const uint8_t* data, int64_t blocks, float* out) {
-    for (int64_t b = 0; b < blocks; ++b, data += 110) {
-        const float d = load_half(data + 108);
-        const uint8_t* packed = data + 96;
-        for (int g = 0; g < 16; ++g, out += 16) {
-            const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4;
-            const float scale = d * (float)((low | (packed[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32);
-            const uint8_t* bytes = data + 32 + 32 * (g / 8) + 16 * (g % 2);
-            const uint8_t* high = data + 16 * (g % 2);
-            const int shift = 2 * (g % 8 / 2), bit = g / 2;
-            for (int i = 0; i < 16; ++i)
-                out[i] = scale * (float)((bytes[i] >> shift & 3) + ((high[i] >> bit & 1) << 2) - 4);
-        }
+// 32 weights of q3_k, two groups: chunk C of the eight.
+template <int C>
+inline void decode_q3_chunk(const uint8_t* data, float d, float* out) {
+    const uint8_t *low = data + 32 + 32 * (C / 4), *packed = data + 96;
+    for (int half = 0; half < 2; ++half) {
+        const int g = 2 * C + half, nibble = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4;
+        const float scale = d * (float)((nibble | (packed[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32);
+        for (int i = 16 * half; i < 16 * half + 16; ++i)
+            out[i] = scale * (float)((low[i] >> (2 * (C % 4)) & 3) + (data[i] >> C & 1) * 4 - 4);
     }
+}
+
+template <int C = 0>
+inline void decode_q3_chunks(const uint8_t* data, float d, float* out) {
+    decode_q3_chunk<C>(data, d, out + 32 * C);
+    if constexpr (C < 7) decode_q3_chunks<C + 1>(data, d, out);
+}
+
+inline void decode_q3_k(const uint8_t* data, int64_t blocks, float* out) {
+    for (int64_t b = 0; b < blocks; ++b, data += 110, out += 256) decode_q3_chunks(data, load_half(data + 108), out);
 }
 
 // Scale and minimum of group g of q4_k and q5_k.
@@ -157,17 +163,28 @@ inline void decode_k4(const uint8_t* data, int64_t blocks, float* out) {
     }
 }
 
+// 32 weights of q6_k, two groups: quarter Q of a half.
+template <int Q>
+inline void decode_q6_quarter(const uint8_t* low, const uint8_t* high, const uint8_t* scales, float d, float* out) {
+    const uint8_t* bytes = low + 32 * (Q % 2);
+    for (int g = 0; g < 2; ++g) {
+        const float scale = d * (float)(int8_t)scales[2 * Q + g];
+        for (int i = 16 * g; i < 16 * g + 16; ++i) {
+            const int code = (bytes[i] >> (4 * (Q / 2)) & 15) | (high[i] >> (2 * Q) & 3) << 4;
+            out[32 * Q + i] = scale * (float)(code - 32);
+        }
+    }
+}
+
 inline void decode_q6_k(const uint8_t* data, int64_t blocks, float* out) {
     for (int64_t b = 0; b < blocks; ++b, data += 210) {
         const float d = load_half(data + 208);
-        for (int g = 0; g < 16; ++g, out += 16) {
-            const int quarter = g % 8 / 2;  // which 32 of the half
-            const uint8_t* low = data + 64 * (g / 8) + 32 * (quarter % 2) + 16 * (g % 2);
-            const uint8_t* high = data + 128 + 32 * (g / 8) + 16 * (g % 2);
-            const int low_shift = 4 * (quarter / 2), high_shift = 2 * quarter;
-            const float scale = d * (float)(int8_t)data[192 + g];
-            for (int i = 0; i < 16; ++i)
-                out[i] = scale * (float)(((low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4) - 32);
+        for (int half = 0; half < 2; ++half, out += 128) {
+            const uint8_t *low = data + 64 * half, *high = data + 128 + 32 * half, *scales = data + 192 + 8 * half;
+            decode_q6_quarter<0>(low, high, scales, d, out);
+            decode_q6_quarter<1>(low, high, scales, d, out);
+            decode_q6_quarter<2>(low, high, scales, d, out);
+            decode_q6_quarter<3>(low, high, scales, d, out);
         }
     }
 }

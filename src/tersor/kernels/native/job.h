@@ -26,6 +26,7 @@ struct Codec {
 struct CodecTable {
     const Codec* begin;
     int count;
+    float (*largest)(const float* x, int64_t count);  // max |x|; NaN if there is one
 };
 
 }  // namespace tersor

@@ -6,7 +6,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -90,7 +92,7 @@ void share_out(int64_t blocks, int64_t grain, int threads, const Work& work) {
     for (std::thread& thread : others) thread.join();
 }
 
-constexpr int64_t LEAST = 1 << 14;  // weights worth a thread of their own
+constexpr int64_t LEAST = 1 << 14;  // weights worth a thread of their own; also checked and encoded while in the cache
 
 int64_t grain_of(const Codec& codec, int multiple) {
     const int64_t least = LEAST / codec.weights;
@@ -118,7 +120,8 @@ nb::ndarray<T, nb::numpy, nb::ndim<2>> array_of(std::unique_ptr<T[]> memory, int
     return nb::ndarray<T, nb::numpy, nb::ndim<2>>(data, {(size_t)rows, (size_t)columns}, owner);
 }
 
-auto encode(const std::string& name, Matrix x, std::optional<Vector> importance, const std::string& search, int threads) {
+auto encode(const std::string& name, Matrix x, std::optional<Vector> importance, const std::string& search, int threads,
+            float limit) {
     const Codec& codec = codec_named(name);
     const int64_t rows = (int64_t)x.shape(0), columns = (int64_t)x.shape(1);
     if (columns % codec.weights) throw std::invalid_argument("the columns do not divide into blocks");
@@ -127,6 +130,7 @@ auto encode(const std::string& name, Matrix x, std::optional<Vector> importance,
     if (search != "best" && search != "ggml") throw std::invalid_argument("search must be 'best' or 'ggml'");
     Job job{x.data(), importance ? importance->data() : nullptr, nullptr, columns / codec.weights, search == "best"};
     const int64_t blocks = rows * job.blocks_per_row;
+    std::atomic<bool> refused{false};
     std::unique_ptr<uint8_t[]> out(new uint8_t[(size_t)(blocks * codec.bytes)]);
     {
         nb::gil_scoped_release release;
@@ -135,11 +139,18 @@ auto encode(const std::string& name, Matrix x, std::optional<Vector> importance,
             means = mean_squares(job.x, rows, columns);
             job.mean_squares = means.data();
         }
-        share_out(blocks, grain_of(codec, codec.tile), threads, [&](int64_t first, int64_t last) {
-            for (int64_t b = first; b < last; b += codec.tile)
-                codec.encode(job, b, (int)std::min<int64_t>(codec.tile, last - b), out.get() + b * codec.bytes);
+        const auto largest = chosen()->table.largest;
+        const int64_t chunk = grain_of(codec, codec.tile);
+        share_out(blocks, chunk, threads, [&](int64_t first, int64_t last) {
+            for (int64_t start = first; start < last && !refused; start += chunk) {
+                const int64_t end = std::min(last, start + chunk);
+                if (!(largest(job.x + start * codec.weights, (end - start) * codec.weights) <= limit)) refused = true;
+                for (int64_t b = start; b < end && !refused; b += codec.tile)
+                    codec.encode(job, b, (int)std::min<int64_t>(codec.tile, end - b), out.get() + b * codec.bytes);
+            }
         });
     }
+    if (refused) throw std::invalid_argument("a weight is NaN or larger than the limit");
     return array_of(std::move(out), rows, job.blocks_per_row * codec.bytes);
 }
 
@@ -177,7 +188,7 @@ std::vector<std::string> level_names() {
 NB_MODULE(_native, m) {
     m.doc() = "Encoders and decoders of every GGUF format; same names and results as tersor.kernels.reference.";
     m.def("encode", &encode, nb::arg("name"), nb::arg("x"), nb::arg("importance").none(), nb::arg("search"),
-          nb::arg("threads"));
+          nb::arg("threads"), nb::arg("limit") = std::numeric_limits<float>::infinity());
     m.def("decode", &decode, nb::arg("name"), nb::arg("data"), nb::arg("columns"), nb::arg("threads"));
     m.def("formats", &names);
     m.def("isa", [] { return chosen()->name; });
