@@ -1,0 +1,1 @@
+"""EVALUATE: one module a question about an artefact; each answers with a Check."""
