@@ -1,5 +1,94 @@
-"""tersor: quantize any trained model, prove what it cost, run it without fear."""
+"""tersor: quantize any trained model, prove what it cost, run it without fear.
+
+>>> import tersor
+>>> card = tersor.quantize("path/or/hub-id", "q4_k_m", output="model.gguf")  # doctest: +SKIP
+>>> tersor.verify("model.gguf", against="path/or/hub-id").passed             # doctest: +SKIP
+True
+
+Importing it costs nothing: each name is loaded at its first use, and torch only by what needs it.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Card",
+    "EngineError",
+    "FormatError",
+    "MissingError",
+    "Model",
+    "Plan",
+    "SchemeError",
+    "ShapeError",
+    "TersorError",
+    "UnsupportedError",
+    "Verdict",
+    "__version__",
+    "demo",
+    "doctor",
+    "formats",
+    "inspect",
+    "load",
+    "quantize",
+    "verify",
+]
+
+if TYPE_CHECKING:
+    from tersor import formats as formats
+    from tersor.core.card import Card as Card
+    from tersor.core.errors import EngineError as EngineError
+    from tersor.core.errors import FormatError as FormatError
+    from tersor.core.errors import MissingError as MissingError
+    from tersor.core.errors import SchemeError as SchemeError
+    from tersor.core.errors import ShapeError as ShapeError
+    from tersor.core.errors import TersorError as TersorError
+    from tersor.core.errors import UnsupportedError as UnsupportedError
+    from tersor.core.plan import Plan as Plan
+    from tersor.evaluate.verdict import Verdict as Verdict
+    from tersor.models import Model as Model
+    from tersor.models import load as load
+    from tersor.pipeline.conversion import quantize as quantize
+    from tersor.pipeline.demo import demo as demo
+    from tersor.pipeline.doctor import doctor as doctor
+    from tersor.pipeline.inspect import inspect as inspect
+    from tersor.pipeline.verify import verify as verify
+
+_ERRORS = "tersor.core.errors"
+_HOMES = {
+    "Card": "tersor.core.card",
+    "EngineError": _ERRORS,
+    "FormatError": _ERRORS,
+    "MissingError": _ERRORS,
+    "Model": "tersor.models",
+    "Plan": "tersor.core.plan",
+    "SchemeError": _ERRORS,
+    "ShapeError": _ERRORS,
+    "TersorError": _ERRORS,
+    "UnsupportedError": _ERRORS,
+    "Verdict": "tersor.evaluate.verdict",
+    "demo": "tersor.pipeline.demo",
+    "doctor": "tersor.pipeline.doctor",
+    "inspect": "tersor.pipeline.inspect",
+    "load": "tersor.models",
+    "quantize": "tersor.pipeline.conversion",
+    "verify": "tersor.pipeline.verify",
+}
+"""Public name → the module that defines it."""
+
+
+def __getattr__(name: str) -> object:
+    if name == "formats":
+        return importlib.import_module("tersor.formats")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tersor' has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""The front door: the list of verbs, and what becomes of every error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from tersor import __version__
+from tersor.cli.demo import demo
+from tersor.cli.doctor import doctor
+from tersor.cli.formats import formats
+from tersor.cli.inspect import inspect
+from tersor.cli.quantize import quantize
+from tersor.cli.verify import verify
+from tersor.core.errors import TersorError
+
+__all__ = ["app", "main"]
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+app = typer.Typer(
+    name="tersor",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage.",
+)
+app.command(short_help="Turn a model into a GGUF that llama.cpp runs.")(quantize)
+app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
+app.command(short_help="Show what is inside a model.")(inspect)
+app.command(short_help="List number formats and file types.")(formats)
+app.command(short_help="Show what is installed and works.")(doctor)
+app.command(short_help="Go the whole way on an embedded model.")(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tersor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def tersor(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Quantize any trained model, prove what it cost, run it without fear.
+
+    From a Hugging Face checkpoint to a GGUF that stock llama.cpp runs:
+
+    \b
+      tersor quantize MODEL -o model.gguf --format q4_k_m
+      tersor verify model.gguf --against MODEL
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was left half done\n")
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            return _report(error, given)
+        # Whoever read our output has enough; nothing may complain about it while Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        return _report(error, given)
+    return code
+
+
+def _run(given: list[str]) -> int:
+    try:
+        app(given, prog_name="tersor", obj=given)
+    except SystemExit as end:  # how typer reports help, bad usage, typer.Exit and an interruption
+        if end.code == INTERRUPTED:
+            raise KeyboardInterrupt from None
+        return end.code if isinstance(end.code, int) else FAILED
+    return DONE
+
+
+def _report(error: Exception, given: Sequence[str]) -> int:
+    """Explain `error` on stderr, as JSON on stdout too if that was asked for; the exit code is 1."""
+    kind, text = type(error).__name__, str(error)
+    if "--json" in given:
+        sys.stdout.write(json.dumps({"error": {"kind": kind, "message": text}}, ensure_ascii=False) + "\n")
+    if os.environ.get("TERSOR_TRACEBACK"):
+        traceback.print_exception(error)
+    elif isinstance(error, TersorError):
+        sys.stderr.write(f"error: {text}\n")
+    else:
+        sys.stderr.write(
+            f"error: {kind}: {text}\nThis is a fault in tersor, or a file it does not expect. "
+            "TERSOR_TRACEBACK=1 shows where it happened.\n"
+        )
+    return FAILED

@@ -1,0 +1,192 @@
+"""`tersor quantize`: a model becomes a GGUF."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.cli.output import JsonOption, print_json
+from tersor.cli.progress import progress_bar
+from tersor.core.card import Card, size
+from tersor.core.errors import SchemeError
+from tersor.models import load
+from tersor.pipeline import quantize as pipeline
+
+__all__ = ["parse_size", "quantize"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+SHOWN_FALLBACKS = 3
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder with config.json and weights, a .safetensors, .bin, .pt or .gguf file, or a Hugging Face "
+        "id such as org/name.",
+    ),
+]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The GGUF to write.")]
+FileTypeOption = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="F",
+        help="Which numbers the weights become: q4_k_m is the usual choice (4.9 bits a weight), q8_0 is nearly "
+        "lossless, bf16 and f32 change nothing. `tersor formats --files` lists all.",
+    ),
+]
+TensorFormatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tensor-format",
+        metavar="PATTERN=FORMAT",
+        help="Another format for all tensors whose GGUF name the regular expression finds, such as "
+        "'ffn_down=q6_k' or 'blk\\.0\\.=q8_0'. May be repeated; the first that matches wins.",
+    ),
+]
+OutputFormatOption = Annotated[
+    str | None, typer.Option(metavar="F", help="Format of the output matrix: rounding it costs the most.")
+]
+EmbeddingFormatOption = Annotated[
+    str | None, typer.Option(metavar="F", help="Format of the token embedding: rounding it costs the least.")
+]
+SearchOption = Annotated[
+    str,
+    typer.Option(
+        metavar="best|ggml", help="How grid points are found: 'best' is ours; 'ggml' gives llama.cpp's very bytes."
+    ),
+]
+FallbackOption = Annotated[
+    bool,
+    typer.Option(
+        "--fallback/--no-fallback",
+        help="A row that does not divide into blocks of its format takes a near one, named in the Card; "
+        "--no-fallback stops instead.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan and exact sizes; read and write no weight.")
+]
+SplitSizeOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Begin a new file before it exceeds this size, such as 2GiB.")
+]
+SplitTensorsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Begin a new file after N tensors.")]
+ThreadsOption = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Threads of the encoder; 0: all cores. Never changes the bytes.")
+]
+IgnoreConfigOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY", help="A key of config.json that tersor does not know and that you know to be harmless."
+    ),
+]
+
+
+def quantize(
+    context: typer.Context,
+    model: ModelArgument,
+    output: OutputOption,
+    file_type: FileTypeOption = "q4_k_m",
+    tensor_format: TensorFormatOption = None,
+    output_format: OutputFormatOption = None,
+    embedding_format: EmbeddingFormatOption = None,
+    search: SearchOption = "best",
+    fallback: FallbackOption = True,
+    dry_run: DryRunOption = False,
+    split_max_size: SplitSizeOption = None,
+    split_max_tensors: SplitTensorsOption = None,
+    threads: ThreadsOption = 0,
+    ignore_config: IgnoreConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a model into a GGUF that stock llama.cpp runs, with a Card that says what it cost.
+
+    Memory stays bounded however large the model is; the output appears whole or not at all. Beside OUT.gguf lie
+    OUT.card.md and OUT.card.json: hashes, plan, error of every tensor, fallbacks, time, versions, command.
+
+    \b
+    Example:
+      tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
+    """
+    limit = None if split_max_size is None else parse_size(split_max_size)
+    with progress_bar() as progress:
+        card = pipeline.quantize(
+            load(model, ignore_config=ignore_config or ()),
+            file_type,
+            output,
+            tensor_formats=tensor_format or (),
+            output_format=output_format,
+            embedding_format=embedding_format,
+            search=search,
+            fallback=fallback,
+            dry_run=dry_run,
+            split_max_bytes=limit,
+            split_max_tensors=split_max_tensors,
+            threads=threads,
+            command=_command(context.obj or [], model, output),
+            progress=progress,
+        )
+    if as_json:
+        print_json(card.to_object())
+    else:
+        sys.stdout.write(_summary(card, model, output))
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `text`: 2GiB is binary, 2GB decimal, 2G binary too; SchemeError if it is no size.
+
+    >>> parse_size("2GiB"), parse_size("1.5 kB"), parse_size("2G"), parse_size("512")
+    (2147483648, 1500, 2147483648, 512)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise SchemeError(f"{text!r} is not a size; write for example 2GiB, 500MB or 1000000")
+    number, unit, binary = match.groups()
+    base = 1000 if text.strip().lower().endswith("b") and not binary else 1024
+    return int(float(number) * base ** _POWERS[unit.lower()])
+
+
+def _command(arguments: list[str], model: str, output: Path) -> str:
+    """What was typed, folders cut off: the Card may be published."""
+    private = {model: Path(model).name if Path(model).exists() else model, str(output): output.name}
+    return shlex.join(["tersor", *(private.get(word, word) for word in arguments)])
+
+
+def _summary(card: Card, model: str, output: Path) -> str:
+    error, plan = card.mean_error, card.plan
+    before = card.source_bytes * 8 / max(plan.weights, 1)
+    cost = "" if error is None else f", mean relative error {error:.2%}"
+    headline = (
+        f"{card.name} → {plan.recipe.format}: {size(card.source_bytes)} → {size(card.nbytes)} "
+        f"({card.ratio:.2f}× smaller), {before:.2f} → {plan.bits_per_weight:.2f} bits per weight{cost}"
+    )
+    lines = [headline, *_fallbacks(card)]
+    lines += [f"note: {note}" for note in card.notes]
+    if card.dry_run:
+        lines += [f"would write {artefact.name}, {artefact.nbytes:,} bytes" for artefact in card.artefacts]
+        lines.append("nothing was written; run again without --dry-run")
+        return "\n".join(lines) + "\n"
+    first = output.parent / card.artefacts[0].name
+    more = f" and {len(card.artefacts) - 1} more parts" if len(card.artefacts) > 1 else ""
+    lines.append(f"wrote {first}{more} in {card.seconds.total:.1f} s")
+    lines.append(f"Card  {output.parent / output.name.removesuffix('.gguf')}.card.md (and .json)")
+    lines.append(f"next  {shlex.join(['tersor', 'verify', str(first), '--against', model])}")
+    return "\n".join(lines) + "\n"
+
+
+def _fallbacks(card: Card) -> list[str]:
+    found = card.plan.fallbacks
+    if not found:
+        return []
+    share = sum(tensor.weights for tensor in found) / max(card.plan.weights, 1)
+    lines = [f"fallbacks: {len(found)} tensors ({share:.0%} of the weights) could not take their format"]
+    lines += [f"  {t.name}: {t.wanted} → {t.format}, {t.shape[-1]} columns" for t in found[:SHOWN_FALLBACKS]]
+    return lines + (["  … the Card names all"] if len(found) > SHOWN_FALLBACKS and not card.dry_run else [])

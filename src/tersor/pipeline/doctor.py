@@ -1,0 +1,136 @@
+"""What this machine and installation can do, and what to install for the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from tersor import __version__, reference_model
+from tersor.containers.gguf import write_gguf
+from tersor.core.errors import EngineError, MissingError, TersorError
+from tersor.core.metadata import MetadataEntry
+from tersor.engines.llama_cpp import SUPPORTED, LlamaCpp
+from tersor.kernels import codec
+from tersor.models import load
+
+__all__ = ["Diagnosis", "Finding", "doctor"]
+
+State = Literal["ok", "absent", "broken"]
+
+_EXTRAS = (
+    ("torch", "torch", "reference kernels, logits parity", "tersor[torch]"),
+    ("transformers", "torch", "logits parity in `tersor verify`", "tersor[torch]"),
+    ("tokenizers", "torch", "token parity in `tersor verify`", "tersor[torch]"),
+    ("safetensors", "torch", "what transformers reads models with", "tersor[torch]"),
+    ("xllamacpp", "llama", "running a GGUF in llama.cpp", "tersor[llama]"),
+    ("huggingface_hub", "", "models by Hugging Face id", "huggingface_hub"),
+)
+"""Package, extra, what it is for, what to install."""
+_TRIED = "def read(path):\n    return open(path).read()\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: `remedy` is a command or advice, empty where nothing is wrong."""
+
+    topic: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings; `is_healthy` unless something that is installed does not work."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing is broken; absent extras are no fault."""
+        return all(finding.state != "broken" for finding in self.findings)
+
+    def to_object(self) -> dict[str, object]:
+        """Return everything as plain values, ready for JSON."""
+        return {"healthy": self.is_healthy, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def doctor() -> Diagnosis:
+    """Look at Python, the kernels, the machine, the extras, and let llama.cpp load a vocabulary; takes a second."""
+    findings = [
+        Finding("tersor", "ok", __version__),
+        Finding("python", "ok", f"{platform.python_version()} ({platform.python_implementation()})"),
+        Finding("system", "ok", f"{platform.system()} {platform.machine()}"),
+        Finding("cores", "ok", f"{_cores()} usable of {os.cpu_count()}"),
+        Finding("memory", "ok", _memory()),
+        _kernels(),
+        *(_package(*row) for row in _EXTRAS),
+        _engine(),
+    ]
+    return Diagnosis(tuple(findings))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    """Physical memory and what of it is free, where the system tells."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return "unknown on this system"
+    return f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
+
+
+def _kernels() -> Finding:
+    try:
+        module = codec.native()
+    except TersorError as error:
+        return Finding("kernels", "broken", str(error))
+    if module is not None:
+        levels = getattr(module, "isa_levels", None)
+        more = f"; this machine has {', '.join(levels())}" if levels is not None else ""
+        return Finding("kernels", "ok", f"{codec.backend()}, {len(module.formats())} formats{more}")
+    remedy = "" if os.environ.get("TERSOR_KERNELS") == "reference" else "pip install --force-reinstall tersor"
+    return Finding("kernels", "absent", codec.backend(), remedy)
+
+
+def _package(name: str, extra: str, purpose: str, install: str) -> Finding:
+    topic = f"{name} [{extra}]" if extra else name
+    remedy = f"pip install '{install}'"
+    if importlib.util.find_spec(name) is None:
+        return Finding(topic, "absent", f"not installed; needed for {purpose}", remedy)
+    try:
+        return Finding(topic, "ok", version(name))
+    except PackageNotFoundError:
+        return Finding(topic, "ok", "present, version unknown")
+
+
+def _engine() -> Finding:
+    """Start llama.cpp in its child process, on the vocabulary of the embedded model."""
+    model = load(reference_model.PATH)
+    metadata = {"general.architecture": MetadataEntry(model.architecture, "str"), **model.metadata}
+    if model.tokenizer is not None:
+        metadata |= model.tokenizer.metadata()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "vocabulary.gguf"
+            write_gguf(path, metadata, (), ())
+            with LlamaCpp(path, vocabulary_only=True, timeout_s=60) as engine:
+                found, name = engine.detokenize(engine.tokenize(_TRIED)), engine.version()
+    except MissingError as error:
+        return Finding("llama.cpp", "absent", "not installed; nothing can be run", str(error).rpartition(": ")[2])
+    except EngineError as error:
+        return Finding("llama.cpp", "broken", str(error), f"pip install 'xllamacpp=={SUPPORTED}'")
+    if found != _TRIED:
+        return Finding("llama.cpp", "broken", f"{name} gives {found!r} for {_TRIED!r}")
+    is_tried = name.endswith(SUPPORTED)
+    return Finding("llama.cpp", "ok", f"{name} starts and tokenizes" + ("" if is_tried else f"; {SUPPORTED} is tested"))

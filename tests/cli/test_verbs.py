@@ -1,0 +1,85 @@
+"""inspect, verify, doctor and demo from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tersor.pipeline import doctor as doctor_module
+from tersor.pipeline.doctor import Diagnosis, Finding
+
+from .conftest import Run
+
+
+@pytest.fixture
+def small(run: Run, model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "small.gguf"
+    assert run("quantize", model, "-o", path, "-f", "q8_0", "--search", "ggml").code == 0
+    return path
+
+
+def test_inspect_shows_a_gguf(run: Run, small: Path) -> None:
+    outcome = run("inspect", small)
+    assert outcome.code == 0
+    for words in ("tiny: GGUF, architecture llama", "q8_0", "tokenizer: gpt2 gpt-2, 300 tokens", "blk.0.attn_q.weight"):
+        assert words in outcome.out
+    assert "blk.0.attn_q.weight" not in run("inspect", small, "--no-tensors", "--no-metadata").out
+    assert "llama.block_count" not in run("inspect", small, "--no-metadata").out
+
+
+def test_inspect_as_json_adds_up(run: Run, small: Path) -> None:
+    found = run("inspect", small, "--json").document
+    assert found["weights"] == sum(total["weights"] for total in found["totals"])
+    assert found["bytes"] == sum(tensor["nbytes"] for tensor in found["tensors"])
+    assert {total["format"] for total in found["totals"]} == {"q8_0", "f32"}
+    assert found["metadata"]["tokenizer.ggml.tokens"].startswith("300 items")
+
+
+def test_verify_passes_a_good_file_and_fails_a_broken_one(run: Run, small: Path, model: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="verify runs llama.cpp: pip install 'tersor[llama]'")
+    outcome = run("verify", small, "--against", model)
+    assert outcome.code == 0, outcome.out
+    assert "6 checks passed" in outcome.out
+    data = bytearray(small.read_bytes())
+    small.write_bytes(data[:-5000])
+    outcome = run("verify", small, "--against", model, "--json")
+    assert outcome.code == 1
+    document = outcome.document
+    assert document["passed"] is False
+    status = {check["name"]: check["status"] for check in document["checks"]}
+    assert status["structure"] == status["card"] == status["running"] == "failed"
+    assert status["tokens"] == status["tensors"] == status["logits"] == "skipped"
+    assert "truncated" in document["checks"][0]["problems"][0]
+
+
+def test_verify_of_nothing_names_it(run: Run, tmp_path: Path) -> None:
+    outcome = run("verify", tmp_path / "no.gguf")
+    assert outcome.code == 1
+    assert "no.gguf: no such file" in outcome.err
+
+
+def test_doctor_finds_this_installation_healthy(run: Run) -> None:
+    outcome = run("doctor", "--json")
+    assert outcome.code == 0, outcome.out
+    topics = {finding["topic"].split()[0]: finding["state"] for finding in outcome.document["findings"]}
+    assert topics["python"] == "ok"
+    assert {"kernels", "torch", "xllamacpp", "llama.cpp", "cores", "memory"} <= set(topics)
+
+
+def test_doctor_fails_when_something_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Diagnosis((Finding("llama.cpp", "broken", "it dies", "pip install it"),))
+    monkeypatch.setattr(doctor_module, "doctor", lambda: broken)
+    outcome = run("doctor")
+    assert outcome.code == 1
+    assert "it dies" in outcome.out
+    assert "→ pip install it" in outcome.out
+
+
+def test_demo_goes_the_whole_way(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the demo runs llama.cpp: pip install 'tersor[llama]'")
+    outcome = run("demo", "-o", tmp_path / "new", "--search", "ggml")
+    assert outcome.code == 0, outcome.err
+    assert "# reference_model → q4_k_m" in outcome.out
+    assert "continues a Python function" in outcome.out
+    assert (tmp_path / "new" / "reference-q4_k_m.gguf").is_file()
