@@ -1,0 +1,210 @@
+"""Fill the tables of README and docs from the code and from recorded measurements.
+
+What: replaces what stands between `<!-- generated: NAME -->` and `<!-- /generated -->` in README.md and docs/**/*.md.
+
+How:
+
+    python tools/generate_docs.py            writes
+    python tools/generate_docs.py --check    writes nothing; exit code 1 and the names of files that are out of date
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tersor import reference_model
+from tersor.cli.main import app
+from tersor.containers.mixture_rules import FILE_TYPES, TABLE_VERSION
+from tersor.core.format import Format
+from tersor.formats import FORMATS
+from tersor.models import load
+from tersor.models.architectures import ARCHITECTURES
+from tersor.models.tokenizers.pretokenizers import ROWS
+from tersor.pipeline.planning import make_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURED = ROOT / "docs" / "reference" / "reference-model.json"
+REGION = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; a column whose name begins with ">" stands to the right."""
+    names = list(columns)
+    ruler = ["---:" if name.startswith(">") else "---" for name in names]
+    lines = [[name.removeprefix(">") for name in names], ruler, *([str(cell) for cell in row] for row in rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def number(value: float) -> str:
+    """Four significant digits; below a million whole numbers and thousands in full."""
+    if abs(value) < 1e6 and (value == int(value) or abs(value) >= 1000):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def bits(value: float) -> str:
+    """Bits per weight, exact: multiples of 1/16 384 at most."""
+    return f"{value:.7g}"
+
+
+def formats() -> str:
+    """Every format: what it costs, and which values it takes."""
+
+    def row(entry: Format) -> list[object]:
+        block = entry.block if entry.block > 1 else {0: f"whole {entry.span}", 1: "1"}[entry.block]
+        values = f"{number(entry.lowest)} … {number(entry.highest)}"
+        unit = "" if entry.unit == "1" else f"× {entry.unit}"
+        kept = ", ".join(entry.containers) or "–"
+        return [f"`{entry.name}`", bits(entry.bits_per_weight), block, values, unit, number(entry.largest), kept]
+
+    head = ("format", ">bits per weight", ">block", "codes", "in units of", ">largest weight", "file")
+    return table(head, map(row, FORMATS.values()))
+
+
+def gguf_formats() -> str:
+    """The formats that a GGUF can hold, in short."""
+    kept = [entry for entry in FORMATS.values() if "gguf" in entry.containers]
+    head = ("format", ">bits per weight", ">block", "where rows do not divide")
+    rows = ([f"`{e.name}`", bits(e.bits_per_weight), e.block, f"`{e.fallback}`" if e.fallback else ""] for e in kept)
+    return table(head, rows)
+
+
+def layouts() -> str:
+    """The bytes of a block of every format."""
+    rows = ([f"`{entry.name}`", entry.block_bytes, ", ".join(entry.layout)] for entry in FORMATS.values())
+    return table(("format", ">bytes", "fields in byte order"), rows)
+
+
+def measured() -> dict[str, Any] | None:
+    """What tools/measure_reference_model.py recorded, if it has."""
+    if not MEASURED.is_file():
+        return None
+    document: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return document
+
+
+def file_types() -> str:
+    """Every mixture: what it costs the embedded model."""
+    record = measured() or {"rows": []}
+    found: Mapping[str, dict[str, Any]] = {row["file_type"]: row for row in record["rows"]}
+    model = load(reference_model.PATH)
+    rows = []
+    for name, kind in FILE_TYPES.items():
+        if name.endswith("_pure"):
+            continue
+        plan, row = make_plan(model, name), found.get(name)
+        cells = [f"`{name}`", f"`{kind.default}`", f"{plan.bits_per_weight:.2f}", f"{plan.nbytes / 2**20:.2f}"]
+        if row is None:
+            cells += ["–"] * 5
+        else:
+            cells += [f"{row[key]:.3%}" for key in ("error", "error_ggml")]
+            cells += [f"{row['divergence']:.5f}", f"{row['top1']:.1%}", f"{row['perplexity']:.2f}"]
+        rows.append(cells)
+    head = ["file type", "most weights", ">bits per weight", ">MiB", ">error", ">error, search `ggml`"]
+    head += [">KL divergence", ">same top-1", ">perplexity"]
+    if not found:
+        return table(head, rows) + "\nSizes follow from the plan; the other columns have not been measured yet.\n"
+    how = f"{record['windows']} windows of {record['context']} tokens of held-out text"
+    by = f"`{record['command']}`, {record['date']}, {record['machine']}"
+    return table(head, rows) + f"\nMeasured through llama.cpp on {how}: {by}.\n"
+
+
+def architectures() -> str:
+    """Every row of the table of architectures."""
+    head = ("in llama.cpp", "`architectures` in config.json", "position scaling")
+    rows = (
+        [f"`{row.name}`", ", ".join(f"`{name}`" for name in row.classes), ", ".join(row.rope_kinds)]
+        for row in ARCHITECTURES
+    )
+    return table(head, rows)
+
+
+def pre_tokenizers() -> str:
+    """Which splitting rules of byte-level tokenizers are recognised."""
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(row.pre for row in ROWS))
+    return f"{names}\n"
+
+
+def verbs() -> str:
+    """The verbs of the command line with the first line of their help."""
+    rows = ([f"`tersor {name}`", _first_line(command.help)] for name, command in _commands().items())
+    return table(("command", "what it does"), rows)
+
+
+def command_line() -> str:
+    """Every verb with all its options."""
+    parts = []
+    for name, command in _commands().items():
+        rows = []
+        for parameter in command.params:
+            spelled = ", ".join(f"`{word}`" for word in [*parameter.opts, *parameter.secondary_opts])
+            if parameter.param_type_name == "argument":
+                spelled = f"`{parameter.metavar or parameter.name.upper()}`"
+            rows.append([spelled, " ".join((getattr(parameter, "help", "") or "").split())])
+        text = re.sub(r"\[/?bold\]", "**", (command.help or "").strip())
+        parts.append(f"## tersor {name}\n\n{text}\n\n{table(('option', 'meaning'), rows)}")
+    return "\n".join(parts)
+
+
+def mixture_version() -> str:
+    """Which llama.cpp the mixtures were recorded from."""
+    return f"Mixture rules as of `{TABLE_VERSION}`.\n"
+
+
+def _commands() -> Mapping[str, Any]:
+    group: Any = typer.main.get_command(app)
+    commands: Mapping[str, Any] = group.commands
+    return commands
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+GENERATORS: Mapping[str, Callable[[], str]] = {
+    "architectures": architectures,
+    "command-line": command_line,
+    "file-types": file_types,
+    "formats": formats,
+    "gguf-formats": gguf_formats,
+    "layouts": layouts,
+    "mixture-version": mixture_version,
+    "pre-tokenizers": pre_tokenizers,
+    "verbs": verbs,
+}
+
+
+def filled(text: str) -> str:
+    """Return `text` with every generated region made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        if match[2] not in GENERATORS:
+            sys.exit(f"no generator {match[2]!r}; there are {', '.join(GENERATORS)}")
+        return f"{match[1]}{GENERATORS[match[2]]()}{match[3]}"
+
+    return REGION.sub(fill, text)
+
+
+def main(arguments: list[str]) -> int:
+    """Write, or with --check only compare; return the exit code."""
+    old = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if before != after:
+            old.append(path.relative_to(ROOT).as_posix())
+            if "--check" not in arguments:
+                path.write_text(after, encoding="utf-8")
+    print("\n".join(old) or "all generated tables are current")
+    return 1 if old and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
