@@ -145,7 +145,7 @@ def error(name: str, x: Float32, data: Bytes) -> float:
     return float(np.sqrt(np.square(difference).sum()))
 
 
-def encoder_row(ggml: Ggml, name: str, search: str, x: Float32, importance: Float32 | None, repeats: int) -> Row:
+def encoder_row(ggml: Ggml, name: str, search: str, x: Float32, *, importance: Float32 | None, repeats: int) -> Row:
     """Measure one encoder of ours beside ggml's."""
     fmt = FORMATS[name]
     theirs = ggml.encode(name, x, importance)
@@ -179,7 +179,9 @@ def encoder_rows(ggml: Ggml, names: list[str], x: Float32, repeats: int) -> list
             cases.append(("best", equal if name in LEGACY else None))
         if name in K_QUANTS:
             cases.append(("best", equal))
-        rows += [encoder_row(ggml, name, search, x, importance, repeats) for search, importance in cases]
+        rows += [
+            encoder_row(ggml, name, search, x, importance=importance, repeats=repeats) for search, importance in cases
+        ]
     return rows
 
 

@@ -36,7 +36,7 @@ class Recorder:
         self.calls: list[tuple[object, ...]] = []
 
     def encode(
-        self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int, limit: float
+        self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int, *, limit: float
     ) -> Bytes:
         assert x.dtype == np.float32
         assert x.flags.c_contiguous

@@ -38,7 +38,7 @@ class Native(Protocol):
     """What the compiled module offers."""
 
     def encode(
-        self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int, limit: float
+        self, name: str, x: Float32, importance: Float32 | None, search: str, threads: int, *, limit: float
     ) -> Bytes: ...
     def decode(self, name: str, data: Bytes, columns: int, threads: int) -> Float32: ...
     def isa(self) -> str: ...
@@ -107,7 +107,7 @@ def encode(
     module = native()
     if module is not None and name in module.formats():
         try:
-            return module.encode(name, x, weights, search, threads, shape.largest)
+            return module.encode(name, x, weights, search, threads, limit=shape.largest)
         except ValueError:
             _check_values(name, x, shape.largest)  # says where
             raise

@@ -312,11 +312,11 @@ def test_a_large_vocabulary_loads_in_bounded_time(tmp_path: Path) -> None:
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs, "ignore_merges": True}
     content = {"model": model, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    start = time.perf_counter()
+    start = time.process_time()
     tokenizer = load_tokenizer(tmp_path, 200_000, architecture="llama")
     assert len(tokenizer.tokens) == 200_000
     assert len(tokenizer.metadata()["tokenizer.ggml.merges"].value) == 160_000  # type: ignore[arg-type] # a list
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -331,8 +331,8 @@ def test_a_hostile_structure_is_refused_at_once(pre_tokenizer: dict[str, Any], t
     last = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     steps = {"type": "Sequence", "pretokenizers": [pre_tokenizer, last]}
     folder = changed(saved(tmp_path / "m", gpt2), lambda content: content.update(pre_tokenizer=steps))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UnsupportedError, match=r"llama\.cpp has no pre-tokenizer that splits with") as caught:
         load_tokenizer(folder, 600, architecture="llama")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert len(str(caught.value)) < 5000

@@ -27,10 +27,10 @@ from tersor.models.tokenizers.source import TokenizerFiles
 )
 def test_hostile_json_ends_in_a_format_error_at_once(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError, match=message):
         load_tokenizer(tmp_path, 100, architecture="llama")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
