@@ -314,7 +314,7 @@ inline void ternary_codes(const Job& job, int64_t first, int count, vi& d, vi* c
         load_importance<256>(job.importance, first, count, job.blocks_per_row, w);
         step = our_ternary<true>(x, w, top);
     } else if (job.best) {
-        step = our_ternary<false>(x, nullptr, top);
+        step = our_ternary<false>(x, x, top);  // no weights: never looked at
     }
     d = half_from_float(step);
     const vf inverse = choose(step != 0.0f, 1.0f / step, vf{});
