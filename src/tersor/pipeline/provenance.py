@@ -7,8 +7,10 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from tersor import __version__
 from tersor.containers.mixtures import file_type
@@ -78,7 +80,14 @@ def machine() -> str:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the largest resident size of this process so far; None where the system does not tell."""
+    """Return the largest resident size of this process so far; None where the system does not tell.
+
+    Linux counts into getrusage what the parent held before this program was loaded; its own peak stands in /proc.
+    """
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
