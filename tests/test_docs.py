@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tersor.formats import FORMATS
-from tersor.kernels.codec import native
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,7 +37,6 @@ def test_generated_tables_are_current() -> None:
     )
 
 
-@pytest.mark.skipif(native() is None, reason="the default search needs the native kernels")
 def test_the_python_code_of_the_readme_runs(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="it verifies against the source: pip install 'tersor[torch]'")
     (block,) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))

@@ -13,7 +13,6 @@ from tersor.core.arrays import Float32
 from tersor.core.card import Card
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.files.gguf import GgufFile, check
-from tersor.kernels.codec import native
 from tersor.models import load
 from tersor.pipeline import quantize as module
 
@@ -66,7 +65,6 @@ def test_every_file_type_loads_and_answers_like_the_source(
     assert_runs_as_well_as_its_card_says(card, tmp_path / "m.gguf", exact)
 
 
-@pytest.mark.skipif(native() is None, reason="the search 'best' of most formats needs the native kernels")
 @pytest.mark.parametrize("name", ["q4_k_m", "q4_0", "q2_k"])
 def test_the_default_search_is_at_least_as_good(
     name: str, checkpoint: Checkpoint, exact: Float32, tmp_path: Path

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tersor.core.arrays import Bytes, Float32
 from tersor.formats import get
 from tersor.formats.gguf import FORMATS
-from tersor.kernels import codec, reference
+from tersor.kernels import reference
 
 IMPORTANCE = [fmt.name for fmt in FORMATS if fmt.uses_importance]
 
@@ -34,18 +33,12 @@ def test_packing_the_fitted_grid_gives_encoded_side_information(name: str) -> No
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
-def test_best_grids_are_read_from_the_bytes_of_the_codec(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def encode(name: str, x: Float32, importance: Float32 | None, search: str) -> Bytes:
-        asked.append((name, importance is not None, search))
-        packed: Bytes = reference.encode(name, torch.from_numpy(x)).numpy()
-        return packed
-
-    monkeypatch.setattr(reference, "BEST", {})
-    monkeypatch.setattr(codec, "encode", encode)
-    block = torch.randn(3, 256, generator=torch.Generator().manual_seed(52))
-    grid = get("q4_k").fit(block, torch.ones(256) if weighted else None)
-    assert asked == [("q4_k", weighted, "best")]
-    codes = grid.round_all(block)
-    assert torch.equal(grid.values(codes), get("q4_k").fit(block, search="ggml").values(codes))
+@pytest.mark.parametrize("name", reference.KERNELS)
+def test_fitted_grids_are_those_that_matrices_are_encoded_with(name: str, weighted: bool) -> None:
+    fmt = get(name)
+    rng = np.random.default_rng(52)
+    x = rng.standard_normal((5, fmt.block)).astype(np.float32)
+    shares = rng.exponential(size=fmt.block).astype(np.float32) if weighted else None
+    grid = fmt.fit(torch.from_numpy(x), None if shares is None else torch.from_numpy(shares))
+    stored, codes = fmt.unpack(torch.from_numpy(fmt.encode(x, importance=shares)))
+    assert torch.equal(grid.values(codes), stored.values(codes))

@@ -24,12 +24,7 @@ except ImportError as error:
 
 LEVELS: list[str] = native.isa_levels()
 NAMES = [name for name in reference.KERNELS if name in native.formats()]
-SEARCHES = [
-    (name, search)
-    for name in NAMES
-    for search in ("ggml", "best")
-    if search == "ggml" or reference.KERNELS[name].plain or name in reference.BEST
-]
+SEARCHES = [(name, search) for name in NAMES for search in ("ggml", "best")]
 
 
 @pytest.fixture(params=LEVELS)
@@ -60,14 +55,30 @@ def test_bytes_are_equal(name: str, search: str, weighted: bool, rows: Float32, 
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("name", NAMES)
-def test_single_blocks_and_odd_counts_of_rows_are_equal(name: str, rows: Float32, importance: Float32) -> None:
+@pytest.mark.parametrize(("name", "search"), SEARCHES)
+def test_single_blocks_and_odd_counts_of_rows_are_equal(
+    name: str, search: str, rows: Float32, importance: Float32
+) -> None:
     width = max(LAYOUTS[name].weights, 32)
     for count in (1, 2, 3, 5, 7, 9, 17):
         x = np.ascontiguousarray(rows[-count:, :width])
         shares = np.ascontiguousarray(importance[:width])
         np.testing.assert_array_equal(
-            native.encode(name, x, shares, "ggml", 1), expected_bytes(name, x, shares, "ggml")
+            native.encode(name, x, shares, search, 1), expected_bytes(name, x, shares, search)
+        )
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("name", reference.BEST)
+def test_best_bytes_are_equal_at_the_ends_of_float32_and_of_importance(name: str) -> None:
+    rng = np.random.default_rng(24)
+    normal = rng.standard_normal((2, 512))
+    powers = np.array([-44, -41, -38, -22, -10, -8, -7, -5, 4, 6, 9, 19, 37])
+    x = (normal * 10.0 ** powers[:, None, None]).reshape(-1, 512).astype(np.float32)
+    for scale in (0, 1e-42, 1e-30, 1, 1e30, 1e37):
+        shares = (rng.uniform(0, 3, 512) * scale).astype(np.float32)
+        np.testing.assert_array_equal(
+            native.encode(name, x, shares, "best", 1), expected_bytes(name, x, shares, "best")
         )
 
 

@@ -97,10 +97,8 @@ def test_input_is_not_written_to(name: str, rows: Float32, importance: Float32) 
     np.testing.assert_array_equal(importance, shares)
 
 
-def test_best_is_refused_by_name_until_the_reference_has_it() -> None:
-    for name in set(FREE) - set(reference.BEST):
-        with pytest.raises(SchemeError, match=f"'best' of {name} is only in the native kernels"):
-            reference.encode(name, torch.ones(1, 256), search="best")
+def test_every_format_with_something_to_search_for_has_a_search_of_our_own() -> None:
+    assert set(reference.BEST) == set(FREE)
 
 
 def test_formats_with_nothing_to_search_for_take_either_search() -> None:

@@ -25,14 +25,8 @@ class GgufRules:
     name: str
 
     def fit(self, block: Tensor, importance: Tensor | None, search: str) -> Grid:
-        """Fit with the reference where it has the search, otherwise read the grid out of natively encoded bytes."""
-        kernel = reference.KERNELS[self.name]
-        if search != "best" or kernel.plain or self.name in reference.BEST:
-            fitted: Grid = reference.fit(self.name, block, importance, search)
-            return fitted
-        shares = None if importance is None else importance.detach().cpu().numpy()
-        data = codec.encode(self.name, block.detach().cpu().numpy(), shares, search)
-        grid: Grid = self.unpack(codec.tensor(data).to(block.device), block.shape[1])[0]
+        """Fit with the reference, on the device of the block."""
+        grid: Grid = reference.fit(self.name, block, importance, search)
         return grid
 
     def pack(self, grid: Any, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kernels defined in torch: slow, on any device, bit-identical with llama.cpp; what native code must equal."""
+"""The kernels defined in torch: slow, on any device. Native code must equal them; they equal llama.cpp for "ggml"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.errors import SchemeError, ShapeError
 from tersor.kernels.layouts import layout
 from tersor.kernels.lazy import LazyModule
-from tersor.kernels.reference import floats, k_affine, k_symmetric, legacy, lookup, ternary
+from tersor.kernels.reference import best, floats, k_affine, k_symmetric, legacy, lookup, ternary
 from tersor.kernels.reference.kernel import Blocks, Kernel, mean_square
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
     floats.KERNELS | legacy.KERNELS | k_affine.KERNELS | k_symmetric.KERNELS | lookup.KERNELS | ternary.KERNELS
 )
 
-BEST: Mapping[str, Callable[[Blocks], tuple[Any, Tensor]]] = MappingProxyType({})
-"""Searches of our own ("best"), by format; formats that have nothing to search for need none."""
+BEST: Mapping[str, Callable[[Blocks], tuple[Any, Tensor]]] = best.SEARCHES
 
 AT_ONCE = 1 << 19  # weights encoded together: bounds memory, changes no result
 
@@ -34,7 +33,7 @@ def encode(name: str, weight: Tensor, importance: Tensor | None = None, search: 
     """Encode a matrix: float32 [rows, columns] on any device to uint8 [rows, row_bytes] on the same.
 
     importance  float32 [columns] ≥ 0, None: no preference
-    Raises ShapeError if the rows do not divide into blocks, SchemeError for a search that is not here.
+    Raises ShapeError if the rows do not divide into blocks, SchemeError for an unknown name or search.
     """
     kernel, run = KERNELS[_known(name)], _search(name, search)
     rows, columns = weight.shape
@@ -85,13 +84,9 @@ def _known(name: str) -> str:
 
 
 def _search(name: str, search: str) -> Callable[[Blocks], tuple[Any, Tensor]]:
-    if search == "ggml" or (search == "best" and KERNELS[name].plain):
-        return KERNELS[name].search
-    if search == "best":
-        if name in BEST:
-            return BEST[name]
-        raise SchemeError(f"the search 'best' of {name} is only in the native kernels; the reference has 'ggml'")
-    raise SchemeError(f"search must be 'best' or 'ggml', got {search!r}")
+    if search not in ("best", "ggml"):
+        raise SchemeError(f"search must be 'best' or 'ggml', got {search!r}")
+    return BEST[name] if search == "best" and not KERNELS[name].plain else KERNELS[name].search
 
 
 def _blocks(kernel: Kernel, weight: Tensor, importance: Tensor | None, width: int) -> Blocks:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["KERNELS"]
+__all__ = ["KERNELS", "Q2", "Q4", "Q5", "Kind", "grid_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def search(blocks: Blocks, *, kind: Kind) -> tuple[AffineGrid, Tensor]:
         share = sum_in_order(w).reshape(count, -1).T
         d, scales = _by_share(scale.reshape(count, -1), share, kind)
         dmin, minima = _by_share(minimum.reshape(count, -1), share, kind)
-    grid = _grid(half(d), half(dmin), scales, minima, kind)
+    grid = grid_of(half(d), half(dmin), scales, minima, kind)
     codes = codes.reshape(kind.width, count, -1).permute(1, 2, 0).reshape(count, 256)
     return grid, _rounded_again(blocks.x.T, grid, codes)
 
@@ -112,7 +112,8 @@ def _rounded_again(x: Tensor, grid: AffineGrid, codes: Tensor) -> Tensor:
     return torch.where(step != 0, again, codes)
 
 
-def _grid(d: Tensor, dmin: Tensor, scales: Tensor, minima: Tensor, kind: Kind) -> AffineGrid:
+def grid_of(d: Tensor, dmin: Tensor, scales: Tensor, minima: Tensor, kind: Kind) -> AffineGrid:
+    """Grid of super-blocks: d, dmin float32 [blocks] as stored, scales and minima int32 [blocks, groups]."""
     return AffineGrid(d, scales, 0, 1 << kind.bits, kind.width, dmin, minima)
 
 
@@ -127,7 +128,7 @@ def unpack_two(data: Tensor) -> tuple[AffineGrid, Tensor]:
     """Invert `pack_two`."""
     scales = data[:, :16].to(torch.int32)
     d, dmin = from_bytes(data[:, 80:], torch.float16).to(torch.float32).T
-    return _grid(d, dmin, scales & 15, scales >> 4, Q2), unpack_fields(data[:, 16:80], 2, 32)
+    return grid_of(d, dmin, scales & 15, scales >> 4, Q2), unpack_fields(data[:, 16:80], 2, 32)
 
 
 def pack_wide(grid: AffineGrid, codes: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def unpack_wide(data: Tensor, *, kind: Kind) -> tuple[AffineGrid, Tensor]:
     codes = unpack_fields(data[:, -128:], 4, 32)
     if kind is Q5:
         codes = codes | unpack_fields(data[:, 16:48], 1, 32) << 4
-    return _grid(d, dmin, scales, minima, kind), codes
+    return grid_of(d, dmin, scales, minima, kind), codes
 
 
 KERNELS = {

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["KERNELS"]
+__all__ = ["KERNELS", "WIDTH", "grid_of"]
 
 WIDTH = 16
 
 
-def _grid(d: Tensor, scales: Tensor, zero: int, width: int = WIDTH) -> AffineGrid:
+def grid_of(d: Tensor, scales: Tensor, zero: int, width: int = WIDTH) -> AffineGrid:
     """Signed scales, no minimum."""
     return AffineGrid(d, scales, zero, 2 * zero, width, torch.zeros_like(d), torch.zeros_like(scales))
 
@@ -50,7 +50,7 @@ def search_three(blocks: Blocks) -> tuple[AffineGrid, Tensor]:
         scale, codes = search_symmetric(x, w, 4)
         share = sum_in_order(w).reshape(count, -1).T
         d, scales = search_symmetric(scale.reshape(count, -1).T, share, 32)
-    grid = _grid(half(d), scales.T - 32, 4)
+    grid = grid_of(half(d), scales.T - 32, 4)
     return grid, _rounded_again(blocks.x.T, grid, _restored(codes, count))
 
 
@@ -77,7 +77,7 @@ def search_six(blocks: Blocks) -> tuple[AffineGrid, Tensor]:
     scales = (scales + 128 & 0xFF) - 128
     zero = torch.zeros_like(signed)
     d = half(torch.where(empty, zero, divided(1, inverse)))
-    grid = _grid(d, torch.where(empty, torch.zeros_like(scales), scales).T, 32)
+    grid = grid_of(d, torch.where(empty, torch.zeros_like(scales), scales).T, 32)
     codes = _rounded_again(blocks.x.T, grid, _restored(codes, count))
     return grid, torch.where(empty[:, None], torch.zeros_like(codes), codes)
 
@@ -91,7 +91,7 @@ def search_eight(blocks: Blocks) -> tuple[AffineGrid, Tensor]:
     zero = torch.zeros_like(signed)
     d = torch.where(there, divided(1, inverse), zero)
     ones = torch.ones((len(d), 1), dtype=torch.int32, device=d.device)
-    return _grid(d, ones, 128, 256), torch.where(there, (codes & 0xFF ^ 128), torch.full_like(codes, 128)).T
+    return grid_of(d, ones, 128, 256), torch.where(there, (codes & 0xFF ^ 128), torch.full_like(codes, 128)).T
 
 
 def _restored(codes: Tensor, count: int) -> Tensor:
@@ -121,7 +121,7 @@ def unpack_three(data: Tensor) -> tuple[AffineGrid, Tensor]:
     """Invert `pack_three`."""
     codes = unpack_fields(data[:, :32], 1, 32) << 2 | unpack_fields(data[:, 32:96], 2, 32)
     d = from_bytes(data[:, 108:], torch.float16)[:, 0].to(torch.float32)
-    return _grid(d, unpack_q3_scales(data[:, 96:108]) - 32, 4), codes
+    return grid_of(d, unpack_q3_scales(data[:, 96:108]) - 32, 4), codes
 
 
 def pack_six(grid: AffineGrid, codes: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def unpack_six(data: Tensor) -> tuple[AffineGrid, Tensor]:
     """Invert `pack_six`."""
     codes = unpack_fields(data[:, :128], 4, 64) | unpack_fields(data[:, 128:192], 2, 32) << 4
     scales = from_bytes(data[:, 192:208], torch.int8).to(torch.int32)
-    return _grid(from_bytes(data[:, 208:], torch.float16)[:, 0].to(torch.float32), scales, 32), codes
+    return grid_of(from_bytes(data[:, 208:], torch.float16)[:, 0].to(torch.float32), scales, 32), codes
 
 
 def pack_eight(grid: AffineGrid, codes: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def unpack_eight(data: Tensor) -> tuple[AffineGrid, Tensor]:
     """Invert `pack_eight`; the sums follow from the codes."""
     d = from_bytes(data[:, :4], torch.float32)[:, 0]
     ones = torch.ones((len(d), 1), dtype=torch.int32, device=d.device)
-    return _grid(d, ones, 128, 256), from_bytes(data[:, 4:260], torch.int8).to(torch.int32) + 128
+    return grid_of(d, ones, 128, 256), from_bytes(data[:, 4:260], torch.int8).to(torch.int32) + 128
 
 
 KERNELS = {

@@ -29,19 +29,20 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["KERNELS"]
+__all__ = ["KERNELS", "WIDTH", "affine_grid", "symmetric_grid"]
 
 WIDTH = 32
 IMPORTANCE_STEPS = Steps(-0.9, 0.05, 36)
 
 
-def _symmetric_grid(d: Tensor, bits: int) -> AffineGrid:
+def symmetric_grid(d: Tensor, bits: int) -> AffineGrid:
+    """Grid of blocks with one scale, float32 [blocks], rounded as it is stored."""
     ones = torch.ones((len(d), 1), dtype=torch.int32, device=d.device)
     zeros = torch.zeros_like(ones)
     return AffineGrid(half(d), ones, 1 << (bits - 1), 1 << bits, WIDTH, torch.zeros_like(d), zeros)
 
 
-def _affine_grid(d: Tensor, m: Tensor, bits: int) -> AffineGrid:
+def affine_grid(d: Tensor, m: Tensor, bits: int) -> AffineGrid:
     """`m` is the smallest value itself, d·c + m."""
     ones = torch.ones((len(d), 1), dtype=torch.int32, device=d.device)
     return AffineGrid(half(d), ones, 0, 1 << bits, WIDTH, -half(m), ones)
@@ -56,7 +57,7 @@ def search_eight(blocks: Blocks) -> tuple[AffineGrid, Tensor]:
     magnitude, _ = largest_magnitude(blocks.x)
     d = magnitude / constant(127, magnitude)
     codes = rounded_away(blocks.x * _inverse(d)) + 128
-    return _symmetric_grid(d, 8), codes.T
+    return symmetric_grid(d, 8), codes.T
 
 
 def search_signed(blocks: Blocks, *, bits: int) -> tuple[AffineGrid, Tensor]:
@@ -64,11 +65,11 @@ def search_signed(blocks: Blocks, *, bits: int) -> tuple[AffineGrid, Tensor]:
     levels = 1 << (bits - 1)
     if blocks.importance is not None:
         d, codes = search_symmetric(blocks.x, blocks.row_weights(), levels)
-        return _symmetric_grid(d, bits), codes.T
+        return symmetric_grid(d, bits), codes.T
     _, signed = largest_magnitude(blocks.x)
     d = signed / constant(-levels, signed)
     codes = truncated(blocks.x * _inverse(d) + (levels + 0.5)).clamp(max=2 * levels - 1)
-    return _symmetric_grid(d, bits), codes.T
+    return symmetric_grid(d, bits), codes.T
 
 
 def search_ranged(blocks: Blocks, *, bits: int) -> tuple[AffineGrid, Tensor]:
@@ -76,11 +77,11 @@ def search_ranged(blocks: Blocks, *, bits: int) -> tuple[AffineGrid, Tensor]:
     top = (1 << bits) - 1
     if blocks.importance is not None:
         d, minimum, codes = search_affine(blocks.x, blocks.row_weights(), top, IMPORTANCE_STEPS)
-        return _affine_grid(d, -minimum, bits), codes.T
+        return affine_grid(d, -minimum, bits), codes.T
     low, high = extreme(blocks.x)
     d = (high - low) / constant(top, low)
     codes = truncated((blocks.x - low) * _inverse(d) + 0.5).clamp(max=top)
-    return _affine_grid(d, low, bits), codes.T
+    return affine_grid(d, low, bits), codes.T
 
 
 def pack_nibbles(grid: AffineGrid, codes: Tensor) -> Tensor:
@@ -101,8 +102,8 @@ def unpack_nibbles(data: Tensor, *, bits: int, affine: bool) -> tuple[AffineGrid
         high = unpack_fields(data[:, -20:-16], 1, 4)
         codes = codes | high.reshape(len(data), 8, 4).transpose(1, 2).reshape(len(data), -1) << 4
     if not affine:
-        return _symmetric_grid(d, bits), codes
-    return _affine_grid(d, from_bytes(data[:, 2:4], torch.float16)[:, 0].to(torch.float32), bits), codes
+        return symmetric_grid(d, bits), codes
+    return affine_grid(d, from_bytes(data[:, 2:4], torch.float16)[:, 0].to(torch.float32), bits), codes
 
 
 def pack_eight(grid: AffineGrid, codes: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def pack_eight(grid: AffineGrid, codes: Tensor) -> Tensor:
 def unpack_eight(data: Tensor) -> tuple[AffineGrid, Tensor]:
     """Invert `pack_eight`."""
     d = from_bytes(data[:, :2], torch.float16)[:, 0].to(torch.float32)
-    return _symmetric_grid(d, 8), (data[:, 2:].to(torch.int32) + 128) & 0xFF
+    return symmetric_grid(d, 8), (data[:, 2:].to(torch.int32) + 128) & 0xFF
 
 
 def _nibbles(bits: int, *, affine: bool) -> Kernel:

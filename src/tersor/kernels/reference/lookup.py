@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["FOUR_BIT_FLOATS", "KERNELS", "NONLINEAR"]
+__all__ = ["FOUR_BIT_FLOATS", "KERNELS", "NONLINEAR", "WIDTH", "exponent_of", "grid_of", "nearest_entry", "power_of"]
 
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 FOUR_BIT_FLOATS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # e2m1, doubled; ggml's integers have no -0
@@ -41,7 +41,8 @@ def _table(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device)
 
 
-def _grid(d: Tensor, values: tuple[float, ...], width: int, scales: Tensor | None = None) -> TableGrid:
+def grid_of(d: Tensor, values: tuple[float, ...], width: int, scales: Tensor | None = None) -> TableGrid:
+    """Grid on the table `values`: d float32 [blocks], scales int32 [blocks, groups], None: one group, 1."""
     if scales is None:
         scales = torch.ones((len(d), 1), dtype=torch.int32, device=d.device)
     return TableGrid(d, scales, _table(values, d), width)
@@ -90,7 +91,7 @@ def search_nonlinear(blocks: Blocks) -> tuple[TableGrid, Tensor]:
     """iq4_nl: one scale for 32 weights."""
     scale = search_scale(blocks.x, _weights(blocks))
     inverse = torch.where(scale != 0, divided(1, scale), torch.zeros_like(scale))
-    return _grid(half(scale), NONLINEAR, WIDTH), nearest_entry(inverse * blocks.x).T
+    return grid_of(half(scale), NONLINEAR, WIDTH), nearest_entry(inverse * blocks.x).T
 
 
 def search_nonlinear_super(blocks: Blocks) -> tuple[TableGrid, Tensor]:
@@ -105,7 +106,7 @@ def search_nonlinear_super(blocks: Blocks) -> tuple[TableGrid, Tensor]:
     step = d[:, None] * scales
     inverse = torch.where(step != 0, divided(1, step), torch.zeros_like(step))
     codes = nearest_entry(inverse.repeat_interleave(WIDTH, dim=1) * blocks.x.T)
-    return _grid(half(d), NONLINEAR, WIDTH, scales), codes
+    return grid_of(half(d), NONLINEAR, WIDTH, scales), codes
 
 
 def search_microscaling(blocks: Blocks) -> tuple[TableGrid, Tensor]:
@@ -113,15 +114,20 @@ def search_microscaling(blocks: Blocks) -> tuple[TableGrid, Tensor]:
 
     Differs from ggml below 2^-125, where C leaves its conversion open: the smallest exponent is taken.
     """
-    magnitude, _ = largest_magnitude(blocks.x)
-    # log2f rounds up to a whole number just below powers of two; double, then float32, does the same
-    whole = magnitude.to(torch.float64).log2().to(torch.float32).floor()
-    exponent = torch.where(magnitude > 0, whole + 125, torch.zeros_like(whole)).clamp(min=0).to(torch.int32)
-    grid = _grid(_power(exponent), FOUR_BIT_FLOATS, WIDTH)
+    exponent = exponent_of(blocks.x)
+    grid = grid_of(power_of(exponent), FOUR_BIT_FLOATS, WIDTH)
     return grid, grid.round_all(blocks.x.T)
 
 
-def _power(exponent: Tensor) -> Tensor:
+def exponent_of(x: Tensor) -> Tensor:
+    """Exponents of mxfp4, int32 ≥ 0, that put the largest magnitude of blocks [32, blocks] into e2m1's top binade."""
+    magnitude, _ = largest_magnitude(x)
+    # log2f rounds up to a whole number just below powers of two; double, then float32, does the same
+    whole = magnitude.to(torch.float64).log2().to(torch.float32).floor()
+    return torch.where(magnitude > 0, whole + 125, torch.zeros_like(whole)).clamp(min=0).to(torch.int32)
+
+
+def power_of(exponent: Tensor) -> Tensor:
     """2^(exponent - 128) as float32, subnormal for 0 and 1: half an e8m0, because the table is doubled."""
     low = torch.where(exponent == 0, torch.full_like(exponent, 0x00200000), torch.full_like(exponent, 0x00400000))
     return torch.where(exponent < 2, low, (exponent - 1) << 23).to(torch.int32).view(torch.float32)
@@ -130,7 +136,7 @@ def _power(exponent: Tensor) -> Tensor:
 def search_binary(blocks: Blocks) -> tuple[TableGrid, Tensor]:
     """binary: the mean magnitude, and one bit for the sign (set: not negative)."""
     total = sum_in_order(blocks.x.abs())
-    grid = _grid(half(total / constant(len(blocks.x), total)), (-1.0, 1.0), len(blocks.x))
+    grid = grid_of(half(total / constant(len(blocks.x), total)), (-1.0, 1.0), len(blocks.x))
     return grid, (blocks.x >= 0).to(torch.int32).T
 
 
@@ -142,7 +148,7 @@ def pack_nonlinear(grid: TableGrid, codes: Tensor) -> Tensor:
 def unpack_nonlinear(data: Tensor) -> tuple[TableGrid, Tensor]:
     """Invert `pack_nonlinear`."""
     d = from_bytes(data[:, :2], torch.float16)[:, 0].to(torch.float32)
-    return _grid(d, NONLINEAR, WIDTH), unpack_fields(data[:, 2:], 4, 16)
+    return grid_of(d, NONLINEAR, WIDTH), unpack_fields(data[:, 2:], 4, 16)
 
 
 def pack_nonlinear_super(grid: TableGrid, codes: Tensor) -> Tensor:
@@ -161,7 +167,7 @@ def unpack_nonlinear_super(data: Tensor) -> tuple[TableGrid, Tensor]:
     """Invert `pack_nonlinear_super`."""
     d = from_bytes(data[:, :2], torch.float16)[:, 0].to(torch.float32)
     scales = unpack_fields(data[:, 4:8], 4, 1) | unpack_fields(data[:, 2:4], 2, 1) << 4
-    return _grid(d, NONLINEAR, WIDTH, scales - 32), unpack_fields(data[:, 8:], 4, 16)
+    return grid_of(d, NONLINEAR, WIDTH, scales - 32), unpack_fields(data[:, 8:], 4, 16)
 
 
 def pack_microscaling(grid: TableGrid, codes: Tensor) -> Tensor:
@@ -173,8 +179,8 @@ def pack_microscaling(grid: TableGrid, codes: Tensor) -> Tensor:
 
 def unpack_microscaling(data: Tensor) -> tuple[TableGrid, Tensor]:
     """Invert `pack_microscaling`."""
-    d = _power(data[:, 0].to(torch.int32))
-    return _grid(d, FOUR_BIT_FLOATS, WIDTH), unpack_fields(data[:, 1:], 4, 16)
+    d = power_of(data[:, 0].to(torch.int32))
+    return grid_of(d, FOUR_BIT_FLOATS, WIDTH), unpack_fields(data[:, 1:], 4, 16)
 
 
 def pack_binary(grid: TableGrid, codes: Tensor) -> Tensor:
@@ -185,7 +191,7 @@ def pack_binary(grid: TableGrid, codes: Tensor) -> Tensor:
 def unpack_binary(data: Tensor) -> tuple[TableGrid, Tensor]:
     """Invert `pack_binary`."""
     d = from_bytes(data[:, :2], torch.float16)[:, 0].to(torch.float32)
-    return _grid(d, (-1.0, 1.0), 128), unpack_fields(data[:, 2:], 1, 1)
+    return grid_of(d, (-1.0, 1.0), 128), unpack_fields(data[:, 2:], 1, 1)
 
 
 KERNELS = {

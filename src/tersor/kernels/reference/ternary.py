@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["KERNELS"]
+__all__ = ["KERNELS", "grid_of"]
 
 
-def _grid(d: Tensor, levels: int) -> AffineGrid:
+def grid_of(d: Tensor, levels: int) -> AffineGrid:
+    """Grid of blocks with one scale as stored, float32 [blocks]."""
     ones = torch.ones((len(d), 1), dtype=torch.int32, device=d.device)
     return AffineGrid(d, ones, 1, levels, 256, torch.zeros_like(d), torch.zeros_like(ones))
 
@@ -38,7 +39,7 @@ def search(blocks: Blocks) -> tuple[AffineGrid, Tensor]:
     """The largest magnitude becomes ±1; the rest rounds to -1, 0, 1."""
     magnitude, _ = largest_magnitude(blocks.x)
     inverse = torch.where(magnitude != 0, divided(1, magnitude), torch.zeros_like(magnitude))
-    return _grid(half(magnitude), 3), (rounded_away(blocks.x * inverse) + 1).T
+    return grid_of(half(magnitude), 3), (rounded_away(blocks.x * inverse) + 1).T
 
 
 def pack_digits(grid: AffineGrid, codes: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def pack_digits(grid: AffineGrid, codes: Tensor) -> Tensor:
 
 def unpack_digits(data: Tensor) -> tuple[AffineGrid, Tensor]:
     """Invert `pack_digits`."""
-    return _grid(from_bytes(data[:, 52:], torch.float16)[:, 0].to(torch.float32), 3), unpack_trits(data[:, :52])
+    return grid_of(from_bytes(data[:, 52:], torch.float16)[:, 0].to(torch.float32), 3), unpack_trits(data[:, :52])
 
 
 def pack_pairs(grid: AffineGrid, codes: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def pack_pairs(grid: AffineGrid, codes: Tensor) -> Tensor:
 def unpack_pairs(data: Tensor) -> tuple[AffineGrid, Tensor]:
     """Invert `pack_pairs`; the pair 3, never written, means 2."""
     d = from_bytes(data[:, 64:], torch.float16)[:, 0].to(torch.float32)
-    return _grid(d, 3), unpack_fields(data[:, :64], 2, 32)
+    return grid_of(d, 3), unpack_fields(data[:, :64], 2, 32)
 
 
 KERNELS = {
