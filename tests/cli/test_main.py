@@ -87,7 +87,7 @@ def test_a_full_disk_is_reported_like_any_failure(run: Run, monkeypatch: pytest.
     monkeypatch.setattr(formats, "_format_table", fail)
     outcome = run("formats")
     assert outcome.code == 1
-    assert "No space left" in outcome.err
+    assert outcome.err == "error: No space left on device\n"
 
 
 def test_a_closed_pipe_is_quiet() -> None:

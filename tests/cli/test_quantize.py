@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +44,34 @@ def test_the_command_in_the_card_holds_no_folder(run: Run, model: Path, tmp_path
     assert "tersor quantize tiny.gguf -o m.gguf -f q8_0 --search ggml" in text
     assert str(tmp_path) not in text
     assert str(model.parent) not in text
+
+
+@pytest.mark.parametrize("spelling", [["--output={}/x.gguf"], ["-o{}/x.gguf"], ["-o", "{}/./x.gguf"]])
+def test_no_spelling_of_the_output_shows_its_folder(spelling: list[str], run: Run, model: Path, tmp_path: Path) -> None:
+    words = [word.format(tmp_path) for word in spelling]
+    assert run("quantize", model, *words, "-f", "q8_0", "--search", "ggml").code == 0
+    command = Card.from_json((tmp_path / "x.card.json").read_text()).command
+    assert "x.gguf" in command
+    assert str(tmp_path) not in command
+
+
+def test_output_is_whole_where_the_terminal_knows_only_ascii(model: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for more in ((), ("--json",)):
+        words = [
+            sys.executable,
+            "-m",
+            "tersor",
+            "quantize",
+            str(model),
+            "-o",
+            str(tmp_path / "gäbe.gguf"),
+            "-f",
+            "q8_0",
+        ]
+        ended = subprocess.run([*words, *more], env=environment, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert "gäbe.gguf" in json.dumps(json.loads(ended.stdout), ensure_ascii=False)
 
 
 def test_overrides_reach_the_file(run: Run, model: Path, tmp_path: Path) -> None:
@@ -97,6 +129,7 @@ def test_sizes_are_binary_unless_decimal_is_written() -> None:
         1_500_000,
         10,
     ]
+    assert parse_size("9" * 400) == int("9" * 400)  # beyond every float, and still a size
     for text in ("", "GB", "-1MB", "1XB", "1 2"):
         with pytest.raises(SchemeError, match="is not a size"):
             parse_size(text)

@@ -57,6 +57,13 @@ def test_verify_of_nothing_names_it(run: Run, tmp_path: Path) -> None:
     outcome = run("verify", tmp_path / "no.gguf")
     assert outcome.code == 1
     assert "no.gguf: no such file" in outcome.err
+    assert "not a file; verify takes a GGUF" in run("verify", tmp_path).err
+
+
+def test_verify_refuses_more_tokens_than_memory_is_sure_to_hold(run: Run, model: Path) -> None:
+    outcome = run("verify", model, "--tokens", "1000000000")
+    assert outcome.code == 2
+    assert "4096" in outcome.err
 
 
 def test_doctor_finds_this_installation_healthy(run: Run) -> None:

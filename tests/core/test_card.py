@@ -74,6 +74,7 @@ def test_the_page_tells_the_whole_story_in_order() -> None:
     places = [page.index(part) for part in ("## Formats", "## Largest errors", "## Fallbacks", "## Notes",
                                             "## How it was made", "## Every tensor")]  # fmt: skip
     assert places == sorted(places)
+    assert CARD.to_markdown(tensors=False) == page[: page.index("## Every tensor")].rstrip() + "\n"
     assert "| `a.weight` | q4_k | 8.000% |" in page
     assert "| `c.weight` | q4_k | q5_0 | fallback: 96 columns do not divide by 256 |" in page
     assert "tersor quantize tiny -o tiny.gguf --format q4_k_m" in page

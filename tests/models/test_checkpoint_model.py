@@ -206,7 +206,7 @@ def test_a_tensor_of_another_shape_than_config_json_says_is_refused(save: Save) 
         (
             "LlamaConfig",
             {"architectures": ["FalconForCausalLM"]},
-            "'FalconForCausalLM' is not supported; there are rows",
+            "config.json: architecture 'FalconForCausalLM' is not supported; there are rows",
         ),
         ("Qwen2Config", {"head_dim": 16}, "4 heads of 16 are not hidden_size 32"),
         ("Gemma2Config", {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
@@ -219,6 +219,14 @@ def test_a_switch_that_changes_the_mathematics_stops_the_run_by_name(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         load(save(config, lambda values, _: values.update(change)))
+
+
+def test_a_window_pattern_of_half_a_layer_is_a_format_error(save: Save) -> None:
+    def halve(values: dict[str, Any], _: object) -> None:
+        values["sliding_window_pattern"] = 0.5
+
+    with pytest.raises(FormatError, match="sliding_window_pattern must be a whole number from 1"):
+        load(save("Gemma3TextConfig", halve, head_dim=16, sliding_window=8))
 
 
 def test_experts_whose_weights_are_not_normalised_are_refused(save: Save) -> None:

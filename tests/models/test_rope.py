@@ -35,6 +35,11 @@ def test_both_layouts_of_config_json_mean_the_same() -> None:
     np.testing.assert_array_equal(first, second)
 
 
+def test_both_layouts_together_are_read_when_they_agree() -> None:
+    both = read({"rope_theta": 5e5, "rope_scaling": LLAMA3, "rope_parameters": {**LLAMA3, "rope_theta": 5e5}})
+    assert both == read({"rope_parameters": {**LLAMA3, "rope_theta": 5e5}})
+
+
 def test_the_oldest_layout_says_type_instead_of_rope_type() -> None:
     rope = read({"rope_scaling": {"type": "linear", "factor": 4.0}})
     assert keys(rope) == {
@@ -107,6 +112,14 @@ def test_longrope_gives_two_factor_tensors_and_a_factor_for_the_stretch() -> Non
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16}}, "beta_fast = 16; llama.cpp uses 32"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "rope type 'yarn' is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling and rope_parameters differ in factor",
+        ),
+        (
+            {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}, "rope_scaling": LLAMA3, "rope_theta": 1e4},
+            r"differ in rope_theta \(10000.0 and 500000.0\)",
+        ),
     ],
 )
 def test_what_gguf_cannot_say_stops_the_run_by_name(values: dict[str, Any], message: str) -> None:
@@ -119,6 +132,7 @@ def test_what_gguf_cannot_say_stops_the_run_by_name(values: dict[str, Any], mess
     [
         ({"rope_theta": -1.0}, "rope_theta must be positive"),
         ({"rope_theta": "big"}, "rope_theta must be a number"),
+        ({"original_max_position_embeddings": 0.5}, "original_max_position_embeddings must be 1 or more, got 0.5"),
         ({"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention must be an object"),
     ],
 )

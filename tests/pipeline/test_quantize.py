@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,6 +217,17 @@ def test_an_interrupt_leaves_nothing(make_model: MakeModel, tmp_path: Path) -> N
 def test_a_missing_folder_is_refused_before_work(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"no: no such folder; create it first"):
         quantize(make_model(), "q8_0", tmp_path / "no" / "m.gguf")
+
+
+def test_a_pipe_or_a_broken_link_as_output_is_refused_and_left_alone(make_model: MakeModel, tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("link")
+    for odd in (pipe, link):
+        with pytest.raises(SchemeError, match=f"{odd.name} exists and is no regular file"):
+            quantize(make_model(), "q8_0", odd)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
 
 
 def test_a_folder_as_output_is_refused(make_model: MakeModel, tmp_path: Path) -> None:

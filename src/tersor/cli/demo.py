@@ -10,6 +10,7 @@ import typer
 
 from tersor.cli.output import JsonOption, print_json
 from tersor.cli.progress import progress_bar
+from tersor.core.card import card_path
 from tersor.pipeline import demo as pipeline
 
 __all__ = ["demo"]
@@ -30,11 +31,12 @@ def demo(
         print_json({**text, **speed, "card": made.card.to_object()})
         return
     sys.stdout.write(
-        f"{made.card.to_markdown()}\n"
+        f"{made.card.to_markdown(tensors=False)}\n"
         f"{made.engine} continues a Python function, greedily, {made.tokens_per_second:.0f} tokens/s:\n\n"
         f"{_indented(made.prompt + made.generated)}\n\n"
         f"The model is tiny: it writes what looks like Python, not what works.\n"
-        f"next  tersor inspect {made.path}\n"
+        f"Card  {card_path(made.path)} tells of every tensor\n"
+        f"next  tersor verify {made.path}\n"
     )
 
 

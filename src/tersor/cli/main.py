@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
+import io
 import logging
 import os
 import sys
@@ -18,6 +18,7 @@ from tersor.cli.demo import demo
 from tersor.cli.doctor import doctor
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
+from tersor.cli.output import print_json
 from tersor.cli.quantize import quantize
 from tersor.cli.verify import verify
 from tersor.core.errors import TersorError
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a finished run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(given)
         sys.stdout.flush()
@@ -100,11 +104,14 @@ def _report(error: Exception, given: Sequence[str]) -> int:
     """Explain `error` on stderr, as JSON on stdout too if that was asked for; the exit code is 1."""
     kind, text = type(error).__name__, str(error)
     if "--json" in given:
-        sys.stdout.write(json.dumps({"error": {"kind": kind, "message": text}}, ensure_ascii=False) + "\n")
+        print_json({"error": {"kind": kind, "message": text}})
     if os.environ.get("TERSOR_TRACEBACK"):
         traceback.print_exception(error)
     elif isinstance(error, TersorError):
         sys.stderr.write(f"error: {text}\n")
+    elif isinstance(error, OSError) and error.strerror:  # no room, no right, a name too long: the system says it best
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {place}{error.strerror}\n")
     else:
         sys.stderr.write(
             f"error: {kind}: {text}\nThis is a fault in tersor, or a file it does not expect. "

@@ -24,8 +24,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def print_json(document: Mapping[str, object] | list[object]) -> None:
-    """Write `document` as one line of JSON; numbers that JSON has no word for become null."""
-    sys.stdout.write(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `document` as one line of JSON; numbers that JSON has no word for become null.
+
+    What is not ASCII is escaped where stdout is not UTF-8.
+    """
+    escape = not (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(_finite(document), ensure_ascii=escape, allow_nan=False) + "\n")
 
 
 def console() -> Console:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from tersor.cli.output import JsonOption, print_json
 from tersor.cli.progress import progress_bar
-from tersor.core.card import Card, size
+from tersor.core.card import Card, card_path, size
 from tersor.core.errors import SchemeError
 from tersor.models import load
 from tersor.pipeline import quantize as pipeline
@@ -151,13 +152,20 @@ def parse_size(text: str) -> int:
         raise SchemeError(f"{text!r} is not a size; write for example 2GiB, 500MB or 1000000")
     number, unit, binary = match.groups()
     base = 1000 if text.strip().lower().endswith("b") and not binary else 1024
-    return int(float(number) * base ** _POWERS[unit.lower()])
+    return int(Fraction(number) * base ** _POWERS[unit.lower()])
 
 
 def _command(arguments: list[str], model: str, output: Path) -> str:
     """What was typed, folders cut off: the Card may be published."""
-    private = {model: Path(model).name if Path(model).exists() else model, str(output): output.name}
-    return shlex.join(["tersor", *(private.get(word, word) for word in arguments)])
+    source = Path(model).name if Path(model).exists() else model
+
+    def public(word: str) -> str:
+        for option in ("--output=", "-o", ""):
+            if word.startswith(option) and len(word) > len(option) and Path(word.removeprefix(option)) == output:
+                return option + output.name
+        return source if word == model else word
+
+    return shlex.join(["tersor", *map(public, arguments)])
 
 
 def _summary(card: Card, model: str, output: Path) -> str:
@@ -177,7 +185,7 @@ def _summary(card: Card, model: str, output: Path) -> str:
     first = output.parent / card.artefacts[0].name
     more = f" and {len(card.artefacts) - 1} more parts" if len(card.artefacts) > 1 else ""
     lines.append(f"wrote {first}{more} in {card.seconds.total:.1f} s")
-    lines.append(f"Card  {output.parent / output.name.removesuffix('.gguf')}.card.md (and .json)")
+    lines.append(f"Card  {card_path(output)} (and .json)")
     lines.append(f"next  {shlex.join(['tersor', 'verify', str(first), '--against', model])}")
     return "\n".join(lines) + "\n"
 

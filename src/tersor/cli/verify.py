@@ -16,6 +16,8 @@ from tersor.pipeline import verify as pipeline
 __all__ = ["verify"]
 
 SHOWN_PROBLEMS = 8
+MAX_TOKENS = 4096
+"""Enough to judge a model by; llama.cpp takes memory for every token it may be asked for."""
 _MARKS = {"passed": ("ok", "green"), "failed": ("FAILED", "bold red"), "skipped": ("skipped", "yellow")}
 
 
@@ -31,7 +33,9 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(metavar="TEXT", help="A UTF-8 text to compare tokens and logits on as well.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, metavar="N", help="How many tokens llama.cpp must generate.")] = 24,
+    tokens: Annotated[
+        int, typer.Option(min=1, max=MAX_TOKENS, metavar="N", help="How many tokens llama.cpp must generate.")
+    ] = 24,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of llama.cpp.")] = 1,
     as_json: JsonOption = False,
 ) -> None:

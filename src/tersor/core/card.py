@@ -7,11 +7,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tersor.core.errors import FormatError
 from tersor.core.plan import Plan, PlannedTensor, from_json_object
 
-__all__ = ["CARD_SCHEMA", "Artefact", "Card", "Seconds", "TensorError"]
+__all__ = ["CARD_SCHEMA", "Artefact", "Card", "Seconds", "TensorError", "card_path"]
 
 CARD_SCHEMA = "tersor.card/1"
 
@@ -128,10 +129,20 @@ class Card:
                 raise FormatError(f"{place}: {key} must map text to text")
         return cls(**{**fields, "notes": tuple(fields["notes"])})
 
-    def to_markdown(self) -> str:
-        """Return the Card as one page, the summary first and every tensor last."""
-        parts = [_headline(self), _formats(self), _worst(self), _notes(self), _made(self), _every_tensor(self)]
+    def to_markdown(self, *, tensors: bool = True) -> str:
+        """Return the Card as one page, the summary first and, unless `tensors` is False, every tensor last."""
+        parts = [_headline(self), _formats(self), _worst(self), _notes(self), _made(self)]
+        parts += [_every_tensor(self)] * tensors
         return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def card_path(artefact: Path, suffix: str = "md") -> Path:
+    """Return where the Card of an artefact lies: beside it, as `NAME.card.md` or `NAME.card.json`.
+
+    >>> card_path(Path("out/model.gguf")).as_posix()
+    'out/model.card.md'
+    """
+    return artefact.with_name(f"{artefact.name.removesuffix('.gguf')}.card.{suffix}")
 
 
 def _headline(card: Card) -> str:

@@ -47,6 +47,8 @@ class AtomicSet:
             raise FormatError(f"{name!r}: each file needs a plain name of its own")
         if (self.folder / name).is_dir():
             raise FormatError(f"{self.folder / name}: a folder has this name; choose another")
+        if os.path.lexists(self.folder / name) and not (self.folder / name).is_file():
+            raise FormatError(f"{self.folder / name}: a device, pipe or broken link has this name; choose another")
         file = _open_locked(self.folder / _partial(name))
         self._open[name] = file
         return file
@@ -121,7 +123,11 @@ def _partial(name: str) -> str:
 def _open_locked(path: Path) -> BinaryIO:
     """Open `path` empty, with a lock that ends with the process, so that leftovers are told from runs at work."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            reason = error.strerror or error
+            raise MissingError(f"{path}: cannot be written ({reason}); give another folder") from error
         file = os.fdopen(descriptor, "r+b")
         if fcntl is not None:
             try:

@@ -18,7 +18,7 @@ __all__ = ["PositionalFile"]
 class PositionalFile:
     """A regular file opened for reading at any offset; safe to share between threads.
 
-    Raises MissingError when there is no such file and FormatError when it is not a regular file
+    Raises MissingError when there is no such file or it may not be read, and FormatError when it is not a regular file
     (a pipe or a device could block for ever).
     """
 
@@ -31,7 +31,10 @@ class PositionalFile:
         if not stat.S_ISREG(status.st_mode):
             raise FormatError(f"{path}: not a regular file")
         self.size = status.st_size
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise MissingError(f"{path}: cannot be opened ({error.strerror or error})") from error
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
 

@@ -88,15 +88,18 @@ class Architecture:
     engine_scale: int | None = None
 
 
-def find(classes: object, model_type: object) -> Architecture:
-    """Return the row for `architectures` and `model_type` of a config.json; UnsupportedError names what there is."""
-    names = classes if isinstance(classes, list) else []
+def find(classes: object, model_type: object, place: str) -> Architecture:
+    """Return the row for `architectures` and `model_type` of the config.json at `place`.
+
+    Raises UnsupportedError, which names what there is.
+    """
+    names = classes if isinstance(classes, list) else [classes] if isinstance(classes, str) else []
     for row in ARCHITECTURES:
         if (names and names[0] in row.classes) or (not names and model_type in row.model_types):
             return row
     known = ", ".join(name for row in ARCHITECTURES for name in row.classes)
     said = f"architecture {names[0]!r:.80}" if names else f"model_type {model_type!r:.80}"
-    raise UnsupportedError(f"{said} is not supported; there are rows for {known}")
+    raise UnsupportedError(f"{place}: {said} is not supported; there are rows for {known}")
 
 
 _EMBEDDING = TensorRule("model.embed_tokens.weight", "token_embd.weight", ("vocabulary", "hidden"))

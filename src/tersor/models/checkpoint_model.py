@@ -39,7 +39,7 @@ def from_checkpoint(folder: Path, weights: Path | None = None, *, ignore_config:
     if not path.is_file():
         raise MissingError(f"{folder}: no config.json; a model folder holds it beside the weights")
     values = read_json(path)
-    row = find(values.get("architectures"), values.get("model_type"))
+    row = find(values.get("architectures"), values.get("model_type"), str(path))
     inner = values.pop("text_config", None)
     if isinstance(inner, dict):
         values |= inner

@@ -100,7 +100,7 @@ class Config:
             if not known and value not in (None, False, "", [], {}):
                 raise UnsupportedError(
                     f"{self.place}: {key} = {value!r:.60} is not known to leave the model's mathematics alone. "
-                    f"If it does, load with ignore_config=({key!r},)"
+                    f"If it does: --ignore-config {key}, in Python ignore_config=({key!r},)"
                 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tersor.core.errors import FormatError, UnsupportedError
 from tersor.core.metadata import MetadataEntry
 from tersor.models.architectures import Architecture
-from tersor.models.config import Config, positive
+from tersor.models.config import Config
 from tersor.models.rope import Rope, read_rope, rope_metadata
 
 __all__ = ["Hyperparameters", "read_hyperparameters"]
@@ -134,7 +134,7 @@ def _window(
     config: Config, row: Architecture, layers: int, context: int
 ) -> tuple[dict[str, MetadataEntry], tuple[str, ...]]:
     """Return the keys of sliding-window attention, and a note where the engine does without."""
-    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+    key = "sliding_window_pattern" if config.get("sliding_window_pattern") else "_sliding_window_pattern"
     types = config.get("layer_types")
     slides = config.flag("use_sliding_window", default=True) and config.get("sliding_window") is not None
     if types is not None and not (isinstance(types, list) and all(kind in _LAYER_TYPES for kind in types)):
@@ -146,7 +146,7 @@ def _window(
         return {}, (
             f"the source attends to the last {window} tokens, llama.cpp's {row.name} to all: beyond, results differ",
         )
-    period = row.window if pattern is None else int(positive(pattern, f"{config.place}: sliding_window_pattern"))
+    period = config.count(key, row.window)
     sliding = [kind == "sliding_attention" for kind in types] if isinstance(types, list) else None
     if sliding is None:
         sliding = [(index + 1) % period != 0 for index in range(min(layers, 2**16))]

@@ -76,19 +76,23 @@ def read_rope(config: Config, head: int, context: int, kinds: Collection[str], *
         _kind(config, local, {"default"})
         local_theta = local.get("rope_theta", local_theta)
         new = _nested(config, new, "full_attention")
-    parameters = {key: value for key, value in {**old, **new}.items() if value is not None}
+    _refuse_contradiction(config, old, new, 10_000.0 if theta is None else theta)
+    parameters = {key: value for key, value in (new or old).items() if value is not None}
     kind = _kind(config, parameters, kinds)
     theta = parameters.get("rope_theta", theta if theta is not None else 10_000.0)
     share = positive(parameters.get("partial_rotary_factor", 1.0 if share is None else share), "partial_rotary_factor")
     if share > 1 or (share != 1 and not partial):
         raise UnsupportedError(f"{config.place}: partial_rotary_factor = {share}; this architecture turns whole heads")
     original = outer_original or parameters.get("original_max_position_embeddings", context)
+    original = positive(original, f"{config.place}: original_max_position_embeddings")
+    if original < 1:
+        raise FormatError(f"{config.place}: original_max_position_embeddings must be 1 or more, got {original}")
     return Rope(
         kind=kind,
         theta=positive(theta, f"{config.place}: rope_theta"),
         dimensions=int(head * share),
         context=context,
-        original=int(positive(original, f"{config.place}: original_max_position_embeddings")),
+        original=int(original),
         local_theta=None if local_theta is None else positive(local_theta, f"{config.place}: the local rope_theta"),
         parameters=parameters,
     )
@@ -123,6 +127,24 @@ def _nested(config: Config, parameters: Mapping[str, object], key: str) -> dict[
     if not isinstance(value, dict):
         raise FormatError(f"{config.place}: rope_parameters.{key} must be an object, got {value!r:.60}")
     return value
+
+
+def _refuse_contradiction(config: Config, old: Mapping[str, object], new: Mapping[str, object], theta: object) -> None:
+    """Where both layouts stand they must say the same: transformers 5 heeds `rope_scaling` alone."""
+    if not old or not new:
+        return
+    stated = []
+    for layout in (old, new):
+        values = {key: value for key, value in layout.items() if value is not None}
+        kind = values.pop("rope_type", values.pop("type", "default"))
+        values.pop("type", None)
+        stated.append({"rope_theta": theta, "rope_type": kind, **values})
+    if stated[0] != stated[1]:
+        key = min(key for key in stated[0].keys() | stated[1].keys() if stated[0].get(key) != stated[1].get(key))
+        raise UnsupportedError(
+            f"{config.place}: rope_scaling and rope_parameters differ in {key} ({stated[0].get(key)!r:.40} and "
+            f"{stated[1].get(key)!r:.40}); keep the one that the model was made with"
+        )
 
 
 def _kind(config: Config, parameters: Mapping[str, object], kinds: Collection[str]) -> str:

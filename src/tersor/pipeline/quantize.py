@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 from tersor.containers.gguf import Part, Split, lay_out, write_gguf
 from tersor.containers.mixtures import file_type
 from tersor.core.arrays import Bytes, Float32
-from tersor.core.card import Artefact, Card, Seconds, TensorError
+from tersor.core.card import Artefact, Card, Seconds, TensorError, card_path
 from tersor.core.errors import MissingError, SchemeError, TersorError
 from tersor.core.metadata import MetadataEntry
 from tersor.core.plan import Plan, PlannedTensor
@@ -95,10 +96,9 @@ def quantize(
 
 def save_card(card: Card, output: Path) -> None:
     """Write `NAME.card.json` and `NAME.card.md` beside the artefact, whole or not at all."""
-    stem = output.name.removesuffix(".gguf")
     with atomic_set(output.parent) as files:
-        files.open(f"{stem}.card.json").write(card.to_json().encode())
-        files.open(f"{stem}.card.md").write(card.to_markdown().encode())
+        files.open(card_path(output, "json").name).write(card.to_json().encode())
+        files.open(card_path(output).name).write(card.to_markdown().encode())
 
 
 @dataclass
@@ -239,6 +239,8 @@ def _check_target(model: Model, output: Path, parts: Sequence[Part]) -> None:
         target = folder / part.name
         if target.is_dir():
             raise SchemeError(f"{target} is a folder; the output must be a file, for example {target / 'model.gguf'}")
+        if os.path.lexists(target) and not target.is_file():
+            raise SchemeError(f"{target} exists and is no regular file (a device, pipe or broken link); name another")
         if target.resolve() in inputs:
             raise SchemeError(f"{target} is a file of the model itself; give another output")
     needed = sum(part.nbytes for part in parts)

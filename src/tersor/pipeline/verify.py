@@ -44,7 +44,7 @@ def verify(
     """
     path = Path(artefact).expanduser()
     if not path.is_file():
-        raise MissingError(f"{path}: no such file")
+        raise MissingError(f"{path}: not a file; verify takes a GGUF" if path.exists() else f"{path}: no such file")
     texts = _read(data) if data is not None else []
     source = load(against) if isinstance(against, (str, Path)) else against
     path = _first_part(path)
