@@ -43,7 +43,7 @@ from tersor.models.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers"
-PACKAGE = "llama-cpp-python"
+PACKAGE = "llama-cpp-python==0.3.36"  # the version the documented figures are from
 K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1")
 OTHERS = ("q8_0", "iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0", "f16", "bf16")

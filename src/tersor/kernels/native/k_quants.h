@@ -124,10 +124,10 @@ struct SymmetricBlock {
 template <int HALF>
 inline void assign_symmetric(const vf* x, vf d, const vf* kept_codes, vi* codes) {
     const vi kept = d == 0.0f;
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < 16; ++i)
         codes[i] = smaller(larger(nearest_int(x[i] / d), splat(-HALF)), splat(HALF - 1)) + HALF;
-        codes[i] = choose(kept, to_int(kept_codes[i]), codes[i]);
-    }
+    if (any(kept))
+        for (int i = 0; i < 16; ++i) codes[i] = choose(kept, to_int(kept_codes[i]) + HALF, codes[i]);
 }
 
 inline void ggml_q3(Tile& t, bool weighted, SymmetricBlock& block) {
@@ -147,7 +147,7 @@ inline void ggml_q3(Tile& t, bool weighted, SymmetricBlock& block) {
         }
         const SymmetricFit fit = search_symmetric<16, 32>(scales, sums);
         d = fit.scale;
-        for (int g = 0; g < 16; ++g) block.sc[g] = to_int(code_of(fit, scales[g], 32)) - 32;
+        for (int g = 0; g < 16; ++g) block.sc[g] = to_int(code_of(fit, scales[g], 32));
     } else {
         descend_symmetric<16, 16, 4>(t.x, kept, scales);
         vf peak, magnitude;

@@ -102,8 +102,6 @@ inline void load_blocks(const float* source, int64_t first, int count, vf* out) 
         for (int k = 0; k < W; ++k) {
             const int64_t block = first + (k < count ? k : count - 1);
             std::memcpy(&rows[k], source + block * N + column, sizeof(vi));
-            // W streams are too many for the hardware to guess. Past the end of the matrix this is only a hint.
-            __builtin_prefetch(source + (first + W + k) * N + column);
         }
         transpose(rows);
         for (int k = 0; k < W; ++k) out[column + k] = (vf)rows[k];

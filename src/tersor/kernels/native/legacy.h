@@ -196,7 +196,7 @@ inline void encode_symmetric_32(const Job& job, int64_t first, int count, uint8_
         row_cost(job, first, count, t, w);
         const SymmetricFit fit = search_symmetric<32, HALF>(t.x, w);
         d = half_from_float(fit.scale);
-        for (int i = 0; i < 32; ++i) t.codes[i] = to_int(code_of(fit, t.x[i], HALF));
+        for (int i = 0; i < 32; ++i) t.codes[i] = to_int(code_of(fit, t.x[i], HALF)) + HALF;
     } else {
         d = job.importance ? our_single_symmetric<HALF, true>(t) : our_single_symmetric<HALF, false>(t);
     }

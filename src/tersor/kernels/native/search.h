@@ -156,10 +156,9 @@ inline SymmetricFit search_symmetric(const vf* x, const vf* w) {
     return fit;
 }
 
-// Codes shifted to start at 0; empty groups have 0, not HALF.
+// Codes -half … half - 1; empty groups have -half, which is stored as 0.
 inline vf code_of(const SymmetricFit& fit, vf x, int half) {
-    const vf l = round_clamped(fit.inverse * x, (float)-half, (float)(half - 1)) + (float)half;
-    return choose(fit.empty, vf{}, l);
+    return choose(fit.empty, splat((float)-half), round_clamped(fit.inverse * x, (float)-half, (float)(half - 1)));
 }
 
 // Coordinate descent of llama.cpp's q3_k: one sweep over the codes of C groups per lane, given Σ w·code·x and
@@ -168,6 +167,8 @@ inline vf code_of(const SymmetricFit& fit, vf x, int half) {
 template <int N, int HALF, int C>
 inline void descend(const vf* x, vf* codes, vf* sum_lx, vf* sum_l2, vi* active) {
     vi changed[C] = {};
+    vf square[C];
+    for (int c = 0; c < C; ++c) square[c] = sum_lx[c] * sum_lx[c];
     for (int i = 0; i < N; ++i)
         for (int c = 0; c < C; ++c) {
             const vf value = x[c * N + i], w = value * value, wx = w * value, old = codes[c * N + i];
@@ -176,7 +177,9 @@ inline void descend(const vf* x, vf* codes, vf* sum_lx, vf* sum_l2, vi* active) 
             const vi moved = active[c] & (lx > 0.0f) & (l != old);
             lx += wx * l;
             l2 += w * l * l;
-            const vi better = moved & (l2 > 0.0f) & (lx * lx * sum_l2[c] > sum_lx[c] * sum_lx[c] * l2);
+            const vf squared = lx * lx;
+            const vi better = moved & (l2 > 0.0f) & (squared * sum_l2[c] > square[c] * l2);
+            square[c] = choose(better, squared, square[c]);
             codes[c * N + i] = choose(better, l, old);
             sum_lx[c] = choose(better, lx, sum_lx[c]);
             sum_l2[c] = choose(better, l2, sum_l2[c]);
@@ -218,7 +221,7 @@ inline void descend_further(const vf* x, vf* codes, vf* sum_lx, vf* sum_l2, cons
     }
 }
 
-// Codes (shifted to start at 0; 0 in empty groups) and scales of G groups per lane.
+// Codes (-HALF in empty groups) and scales of G groups per lane.
 template <int N, int G, int HALF>
 inline void descend_symmetric(const vf* x, vf* codes, vf* scales) {
     constexpr int C = 4;
@@ -252,7 +255,8 @@ inline void descend_symmetric(const vf* x, vf* codes, vf* scales) {
     descend_further<N, HALF, 2>(x, codes, sum_lx, sum_l2, movers, count);
     for (int g = 0; g < G; ++g) {
         scales[g] = choose((sum_l2[g] > 0.0f) & full[g], sum_lx[g] / sum_l2[g], vf{});
-        for (int i = g * N; i < (g + 1) * N; ++i) codes[i] = choose(full[g], codes[i] + (float)HALF, vf{});
+        if (any(~full[g]))
+            for (int i = g * N; i < (g + 1) * N; ++i) codes[i] = choose(full[g], codes[i], splat((float)-HALF));
     }
 }
 
