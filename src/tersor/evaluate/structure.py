@@ -6,7 +6,6 @@ Source: the reader and loader of llama.cpp, the tokenizer keys of its vocabulary
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from tersor.core.errors import FormatError
 from tersor.core.metadata import MetadataValue
 from tersor.evaluate.verdict import Check
 from tersor.files.gguf import GgufFile, check
+from tersor.files.hashing import sha256
 from tersor.models.architectures import ARCHITECTURES
 from tersor.models.model import layer_of
 from tersor.models.tokenizers.gguf_tokenizer import SPECIAL_KEYS
@@ -25,7 +25,6 @@ __all__ = ["check_card", "check_structure"]
 _KEYS = ("context_length", "embedding_length", "block_count")
 _KNOWN_KEYS = ("attention.layer_norm_rms_epsilon", "attention.head_count", "feed_forward_length")
 _NOT_DENSE = ("expert_feed_forward_length",)
-_HASH_CHUNK_BYTES = 1 << 20
 
 
 def check_structure(path: Path) -> Check:
@@ -55,7 +54,7 @@ def check_card(path: Path) -> Check:
         part = path.with_name(artefact.name)
         if not part.is_file():
             problems.append(f"{artefact.name} stands in the Card and is not there")
-        elif (found := _sha256(part)) != artefact.sha256:
+        elif (found := sha256(part)) != artefact.sha256:
             problems.append(f"{artefact.name} has SHA-256 {found[:16]}…, its Card says {artefact.sha256[:16]}…")
     if path.name not in [artefact.name for artefact in card.artefacts]:
         problems.append(f"{path.name} does not stand in the Card, which is of {card.artefacts[0].name}")
@@ -68,14 +67,6 @@ def _stem(path: Path) -> str:
     stem = path.name.removesuffix(".gguf")
     beginning, _, end = stem.rpartition("-of-")
     return beginning[:-6] if beginning and end.isdigit() and len(end) == 5 else stem
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _keys(file: GgufFile) -> Iterator[str]:

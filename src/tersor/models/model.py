@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +11,13 @@ from pathlib import Path
 from tersor.core.arrays import Float32
 from tersor.core.errors import ShapeError
 from tersor.core.metadata import MetadataEntry
+from tersor.files.hashing import sha256
 from tersor.models.tokenizers import GgufTokenizer
 from tersor.models.transforms import Rows, flat
 
 __all__ = ["Model", "ModelTensor", "kind_of", "layer_of", "needs_f32"]
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
-_HASH_CHUNK_BYTES = 2**20
 
 
 def kind_of(name: str) -> str:
@@ -103,12 +102,4 @@ class Model:
 
     def hashes(self) -> dict[str, str]:
         """Return file name → SHA-256 in hexadecimal, of every file."""
-        return {path.name: _sha256(path) for path in self.files}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return {path.name: sha256(path) for path in self.files}
