@@ -30,16 +30,6 @@ static const Codec CODECS[] = {
     {"tq2_0", 256, 66, W, false, encode_tq2_0, decode_tq2_0},
 };
 
-// As integers the bits of magnitudes keep their order, and those of NaN come last.
-static float largest(const float* x, int64_t count) {
-    int32_t top = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        const int32_t size = (int32_t)(float_bits(x[i]) & 0x7fffffffu);
-        top = size > top ? size : top;
-    }
-    return float_of((uint32_t)top);
-}
-
-CodecTable codecs() { return {CODECS, (int)(sizeof(CODECS) / sizeof(CODECS[0])), largest}; }
+CodecTable codecs() { return {CODECS, (int)(sizeof(CODECS) / sizeof(CODECS[0])), largest_magnitude}; }
 
 }  // namespace tersor::TERSOR_ISA

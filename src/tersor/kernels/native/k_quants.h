@@ -241,15 +241,15 @@ inline void write_q2(const Tile& t, const AffineBlock& b, uint8_t* out, int coun
     Packed<84> bytes;
     for (int g = 0; g < 16; ++g) bytes.put(g, b.sc[g] | (b.mn[g] << 4));
     pack_twos(t.codes, 16, 0, bytes);
-    bytes.put16(80, b.d);
-    bytes.put16(82, b.dmin);
+    bytes.put(80, b.d);
+    bytes.put(82, b.dmin);
     bytes.store(out, count);
 }
 
 inline void write_q4(const Tile& t, const AffineBlock& b, uint8_t* out, int count) {
     Packed<144> bytes;
-    bytes.put16(0, b.d);
-    bytes.put16(2, b.dmin);
+    bytes.put(0, b.d);
+    bytes.put(2, b.dmin);
     pack_scales_k4(b, 4, bytes);
     pack_nibbles(t.codes, 16, bytes);
     bytes.store(out, count);
@@ -257,8 +257,8 @@ inline void write_q4(const Tile& t, const AffineBlock& b, uint8_t* out, int coun
 
 inline void write_q5(const Tile& t, const AffineBlock& b, uint8_t* out, int count) {
     Packed<176> bytes;
-    bytes.put16(0, b.d);
-    bytes.put16(2, b.dmin);
+    bytes.put(0, b.d);
+    bytes.put(2, b.dmin);
     pack_scales_k4(b, 4, bytes);
     for (int l = 0; l < 32; ++l) {
         vi high{};
@@ -283,7 +283,7 @@ inline void write_q3(const Tile& t, const SymmetricBlock& b, uint8_t* out, int c
     for (int g = 0; g < 4; ++g)
         bytes.put(104 + g,
                   (sc[g] >> 4) | ((sc[g + 4] >> 4) << 2) | ((sc[g + 8] >> 4) << 4) | ((sc[g + 12] >> 4) << 6));
-    bytes.put16(108, b.d);
+    bytes.put(108, b.d);
     bytes.store(out, count);
 }
 
@@ -297,7 +297,7 @@ inline void write_q6(const Tile& t, const SymmetricBlock& b, uint8_t* out, int c
         }
     pack_twos(t.codes, 128, 4, bytes);
     for (int g = 0; g < 16; ++g) bytes.put(192 + g, b.sc[g] & 255);
-    bytes.put16(208, b.d);
+    bytes.put(208, b.d);
     bytes.store(out, count);
 }
 

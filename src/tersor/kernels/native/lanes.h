@@ -128,11 +128,8 @@ struct Packed {
     static constexpr int WORDS = ((BYTES + 3) / 4 + W - 1) / W * W;
     vi words[WORDS] = {};
 
-    // Put `value` (0 … 255 in every lane) at byte `at`.
+    // Put `value` at byte `at`: one byte anywhere, or two at an even place.
     void put(int at, vi value) { words[at / 4] |= value << (8 * (at % 4)); }
-    void put16(int at, vi value) {  // any alignment to 2
-        words[at / 4] |= value << (8 * (at % 4));
-    }
 
     void store(uint8_t* out, int count) {
         for (int base = 0; base < WORDS; base += W) {

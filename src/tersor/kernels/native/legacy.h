@@ -21,11 +21,11 @@ inline int round_away(float v) {
     return (int)(v + half);
 }
 
-// Largest magnitude of a block, and the first value that has it. Integer comparison of the bits vectorises, and for
-// magnitudes it is the order of the floats.
-inline float largest_magnitude(const float* x, int count) {
+// Largest magnitude, and the first value that has it. Integer comparison of the bits vectorises; for magnitudes it is the
+// order of the floats, with NaN last.
+inline float largest_magnitude(const float* x, int64_t count) {
     int32_t top = 0;
-    for (int i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
         const int32_t size = (int32_t)(float_bits(x[i]) & 0x7fffffffu);
         top = size > top ? size : top;
     }
@@ -152,8 +152,8 @@ template <int HEAD, int HALF>
 inline void store_tile(vi d, vi minimum, const vi* codes, uint8_t* out, int count) {
     constexpr int HIGH = HALF > 8 ? 4 : 0;
     Packed<HEAD + HIGH + 16> bytes;
-    bytes.put16(0, d);
-    if constexpr (HEAD == 4) bytes.put16(2, minimum);
+    bytes.put(0, d);
+    if constexpr (HEAD == 4) bytes.put(2, minimum);
     if constexpr (HIGH == 4) {
         for (int byte = 0; byte < 4; ++byte) {
             vi high{};
@@ -272,7 +272,7 @@ inline void our_q8(Tile32& t, uint8_t* out, int count) {
     const vf d = choose(errors[1] < errors[0], scales[1], scales[0]);
     const vf inverse = choose(d != 0.0f, 1.0f / d, vf{});
     Packed<34> bytes;
-    bytes.put16(0, half_from_float(d));
+    bytes.put(0, half_from_float(d));
     for (int i = 0; i < 32; ++i) bytes.put(2 + i, to_int(nearest_clamped(inverse * t.x[i], -127, 127)) & 255);
     bytes.store(out, count);
 }

@@ -193,7 +193,7 @@ inline void encode_iq4_xs(const Job& job, int64_t first, int count, uint8_t* out
     else
         block = job.importance ? our_iq4_xs<true>(x, importance) : our_iq4_xs<false>(x, importance);
     Packed<136> bytes;
-    bytes.put16(0, half_from_float(block.d));
+    bytes.put(0, half_from_float(block.d));
     vi high{};
     for (int g = 0; g < 8; ++g) {
         const vf scale = block.d * block.sc[g], inverse = choose(scale != 0.0f, 1.0f / scale, vf{});
@@ -204,7 +204,7 @@ inline void encode_iq4_xs(const Job& job, int64_t first, int count, uint8_t* out
         for (int i = 0; i < 32; ++i) codes[i] = index_iq4(inverse * x[32 * g + i]);
         for (int j = 0; j < 16; ++j) bytes.put(8 + 16 * g + j, codes[j] | (codes[j + 16] << 4));
     }
-    bytes.put16(2, high);
+    bytes.put(2, high);
     bytes.store(out, count);
 }
 
@@ -339,7 +339,7 @@ inline void encode_tq1_0(const Job& job, int64_t first, int count, uint8_t* out)
     for (int m = 0; m < 32; ++m) bytes.put(m, five_trits(codes + m, 32, 5));
     for (int m = 0; m < 16; ++m) bytes.put(32 + m, five_trits(codes + 160 + m, 16, 5));
     for (int m = 0; m < 4; ++m) bytes.put(48 + m, five_trits(codes + 240 + m, 4, 4));
-    bytes.put16(52, d);
+    bytes.put(52, d);
     bytes.store(out, count);
 }
 
@@ -352,7 +352,7 @@ inline void encode_tq2_0(const Job& job, int64_t first, int count, uint8_t* out)
             const vi* q = codes + 128 * half + m;
             bytes.put(32 * half + m, q[0] | (q[32] << 2) | (q[64] << 4) | (q[96] << 6));
         }
-    bytes.put16(64, d);
+    bytes.put(64, d);
     bytes.store(out, count);
 }
 
