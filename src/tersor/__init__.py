@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tersor.core.errors import TersorError as TersorError
     from tersor.core.errors import UnsupportedError as UnsupportedError
     from tersor.core.plan import Plan as Plan
-    from tersor.evaluate.verdict import Verdict as Verdict
+    from tersor.evaluate.checks.verdict import Verdict as Verdict
     from tersor.models import Model as Model
     from tersor.models import load as load
     from tersor.pipeline.conversion import quantize as quantize
@@ -69,7 +69,7 @@ _HOMES = {
     "ShapeError": _ERRORS,
     "TersorError": _ERRORS,
     "UnsupportedError": _ERRORS,
-    "Verdict": "tersor.evaluate.verdict",
+    "Verdict": "tersor.evaluate.checks.verdict",
     "demo": "tersor.pipeline.demo",
     "doctor": "tersor.pipeline.doctor",
     "inspect": "tersor.pipeline.inspect",

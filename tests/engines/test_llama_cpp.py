@@ -265,8 +265,8 @@ def test_an_abort_during_a_call_closes_the_engine(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_child_left")
 def test_a_call_that_takes_too_long_is_ended(path: Path) -> None:
     engine = LlamaCpp(path, timeout_s=0.5)
-    assert engine._process is not None
-    os.kill(engine._process.pid, signal.SIGSTOP)  # hangs for ever
+    assert engine._child.pid is not None
+    os.kill(engine._child.pid, signal.SIGSTOP)  # hangs for ever
     start = time.perf_counter()
     with pytest.raises(EngineError, match=r"logits .*timed out after 0\.5 s"):
         engine.logits([1])

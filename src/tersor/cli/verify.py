@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tersor.cli.output import JsonOption, console, print_json
 from tersor.cli.progress import progress_bar
-from tersor.evaluate.verdict import Check, Verdict
+from tersor.evaluate.checks.verdict import Check, Verdict
 from tersor.pipeline import verify as pipeline
 
 __all__ = ["verify"]

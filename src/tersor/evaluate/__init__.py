@@ -1,1 +1,1 @@
-"""EVALUATE: one module a question about an artefact; each answers with a Check."""
+"""EVALUATE: how good, how fast and how far from its source an artefact is."""

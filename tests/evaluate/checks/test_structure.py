@@ -12,7 +12,7 @@ import pytest
 from tersor.containers.gguf import write_gguf
 from tersor.core.metadata import MetadataEntry as Entry
 from tersor.core.plan import PlannedTensor
-from tersor.evaluate.structure import check_card, check_structure
+from tersor.evaluate.checks.structure import check_card, check_structure
 
 BASE = {
     "general.architecture": Entry("llama", "str"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from tersor.core.card import Card
 from tersor.core.errors import FormatError
 from tersor.core.metadata import MetadataValue
-from tersor.evaluate.verdict import Check
+from tersor.evaluate.checks.verdict import Check
 from tersor.files.gguf import GgufFile, check
 from tersor.files.hashing import sha256
 from tersor.models.architectures import ARCHITECTURES

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.core.arrays import Float32
-from tersor.evaluate.verdict import Check
+from tersor.evaluate.checks.verdict import Check
 from tersor.models import Model, ModelTensor
 
 __all__ = ["BOUNDS", "TensorProgress", "check_tensors"]

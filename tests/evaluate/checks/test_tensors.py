@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tersor.core.arrays import Float32
-from tersor.evaluate.tensors import BOUNDS, check_tensors
+from tersor.evaluate.checks.tensors import BOUNDS, check_tensors
 from tersor.formats import FORMATS
 from tersor.models import Model, ModelTensor, load
 

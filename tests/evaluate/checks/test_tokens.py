@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tersor.evaluate.corpus import PROSE, mixed_texts
-from tersor.evaluate.tokens import check_tokens
+from tersor.evaluate.checks.corpus import PROSE, mixed_texts
+from tersor.evaluate.checks.tokens import check_tokens
 from tersor.models import Model, load
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tersor.core.errors import EngineError, MissingError
 from tersor.engines.llama_cpp import LlamaCpp
-from tersor.evaluate.verdict import Check
+from tersor.evaluate.checks.verdict import Check
 
 __all__ = ["check_running"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tersor.core.arrays import Float32
-from tersor.evaluate.corpus import PROSE
-from tersor.evaluate.logits import check_logits, compare, largest_divergence
+from tersor.evaluate.checks.corpus import PROSE
+from tersor.evaluate.checks.logits import check_logits, compare, largest_divergence
 from tersor.models import Model, load
 
 from .conftest import MakeGguf

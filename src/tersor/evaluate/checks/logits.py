@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError, TersorError
 from tersor.engines.llama_cpp import LlamaCpp
-from tersor.evaluate.verdict import Check
+from tersor.evaluate.checks.verdict import Check
 from tersor.models import Model
 
 __all__ = ["Distance", "check_logits", "compare", "largest_divergence"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tersor.evaluate.running import check_running
+from tersor.evaluate.checks.running import check_running
 
 from .conftest import MakeGguf, changing_nothing
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from tersor.core.errors import EngineError, MissingError, TersorError
 from tersor.engines.llama_cpp import LlamaCpp
-from tersor.evaluate.verdict import Check
+from tersor.evaluate.checks.verdict import Check
 from tersor.models import Model
 
 __all__ = ["check_tokens"]

@@ -1,0 +1,1 @@
+"""llama.cpp from the inside of its child process: standard library only."""

@@ -1,0 +1,104 @@
+"""The child process that holds llama.cpp: reads requests on stdin, answers on the former stdout.
+
+Started by `engines/child.py` with the arguments LIBRARY MODEL OPTIONS_JSON. It imports the standard library and our
+own modules alone, so that it starts fast and cannot be misled by files in the current folder. llama.cpp may abort the
+process on a broken model; the parent sees the pipe close and reports what stood on stderr last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from typing import Any, BinaryIO
+
+from tersor.engines.frames import receive, send
+from tersor.engines.llama.api import RefusalError, bound
+from tersor.engines.llama.session import Session, pieces
+
+__all__ = ["main"]
+
+
+def _logits(engine: Session, request: dict[str, Any], output: BinaryIO) -> dict[str, Any]:
+    engine.clear()
+    for start, ids in pieces(request["ids"], engine.batch_size):
+        engine.decode(ids, start, every=True)
+        send(output, {"floats": len(ids) * engine.size})
+        for row in range(len(ids)):
+            output.write(memoryview(engine.row(row)).cast("B"))
+    return {}
+
+
+def _generate(engine: Session, request: dict[str, Any], _output: BinaryIO) -> dict[str, Any]:
+    engine.clear()
+    ids = request["ids"]
+    for start, piece in pieces(ids, engine.batch_size):
+        engine.decode(piece, start, every=False)
+    made: list[int] = []
+    while len(made) < request["count"]:
+        token = engine.best()
+        made.append(token)
+        if request["stop"] and engine.library.llama_vocab_is_eog(engine.vocabulary, token):
+            break
+        if len(made) < request["count"]:
+            engine.decode([token], len(ids) + len(made) - 1, every=False)
+    return {"ids": made}
+
+
+def _tokenize(engine: Session, request: dict[str, Any], _output: BinaryIO) -> dict[str, Any]:
+    text = request["text"].encode()
+    room = len(text) + 16
+    while True:
+        ids = (ctypes.c_int32 * room)()
+        count = engine.library.llama_tokenize(
+            engine.vocabulary, text, len(text), ids, room, request["add_special"], request["parse_special"]
+        )
+        if count >= 0:
+            return {"ids": ids[:count]}
+        if -count <= room:
+            raise RefusalError(f"llama_tokenize returned {count} for {len(text)} bytes")
+        room = -count
+
+
+def _detokenize(engine: Session, request: dict[str, Any], _output: BinaryIO) -> dict[str, Any]:
+    ids = (ctypes.c_int32 * len(request["ids"]))(*request["ids"])
+    room = 16 * len(ids) + 16
+    while True:
+        text = ctypes.create_string_buffer(room)
+        count = engine.library.llama_detokenize(engine.vocabulary, ids, len(ids), text, room, False, True)
+        if count >= 0:
+            return {"text": text.raw[:count].decode(errors="replace")}
+        if -count <= room:
+            raise RefusalError(f"llama_detokenize returned {count} for {len(ids)} tokens")
+        room = -count
+
+
+_OPERATIONS = {"logits": _logits, "generate": _generate, "tokenize": _tokenize, "detokenize": _detokenize}
+
+
+def _serve(engine: Session, source: BinaryIO, output: BinaryIO) -> None:
+    send(output, {"done": True, "vocabulary_size": engine.size})
+    output.flush()
+    while (request := receive(source)) is not None:
+        try:
+            send(output, {"done": True, **_OPERATIONS[request["operation"]](engine, request, output)})
+        except RefusalError as refusal:
+            send(output, {"error": str(refusal)})
+        output.flush()
+
+
+def main() -> None:
+    """Load the model, then answer requests until stdin closes."""
+    library, path, options = sys.argv[1:4]
+    output = os.fdopen(os.dup(1), "wb", buffering=1 << 20)
+    os.dup2(2, 1)  # whatever native code prints must not enter the protocol
+    try:
+        engine = Session(bound(library), path, json.loads(options))
+    except RefusalError as refusal:
+        send(output, {"error": str(refusal)})
+        output.flush()
+        return
+    _serve(engine, sys.stdin.buffer, output)
+    output.flush()
+    os._exit(0)  # the library's own teardown is slow and proves nothing

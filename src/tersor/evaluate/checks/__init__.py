@@ -1,0 +1,1 @@
+"""One module a question about an artefact; each answers with a Check."""
