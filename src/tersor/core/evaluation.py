@@ -20,7 +20,7 @@ class Metric:
     unit       "nats", "", "tokens/s", "ms", "bytes", …; "" for ratios and shares
     low, high  its 95 % confidence interval; None where none can be given
     units      independent units it rests on (windows of text, questions, images, repeats)
-    floor      the same number between two full-precision runs that should be equal: the noise floor; None if not measured
+    floor      the noise floor: the same between two full-precision runs that should be equal; None if not measured
     share      of what this machine could do at most, 0 … 1; None where that makes no sense
     """
 
