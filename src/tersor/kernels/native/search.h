@@ -109,15 +109,22 @@ struct SymmetricFit {
     vi empty;
 };
 
-// The first value with the largest magnitude.
+// The first value with the largest magnitude, NaN passed over; 0 where all are zero.
 template <int N>
 inline void extreme(const vf* x, vf& value, vf& magnitude) {
-    value = vf{};
-    magnitude = vf{};
+    vf low{}, high{};
     for (int i = 0; i < N; ++i) {
-        const vf size = absolute(x[i]);
-        const vi more = size > magnitude;
-        magnitude = choose(more, size, magnitude);
+        low = smaller(x[i], low);
+        high = larger(x[i], high);
+    }
+    magnitude = larger(high, -low);
+    value = choose(high > -low, high, low);
+    if (!any((high == -low) & (high != 0.0f))) return;
+    vf size{};  // some group has its largest magnitude with both signs: the order decides
+    value = vf{};
+    for (int i = 0; i < N; ++i) {
+        const vi more = absolute(x[i]) > size;
+        size = choose(more, absolute(x[i]), size);
         value = choose(more, x[i], value);
     }
 }
@@ -234,11 +241,12 @@ inline void descend_symmetric(const vf* x, vf* codes, vf* scales) {
         vf peak, magnitude, lx{}, l2{};
         extreme<N>(values, peak, magnitude);
         full[g] = ~(magnitude < EMPTY);
+        const bool is_full = !any(magnitude < EMPTY);
         const vf inverse = (float)-HALF / peak;
         for (int i = 0; i < N; ++i) {
             const vf l = round_clamped(inverse * values[i], (float)-HALF, (float)(HALF - 1));
             const vf w = values[i] * values[i];
-            codes[g * N + i] = choose(full[g], l, vf{});
+            codes[g * N + i] = is_full ? l : choose(full[g], l, vf{});
             lx += w * values[i] * l;
             l2 += w * l * l;
         }
