@@ -30,6 +30,9 @@ def fitted(name: str, x: Float32) -> IntegerGrid:
         ("INT8", "int8-channel-sym"),
         ("int2-g48-asym", "int2-g48-asym"),
         ("int4-asym", "int4-channel-asym"),
+        ("int4-g128-f16", "int4-g128-sym-f16"),
+        ("int4-g128-asym-bf16", "int4-g128-asym-bf16"),
+        ("int8-f32", "int8-channel-sym"),
     ],
 )
 def test_names_are_made_canonical(spelled: str, canonical: str) -> None:
@@ -37,7 +40,7 @@ def test_names_are_made_canonical(spelled: str, canonical: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["int5", "int4-g0", "int4-g", "int4-g-8", "int4-g0128", "int4-sym-g128", "int4_g128", "int"]
+    "name", ["int5", "int4-g0", "int4-g", "int4-g-8", "int4-g0128", "int4-sym-g128", "int4_g128", "int", "int4-f8"]
 )
 def test_misspelt_names_are_refused(name: str) -> None:
     with pytest.raises(SchemeError, match="is no integer format: write int8, int4, int3 or int2"):
@@ -142,3 +145,44 @@ def test_streams_of_bits_unpack_to_what_was_packed(bits: int, count: int, random
 
 def test_streams_start_at_the_low_bits() -> None:
     assert pack_stream(torch.tensor([[1, 2, 3]], dtype=torch.int32), 3).tolist() == [[0b11_010_001, 0]]
+
+
+@pytest.mark.parametrize("kind", ["sym", "asym"])
+@pytest.mark.parametrize("scale", ["f16", "bf16"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@settings(deadline=None)
+@given(values=st.lists(st.floats(-60_000, 60_000, width=32), min_size=1, max_size=12))
+@example(values=[1e-45])
+@example(values=[4e-7, -1e-7])  # scales below the normal numbers of binary16
+@example(values=[60_000.0, -60_000.0])
+def test_scales_of_sixteen_bits_are_rounded_before_codes_are_chosen(
+    bits: int, scale: str, kind: str, values: list[float]
+) -> None:
+    x = np.array([values], np.float32)
+    grid = fitted(f"int{bits}-channel-{kind}-{scale}", x)
+    stored = {"f16": torch.float16, "bf16": torch.bfloat16}[scale]
+    assert torch.equal(grid.scale.to(stored).to(torch.float32), grid.scale)
+    step = float(grid.scale[0])
+    assert np.isfinite(step)
+    assert step > 0
+    decoded = grid.values(grid.round_all(torch.from_numpy(x))).numpy()
+    cut = 2.0**-8 * (2**bits - 1)  # steps that an end may lie beyond the codes because the scale was rounded down
+    assert np.abs(decoded.astype(np.float64) - x).max() <= step * (0.5 + cut) + 2.0**-22 * float(np.abs(x).max())
+
+
+def test_a_scale_of_binary16_is_the_nearest_one() -> None:
+    grid = fitted("int4-channel-sym-f16", np.array([[-8.01, 1.0]], np.float32))
+    assert float(grid.scale[0]) == float(np.float16(np.float32(8.01) / 8)) != np.float32(8.01) / 8
+
+
+def test_what_binary16_scales_cannot_reach_is_refused() -> None:
+    with pytest.raises(SchemeError, match=r"stores magnitudes up to 4.585e\+05, but row 0, column 1 is 5e\+05"):
+        get("int4-channel-sym-f16").encode(np.array([[1.0, 5e5]], np.float32))
+
+
+@pytest.mark.parametrize("name", ["int4-channel-asym", "int8-channel-asym-f16", "int2-channel-sym-bf16"])
+def test_one_row_of_an_odd_number_of_bytes_is_decoded(name: str) -> None:
+    fmt = get(name)
+    x = np.linspace(-1, 1, 8, dtype=np.float32)[None]
+    both = fmt.decode(fmt.encode(np.concatenate((x, x))), 8)
+    np.testing.assert_array_equal(fmt.decode(fmt.encode(x), 8), both[:1])

@@ -47,8 +47,25 @@ def exercise(native: Any, name: str, shape: tuple[int, int], rng: np.random.Gene
     native.decode(name, rng.integers(0, 256, (shape[0], size), dtype=np.uint8), columns, 1)
 
 
+def exercise_logits(native: Any, shape: tuple[int, int], rng: np.random.Generator) -> None:
+    """Compare, keep and bound logits, ruled-out and broken ones among them."""
+    targets = rng.integers(0, shape[1], shape[0]).astype(np.int32)
+    other = rng.standard_normal(shape).astype(np.float32)
+    ruled_out = np.where(rng.random(shape) < 0.5, -np.inf, other).astype(np.float32)
+    for x in (*inputs(rng, shape), ruled_out):
+        for k in {1, min(5, shape[1]), shape[1]}:
+            try:
+                native.compare_logits(x, other, targets, 2)
+                native.compare_logits(other, x, targets, 2)
+                native.token_losses(x[::-1], targets, 2)
+                native.compare_to_top_k(*native.top_k(x, k, 2), other, targets, 2)
+                native.compare_to_top_k(*native.top_k(other, k, 2), x, targets, 2)
+            except ValueError:
+                continue
+
+
 def main() -> None:
-    """Exercise every format on every instruction set."""
+    """Exercise every format, and the comparison of logits, on every instruction set."""
     native = load(Path(sys.argv[1]))
     rng = np.random.default_rng(0)
     for level in native.isa_levels():
@@ -57,6 +74,8 @@ def main() -> None:
             block = LAYOUTS[name].weights
             for shape in ((1, block), (3, 2 * block), (7, 3 * block), (33, block), (1, 17 * block), (0, block), (2, 0)):
                 exercise(native, name, shape, rng)
+        for shape in ((1, 1), (3, 2), (2, 15), (2, 16), (3, 17), (2, 511), (1, 513), (5, 1500), (0, 7)):
+            exercise_logits(native, shape, rng)
         sys.stdout.write(f"{level} done\n")
 
 

@@ -10,8 +10,8 @@ import torch
 from tersor.core.arrays import Float32
 from tersor.formats import get
 from tersor.kernels import reference
+from tersor.kernels.reference.families.k_affine import Q2, Q4, Kind
 from tersor.kernels.reference.grids import AffineGrid
-from tersor.kernels.reference.k_affine import Q2, Q4, Kind
 
 Float64 = npt.NDArray[np.float64]
 

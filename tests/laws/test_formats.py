@@ -13,7 +13,8 @@ from tersor.core.arrays import Bytes, Float32
 from tersor.core.format import Format, Grid
 from tersor.formats import FORMATS, get
 
-NAMES = [*FORMATS, "int4-g48-asym", "int3-g7-sym"]
+HALF_SCALES = ["int4-g128-sym-f16", "int4-g32-asym-bf16", "int8-channel-sym-f16", "int3-g64-asym-f16"]
+NAMES = [*FORMATS, "int4-g48-asym", "int3-g7-sym", *HALF_SCALES]
 PLAIN_FLOATS = {"f32", "f16", "bf16"}
 COARSE = {"f32", "f16", "bf16", "fp8_e4m3", "fp8_e5m2"}  # too many codes to try one by one
 CODES = {"tq1_0": 3, "tq2_0": 3}
@@ -119,8 +120,8 @@ def valid_bytes(fmt: Format, data: Bytes) -> Bytes:
     if fmt.name == "q8_k":
         sums = data[:, 4:260].view(np.int8).reshape(-1, 16, 16).sum(axis=2, dtype=np.int16)
         data[:, 260:] = sums.view(np.uint8)
-    if fmt.family == "integer" and not fmt.name.endswith("-sym"):
-        data[:, 4] &= (1 << int(fmt.bits)) - 1
+    if fmt.family == "integer" and "-asym" in fmt.name:
+        data[:, 2 if fmt.name.endswith("f16") else 4] &= (1 << int(fmt.bits)) - 1
     return data
 
 

@@ -18,10 +18,31 @@ from tersor.core.errors import ShapeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Format", "Grid", "Rules", "Span"]
+__all__ = ["Format", "Grid", "Lattice", "Rules", "Span"]
 
 Span = Literal["block", "row", "tensor"]
 """How many weights share one set of scales: a fixed block of a row, a whole row, or the whole tensor."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lattice:
+    """What the codes of a grid mean, group of columns by group of columns: the arrays that fast loops run on.
+
+    step    float32 [rows, groups]
+    offset  float32 [rows, groups]
+    zero    float32 [rows, groups], whole numbers
+    width   columns per group; 0: all of the block
+    levels  codes are 0 … levels - 1
+    table   float32 [levels], None: the codes are evenly spaced
+    Without a table code c means step·(c - zero) - offset, with one step·table[c]; both in this order of operations.
+    """
+
+    step: Tensor
+    offset: Tensor
+    zero: Tensor
+    width: int
+    levels: int
+    table: Tensor | None = None
 
 
 class Grid(Protocol):
@@ -41,6 +62,10 @@ class Grid(Protocol):
 
     def values(self, codes: Tensor) -> Tensor:
         """What the codes of a whole block decode to: float32 [rows, block]."""
+        ...
+
+    def lattice(self) -> Lattice | None:
+        """The same grid as arrays; None where codes are neither evenly spaced nor entries of a small table."""
         ...
 
 

@@ -10,7 +10,7 @@ from tersor.core.arrays import Bytes, Float32
 from tersor.core.format import Format, Grid
 from tersor.kernels import codec, reference
 from tersor.kernels.layouts import layout
-from tersor.kernels.reference.lookup import FOUR_BIT_FLOATS, NONLINEAR
+from tersor.kernels.reference.families.lookup import FOUR_BIT_FLOATS, NONLINEAR
 
 if TYPE_CHECKING:
     from torch import Tensor

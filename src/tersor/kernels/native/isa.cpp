@@ -1,8 +1,11 @@
 // Every codec, compiled once for each instruction set: TERSOR_ISA names the namespace, TERSOR_LANES the vector width.
+#include "feedback.h"
 #include "k_quants.h"
+#include "roofs.h"
 #include "tables.h"
 // after tables.h: uses IQ4 and power_of_e8m0
 #include "decode.h"
+#include "logits.h"
 
 namespace tersor::TERSOR_ISA {
 
@@ -30,6 +33,6 @@ static const Codec CODECS[] = {
     {"tq2_0", 256, 66, W, false, encode_tq2_0, decode_tq2_0},
 };
 
-CodecTable codecs() { return {CODECS, (int)(sizeof(CODECS) / sizeof(CODECS[0])), largest_magnitude}; }
+CodecTable codecs() { return {CODECS, (int)(sizeof(CODECS) / sizeof(CODECS[0])), largest_magnitude, roofs()}; }
 
 }  // namespace tersor::TERSOR_ISA

@@ -23,10 +23,65 @@ struct Codec {
     void (*decode)(const uint8_t* data, int64_t blocks, float* out);
 };
 
+// The loops that measure what the processor can do at most.
+struct Roofs {
+    int64_t (*read)(const uint8_t* data, int64_t bytes);
+    float (*multiply_floats)(int64_t steps);
+    int floats_per_step;  // multiply-adds
+    int64_t (*multiply_bytes)(int64_t steps);  // null: no instruction for sums of int8 products
+    int bytes_per_step;                        // multiply-adds
+};
+
 struct CodecTable {
     const Codec* begin;
     int count;
     float (*largest)(const float* x, int64_t count);  // max |x|; NaN if there is one
+    Roofs roofs;
+};
+
+// What one row of logits, beside another or what was kept of another, says about the next token.
+struct PairResult {
+    double low, high;  // of the divergence; equal where it is known
+    double reference_loss, subject_loss;
+    bool same_top;
+    int shared;  // of the five likeliest tokens
+};
+
+// Where the k likeliest tokens of one row lie, and the sums over all others.
+struct Kept {
+    int32_t* ids;
+    float* log_p;
+    double *tail_log_mass, *tail_entropy;
+};
+
+// Every function returns false where a logit is NaN or +inf, or all are -inf.
+struct LogitTable {
+    bool (*compare)(const float* reference, const float* subject, int64_t count, int64_t target, PairResult& out);
+    bool (*loss)(const float* x, int64_t count, int64_t target, double& loss);
+    bool (*keep)(const float* x, int64_t count, int64_t k, const Kept& out);
+    bool (*bound)(const float* x, int64_t count, int64_t k, int64_t target, const Kept& kept, PairResult& out);
+};
+
+// Columns that are rounded in order, each one's error moving the targets of those to come; see feedback.h.
+struct FeedbackJob {
+    int64_t columns, rows;  // rows: a multiple of the tile
+    float* target;          // [columns, rows]
+    const float* weight;    // [columns, rows]
+    float* error;           // [columns, rows], weight - value
+    float* change;          // [columns, rows], new error - old error; may be `error` where that is 0
+    const float* matrix;    // [columns, columns]: what a change of column k adds to target j
+    const int32_t* group;   // [columns], into the next three
+    const float *step, *offset, *zero;  // [groups, rows]; affine: code c means step · (c - zero) - offset
+    const float* table;     // [levels] or null; table: code c means step · table[c]
+    float table_low, table_high;
+    int levels;
+    uint8_t* codes;         // [columns, rows]
+};
+
+struct FeedbackTable {
+    int tile;
+    void (*settle)(const FeedbackJob& job, int64_t first, int64_t last, int64_t until, int64_t row, int64_t end);
+    void (*propagate)(const FeedbackJob& job, int64_t first, int64_t last, int64_t from, int64_t until, int64_t row, int64_t end);
 };
 
 }  // namespace tersor

@@ -19,6 +19,13 @@ constexpr int W = TERSOR_LANES;
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 
+inline vf load(const float* p) {
+    vf v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+
 inline vf splat(float value) { return value - vf{}; }  // keeps the sign of -0, which vf{} + value would lose
 inline vi splat(int32_t value) { return value + vi{}; }
 

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -16,14 +18,18 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "job.h"
 
 namespace tersor {
 
-namespace portable { CodecTable codecs(); }
+namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); }
 #if defined(TERSOR_X86)
-namespace avx2 { CodecTable codecs(); }
-namespace avx512 { CodecTable codecs(); }
+namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); }
+namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); }
 #endif
 
 }  // namespace tersor
@@ -36,19 +42,22 @@ namespace {
 struct Level {
     std::string name;
     CodecTable table;
+    LogitTable logits;
+    FeedbackTable feedback;
 };
 
 // What this processor can run, slowest first.
 const std::vector<Level>& levels() {
     static const std::vector<Level> found = [] {
         std::vector<Level> list;
-        list.push_back({"portable", portable::codecs()});
+        list.push_back({"portable", portable::codecs(), portable::logits(), portable::feedback()});
 #if defined(TERSOR_X86)
         __builtin_cpu_init();
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) list.push_back({"avx2", avx2::codecs()});
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
+            list.push_back({"avx2", avx2::codecs(), avx2::logits(), avx2::feedback()});
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c"))
-            list.push_back({"avx512", avx512::codecs()});
+            list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback()});
 #endif
         return list;
     }();
@@ -170,6 +179,175 @@ auto decode(const std::string& name, Packed data, int64_t columns, int threads) 
     return array_of(std::move(out), rows, columns);
 }
 
+// The shortest of `passes` runs of work(first, last) over [0, count) shared by `threads`, in seconds.
+template <typename Work>
+double shortest(int64_t count, int threads, int passes, const Work& work) {
+    double least = std::numeric_limits<double>::infinity();
+    for (int pass = 0; pass < passes; ++pass) {
+        const auto began = std::chrono::steady_clock::now();
+        share_out(count, count / threads, threads, work);
+        least = std::min(least, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    }
+    return least;
+}
+
+// Bytes read in a second from a buffer of about `bytes`, each thread its own part.
+double read_rate(int64_t bytes, int threads, int passes) {
+    if (threads < 1 || passes < 1 || bytes < 1) throw std::invalid_argument("bytes, threads and passes must be positive");
+    nb::gil_scoped_release release;
+    constexpr int64_t PAGE = 1 << 21;
+    const int64_t share = (bytes / threads + PAGE - 1) / PAGE * PAGE, total = share * threads;
+    std::unique_ptr<uint8_t[]> memory(new uint8_t[(size_t)(total + PAGE)]);
+    uint8_t* data = memory.get() + (PAGE - (int64_t)((uintptr_t)memory.get() % PAGE)) % PAGE;
+#if defined(MADV_HUGEPAGE)
+    madvise(data, (size_t)total, MADV_HUGEPAGE);  // the roof of the memory, not of its small pages
+#endif
+    share_out(total, share, threads, [&](int64_t first, int64_t last) {
+        std::memset(data + first, 1, (size_t)(last - first));  // on the thread that reads it: memory is near to who touched it first
+    });
+    std::atomic<int64_t> seen{0};
+    const auto read = chosen()->table.roofs.read;
+    const double seconds = shortest(total, threads, passes, [&](int64_t first, int64_t last) { seen += read(data + first, last - first); });
+    return seen < 0 ? 0.0 : (double)total / seconds;
+}
+
+// Multiply-adds done in a second: of float32, or of int8 summed into int32 (0 without an instruction for it).
+double multiply_rate(bool of_bytes, int64_t steps, int threads, int passes) {
+    if (threads < 1 || passes < 1 || steps < 1) throw std::invalid_argument("steps, threads and passes must be positive");
+    nb::gil_scoped_release release;
+    const Roofs roofs = chosen()->table.roofs;
+    if (of_bytes && !roofs.multiply_bytes) return 0.0;
+    std::atomic<int64_t> seen{0};
+    const double seconds = shortest(threads, threads, passes, [&](int64_t, int64_t) {
+        seen += of_bytes ? roofs.multiply_bytes(steps) : (int64_t)roofs.multiply_floats(steps);
+    });
+    return (double)(of_bytes ? roofs.bytes_per_step : roofs.floats_per_step) * (double)steps * threads / seconds;
+}
+
+using Logits = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::device::cpu>;  // any step on axis 0
+using Targets = nb::ndarray<const int32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const int32_t, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Doubles = nb::ndarray<const double, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+nb::ndarray<T, nb::numpy, nb::ndim<1>> vector_of(std::unique_ptr<T[]> memory, int64_t count) {
+    T* data = memory.release();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::ndarray<T, nb::numpy, nb::ndim<1>>(data, {(size_t)count}, owner);
+}
+
+// Calls work(row) for every row on `threads` threads, without the interpreter lock; throws if it returns false once.
+template <typename Work>
+void for_rows(int64_t rows, int64_t columns, int threads, const Work& work) {
+    std::atomic<bool> refused{false};
+    {
+        nb::gil_scoped_release release;
+        share_out(rows, std::max<int64_t>(1, LEAST / std::max<int64_t>(1, columns)), threads, [&](int64_t first, int64_t last) {
+            for (int64_t row = first; row < last && !refused; ++row)
+                if (!work(row)) refused = true;
+        });
+    }
+    if (refused) throw std::invalid_argument("a logit is NaN or +inf, or all of a row are -inf");
+}
+
+void check_logits(const Logits& x, const Targets* targets) {
+    if (x.shape(1) == 0 || (x.shape(0) > 0 && x.shape(1) > 1 && x.stride(1) != 1))
+        throw std::invalid_argument("a row of logits must be contiguous");
+    if (!targets) return;
+    if (targets->shape(0) != x.shape(0)) throw std::invalid_argument("every row of logits needs one target");
+    for (size_t i = 0; i < targets->shape(0); ++i)
+        if ((*targets)(i) < 0 || (size_t)(*targets)(i) >= x.shape(1)) throw std::invalid_argument("no such target");
+}
+
+// Three doubles, and two columns of counts, for each row of a comparison.
+struct Columns {
+    int64_t rows;
+    std::unique_ptr<double[]> low, high, reference_loss, subject_loss, shared;
+    std::unique_ptr<bool[]> same_top;
+
+    explicit Columns(int64_t n)
+        : rows(n), low(new double[(size_t)n]), high(new double[(size_t)n]), reference_loss(new double[(size_t)n]),
+          subject_loss(new double[(size_t)n]), shared(new double[(size_t)n]), same_top(new bool[(size_t)n]) {}
+
+    void set(int64_t row, const PairResult& result, int64_t of) {
+        low[row] = result.low;
+        high[row] = result.high;
+        reference_loss[row] = result.reference_loss;
+        subject_loss[row] = result.subject_loss;
+        same_top[row] = result.same_top;
+        shared[row] = (double)result.shared / (double)std::min<int64_t>(of, 5);
+    }
+};
+
+auto compare_logits(Logits reference, Logits subject, Targets targets, int threads) {
+    check_logits(reference, &targets);
+    check_logits(subject, &targets);
+    const int64_t rows = (int64_t)reference.shape(0), columns = (int64_t)reference.shape(1);
+    if ((int64_t)subject.shape(1) != columns) throw std::invalid_argument("both need the same vocabulary");
+    Columns out(rows);
+    for_rows(rows, columns, threads, [&](int64_t row) {
+        PairResult result;
+        const float *a = reference.data() + row * reference.stride(0), *b = subject.data() + row * subject.stride(0);
+        const bool is_fine = chosen()->logits.compare(a, b, columns, targets.data()[row], result);
+        if (is_fine) out.set(row, result, columns);
+        return is_fine;
+    });
+    return nb::make_tuple(vector_of(std::move(out.low), rows), vector_of(std::move(out.reference_loss), rows),
+                          vector_of(std::move(out.subject_loss), rows), vector_of(std::move(out.same_top), rows),
+                          vector_of(std::move(out.shared), rows));
+}
+
+auto token_losses(Logits x, Targets targets, int threads) {
+    check_logits(x, &targets);
+    const int64_t rows = (int64_t)x.shape(0), columns = (int64_t)x.shape(1);
+    std::unique_ptr<double[]> out(new double[(size_t)rows]);
+    for_rows(rows, columns, threads, [&](int64_t row) {
+        return chosen()->logits.loss(x.data() + row * x.stride(0), columns, targets.data()[row], out[row]);
+    });
+    return vector_of(std::move(out), rows);
+}
+
+auto top_k(Logits x, int64_t k, int threads) {
+    check_logits(x, nullptr);
+    const int64_t rows = (int64_t)x.shape(0), columns = (int64_t)x.shape(1);
+    if (k < 1 || k > columns) throw std::invalid_argument("k must be 1 up to the vocabulary");
+    std::unique_ptr<int32_t[]> ids(new int32_t[(size_t)(rows * k)]);
+    std::unique_ptr<float[]> log_p(new float[(size_t)(rows * k)]);
+    std::unique_ptr<double[]> mass(new double[(size_t)rows]), entropy(new double[(size_t)rows]);
+    for_rows(rows, columns, threads, [&](int64_t row) {
+        const Kept kept{ids.get() + row * k, log_p.get() + row * k, mass.get() + row, entropy.get() + row};
+        return chosen()->logits.keep(x.data() + row * x.stride(0), columns, k, kept);
+    });
+    return nb::make_tuple(array_of(std::move(ids), rows, k), array_of(std::move(log_p), rows, k),
+                          vector_of(std::move(mass), rows), vector_of(std::move(entropy), rows));
+}
+
+auto compare_to_top_k(Ids ids, Matrix log_p, Doubles mass, Doubles entropy, Logits subject, Targets targets, int threads) {
+    check_logits(subject, &targets);
+    const int64_t rows = (int64_t)subject.shape(0), columns = (int64_t)subject.shape(1), k = (int64_t)ids.shape(1);
+    if ((int64_t)ids.shape(0) != rows || (int64_t)log_p.shape(0) != rows || (int64_t)log_p.shape(1) != k ||
+        (int64_t)mass.shape(0) != rows || (int64_t)entropy.shape(0) != rows || k < 1 || k > columns)
+        throw std::invalid_argument("what was kept does not fit the logits");
+    for (int64_t i = 0; i < rows * k; ++i)
+        if (ids.data()[i] < 0 || ids.data()[i] >= columns) throw std::invalid_argument("no such token");
+    Columns out(rows);
+    for_rows(rows, columns, threads, [&](int64_t row) {
+        // Only read: Kept is also what top_k writes.
+        const Kept kept{const_cast<int32_t*>(ids.data()) + row * k, const_cast<float*>(log_p.data()) + row * k,
+                        const_cast<double*>(mass.data()) + row, const_cast<double*>(entropy.data()) + row};
+        PairResult result{};
+        const float* x = subject.data() + row * subject.stride(0);
+        const bool is_fine = chosen()->logits.bound(x, columns, k, targets.data()[row], kept, result);
+        if (is_fine) out.set(row, result, k);
+        return is_fine;
+    });
+    return nb::make_tuple(vector_of(std::move(out.low), rows), vector_of(std::move(out.high), rows),
+                          vector_of(std::move(out.subject_loss), rows), vector_of(std::move(out.same_top), rows),
+                          vector_of(std::move(out.shared), rows));
+}
+
+#include "bind_feedback.h"  // uses the array types and share_out above
+
 std::vector<std::string> names() {
     std::vector<std::string> list;
     const CodecTable table = chosen()->table;
@@ -186,10 +364,18 @@ std::vector<std::string> level_names() {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "Encoders and decoders of every GGUF format; same names and results as tersor.kernels.reference.";
+    m.doc() = "Encoders and decoders of every GGUF format, and comparison of logits: as tersor.kernels.reference defines them.";
     m.def("encode", &encode, nb::arg("name"), nb::arg("x"), nb::arg("importance").none(), nb::arg("search"),
           nb::arg("threads"), nb::arg("limit") = std::numeric_limits<float>::infinity());
     m.def("decode", &decode, nb::arg("name"), nb::arg("data"), nb::arg("columns"), nb::arg("threads"));
+    m.def("read_rate", &read_rate, nb::arg("bytes"), nb::arg("threads"), nb::arg("passes"));
+    m.def("multiply_rate", &multiply_rate, nb::arg("of_bytes"), nb::arg("steps"), nb::arg("threads"), nb::arg("passes"));
+    m.def("compare_logits", &compare_logits);
+    m.def("token_losses", &token_losses);
+    m.def("top_k", &top_k);
+    m.def("compare_to_top_k", &compare_to_top_k);
+    m.def("settle", &settle);
+    m.def("propagate", &propagate);
     m.def("formats", &names);
     m.def("isa", [] { return chosen()->name; });
     m.def("isa_levels", &level_names);

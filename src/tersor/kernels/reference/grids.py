@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tersor.core.format import Lattice
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class AffineGrid:
         """Values of the codes of a block: float32 [rows, block]."""
         return spread(self.steps, self.width) * (codes - self.zero) - spread(self.offsets, self.width)
 
+    def lattice(self) -> Lattice:
+        """The same grid as arrays."""
+        zero = torch.full_like(self.steps, self.zero)
+        return Lattice(self.steps, self.offsets, zero, self.width, self.levels)
+
     def _round(self, x: Tensor, step: Tensor, offset: Tensor) -> Tensor:
         place = (x + offset) / step  # infinite or NaN where the step is 0: every code means the same there
         place = torch.where(step == 0, torch.zeros_like(place), place).nan_to_num(nan=0.0)
@@ -111,6 +117,11 @@ class TableGrid:
         """Values of the codes of a block: float32 [rows, block]."""
         return spread(self.steps, self.width) * self.table[codes.long()]
 
+    def lattice(self) -> Lattice:
+        """The same grid as arrays."""
+        nothing = torch.zeros_like(self.steps)
+        return Lattice(self.steps, nothing, nothing, self.width, len(self.table), self.table)
+
     def _round(self, x: Tensor, step: Tensor) -> Tensor:
         ends = torch.stack((step * self.table.amin(), step * self.table.amax()))
         x = x.clamp(ends.amin(0), ends.amax(0))  # far outside, every distance would round to the same
@@ -152,6 +163,9 @@ class FloatGrid:
     def values(self, codes: Tensor) -> Tensor:
         """Values of the codes of a block: float32 [rows, block]."""
         return self._value(codes, None if self.scale is None else self.scale[:, None])
+
+    def lattice(self) -> None:
+        """Floats are neither evenly spaced nor few."""
 
     def _round(self, x: Tensor, scale: Tensor | None) -> Tensor:
         floats, integers, mask = _float_types(self.kind)

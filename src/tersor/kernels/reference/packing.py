@@ -37,7 +37,7 @@ def to_bytes(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def from_bytes(data: Tensor, dtype: torch.dtype) -> Tensor:
     """Invert `to_bytes`: numbers [rows, n] of type `dtype`."""
-    return data.contiguous().clone().view(dtype)
+    return data.clone(memory_format=torch.contiguous_format).view(dtype)  # one row is contiguous whatever its stride
 
 
 def pack_fields(codes: Tensor, bits: int, stride: int) -> Tensor:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tersor.kernels.lazy import LazyModule
-from tersor.kernels.reference import legacy
 from tersor.kernels.reference.arithmetic import constant, divided, extreme, half, nearest_int, sum_in_order
 from tersor.kernels.reference.best.scale import error, inverse_of, ladder, weights, whole
+from tersor.kernels.reference.families import legacy
+from tersor.kernels.reference.families.k_affine import Q2, Q4, Q5, Kind, grid_of
 from tersor.kernels.reference.grids import AffineGrid, spread
-from tersor.kernels.reference.k_affine import Q2, Q4, Q5, Kind, grid_of
 from tersor.kernels.reference.kernel import Blocks
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tersor.kernels.lazy import LazyModule
-from tersor.kernels.reference import lookup, ternary
 from tersor.kernels.reference.arithmetic import divided, half, largest_magnitude, single, sum_in_order
 from tersor.kernels.reference.best.scale import fitted, inverse_of, weights, whole
+from tersor.kernels.reference.families import lookup, ternary
 from tersor.kernels.reference.grids import AffineGrid, TableGrid
 from tersor.kernels.reference.kernel import Blocks
 

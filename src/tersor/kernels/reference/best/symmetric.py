@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tersor.kernels.lazy import LazyModule
-from tersor.kernels.reference import k_symmetric, legacy, lookup
 from tersor.kernels.reference.arithmetic import constant, divided, half, largest_magnitude, nearest_int, sum_in_order
 from tersor.kernels.reference.best.scale import (
     Nearest,
@@ -21,6 +20,7 @@ from tersor.kernels.reference.best.scale import (
     weights,
     whole,
 )
+from tersor.kernels.reference.families import k_symmetric, legacy, lookup
 from tersor.kernels.reference.grids import AffineGrid, TableGrid, spread
 from tersor.kernels.reference.kernel import Blocks
 

@@ -1,0 +1,116 @@
+"""Error feedback: columns are rounded in order, and each one's error moves the targets of those still to come.
+
+All matrices are column-major over the weights, [columns, rows]. matrix[k, j] is what an error of 1 in column k adds to
+the target of column j. Every target gets the changes one after the other, in the order of the columns, each with one
+rounding for the product and one for the sum: native code gives the same bits whatever its blocks, tiles and threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["Points", "State", "propagate", "round_column", "settle"]
+
+BLOCK = 128  # columns whose changes reach the rest by one matrix product, where speed comes before exactness
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """The values that each column may take; `Lattice` of a whole matrix, column-major.
+
+    step, offset, zero  float32 [groups, rows]; code c means step·(c - zero) - offset
+    group               int32 [columns], which group a column is in
+    levels              codes are 0 … levels - 1, at most 256
+    table               float32 [levels]: code c means step·table[c]; None: evenly spaced
+    """
+
+    step: Tensor
+    offset: Tensor
+    zero: Tensor
+    group: Tensor
+    levels: int
+    table: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """Where a matrix stands; the arrays are written.
+
+    target  float32 [columns, rows], what the next rounding of each weight should come close to
+    weight  float32 [columns, rows], never written
+    error   float32 [columns, rows], weight less value; 0 where nothing was rounded yet
+    change  float32 [columns, rows], by how much the last rounding moved the error; may be `error` in a first pass
+    codes   uint8 [columns, rows]
+    """
+
+    target: Tensor
+    weight: Tensor
+    error: Tensor
+    change: Tensor
+    codes: Tensor
+
+
+def settle(  # noqa: PLR0917 (a state, a grid, a matrix and a range of columns)
+    state: State, points: Points, matrix: Tensor, first: int, last: int, until: int, *, exact: bool = True
+) -> None:
+    """Round columns first … last - 1 in order; the targets of all columns after each, up to `until`, are moved.
+
+    exact  False: changes reach columns beyond their block of 128 by matrix products, whose sums may round differently
+    """
+    block = until if exact else BLOCK
+    for start in range(first, last, block):
+        stop = min(last, start + block)
+        near = until if exact else stop
+        for j in range(start, stop):
+            codes, value = round_column(points, j, state.target[j])
+            state.codes[j] = codes.to(torch.uint8)
+            error = state.weight[j] - value
+            moved = error - state.error[j]
+            state.error[j] = error
+            state.change[j] = moved
+            state.target[j + 1 : near] += matrix[j, j + 1 : near, None] * moved
+        if not exact:
+            propagate(state, matrix, start, stop, stop, until, exact=False)
+
+
+def propagate(  # noqa: PLR0917 (a state, a matrix and two ranges of columns)
+    state: State, matrix: Tensor, first: int, last: int, start: int, until: int, *, exact: bool = True
+) -> None:
+    """Add the changes of columns first … last - 1 to the targets of columns start … until - 1."""
+    if not exact:
+        state.target[start:until].addmm_(matrix[first:last, start:until].T, state.change[first:last])
+        return
+    for k in range(first, last):
+        state.target[start:until] += matrix[k, start:until, None] * state.change[k]
+
+
+def round_column(points: Points, j: int, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest codes of column `j`, float32 [rows], and what they decode to."""
+    group = points.group[j]
+    step = points.step[group]
+    if points.table is not None:
+        return _entry(target, step, points.table)
+    offset, zero = points.offset[group], points.zero[group]
+    place = (target + offset) / step
+    place = torch.where(step == 0, torch.zeros_like(place), place)
+    place = torch.where(place.isnan(), torch.zeros_like(place), place)
+    level = torch.minimum(torch.maximum(place, -zero), points.levels - 1 - zero).round()
+    return level + zero, step * level - offset
+
+
+def _entry(target: Tensor, step: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the nearest entry, of equally near ones the first, and its value."""
+    low, high = step * table.amin(), step * table.amax()
+    x = torch.minimum(torch.maximum(target, torch.minimum(low, high)), torch.maximum(low, high))
+    values = table[:, None] * step
+    best = (values - x).abs().argmin(dim=0)
+    return best, values.gather(0, best[None])[0]

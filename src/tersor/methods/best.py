@@ -1,0 +1,60 @@
+"""What won on held-out text at equal bytes: correction, static order, two rounds of refinement; never worse than rtn.
+
+Measured in docs/log.md ("Which recipe is best"). The parts are GPTQ, Qronos and coordinate descent; see their modules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tersor.core.format import Format
+from tersor.core.tensor import QuantizedTensor
+from tersor.methods import gptq, qronos, rtn
+from tersor.methods.error import layer_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["quantize"]
+
+WORSE = "the error on calibration inputs was {0:.4g}, rounding to nearest has {1:.4g}: that was taken"
+
+
+def quantize(
+    weight: Tensor,
+    fmt: Format,
+    *,
+    hessian: Tensor,
+    cross: Tensor | None = None,
+    residual: Tensor | None = None,
+    damping: float = 0.01,
+    rounds: int = 2,
+    threads: int = 0,
+) -> QuantizedTensor:
+    """Quantize `weight` as well as is known; on large layers refinement costs some times what GPTQ does.
+
+    Arguments as in gptq; with `cross` (and `residual`) as in qronos. Where rounding to nearest errs less on the
+    calibration inputs its result is returned, and `fallback` says so.
+    """
+    if cross is None:
+        found = gptq.quantize(weight, fmt, hessian=hessian, damping=damping, rounds=rounds, threads=threads)
+        wanted = weight
+    else:
+        found = qronos.quantize(
+            weight,
+            fmt,
+            hessian=hessian,
+            cross=cross,
+            residual=residual,
+            damping=damping,
+            rounds=rounds,
+            threads=threads,
+        )
+        wanted = qronos.corrected(weight.float(), hessian, cross, residual=residual, threads=threads)
+    if found.fallback is not None:
+        return found
+    plain = rtn.quantize(weight, fmt, importance=hessian.diagonal().clamp(min=0), threads=threads)
+    ours, theirs = (layer_error(wanted, q, hessian) for q in (found, plain))
+    if ours > theirs:
+        return QuantizedTensor(fmt, plain.shape, plain.data, WORSE.format(ours, theirs))
+    return found

@@ -1,0 +1,73 @@
+"""AWQ: scale up the input columns that matter before rounding, and the operation before the layer down by as much.
+
+Source: Lin et al. 2023, arXiv:2306.00978; the scale with the weights' share ("duo") is AutoAWQ's.
+Differs: the search minimises the exact output error tr(E H Eᵀ) of all weights that read the input, with H in place of
+forward passes; the format's own search takes the part of clipping. A rewrite: the function of the model stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tersor.core.errors import SchemeError
+from tersor.core.format import Format
+from tersor.kernels.lazy import LazyModule
+from tersor.methods import rtn
+from tersor.methods.error import output_error
+from tersor.methods.solving.factor import checked_statistic
+from tersor.methods.solving.matrix import checked_weight
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["input_scales"]
+
+RATIOS = 20
+LEAST_SCALE = 1e-4
+
+
+def input_scales(
+    weights: Sequence[Tensor], fmt: Format, *, hessian: Tensor, ratios: int = RATIOS, threads: int = 0
+) -> Tensor:
+    """Scales of the input columns, float32 [in] > 0, all 1 where no scaling helps.
+
+    weights  matrices [out, in] float32 that read the same input; not modified
+    hessian  [in, in] float32, mean of x xᵀ over calibration tokens
+    ratios   how many exponents of the activations are tried
+    The caller multiplies the columns of the weights by the scales (`smoothquant.scaled_columns`) and divides what
+    produces the input by them (`smoothquant.divided_outputs`).
+    """
+    if not weights or ratios < 1:
+        raise SchemeError("AWQ needs at least one weight and one ratio")
+    matrices = [checked_weight(weight, fmt) for weight in weights]
+    h = checked_statistic("the Hessian", hessian, matrices[0].shape[1])
+    activation = h.diagonal().clamp(min=0).sqrt()
+    share = torch.cat([m.abs() / m.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) for m in matrices]).mean(dim=0)
+    best = torch.ones_like(activation)
+    least = _loss(matrices, fmt, h, best, threads)
+    for k in range(1, 2 * ratios + 1):
+        ratio = (k + 1) // 2 / ratios
+        scales = activation.pow(ratio)
+        if k % 2:
+            scales = scales / share.clamp(min=LEAST_SCALE).pow(1 - ratio)
+        scales = scales.clamp(min=LEAST_SCALE)
+        scales = scales / (scales.max() * scales.min()).sqrt()
+        loss = _loss(matrices, fmt, h, scales, threads)
+        if loss < least:
+            best, least = scales, loss
+    return best
+
+
+def _loss(matrices: list[Tensor], fmt: Format, hessian: Tensor, scales: Tensor, threads: int) -> float:
+    """Output error of all weights, rounded behind the scales."""
+    importance = hessian.diagonal().clamp(min=0) / scales.square()
+    total = 0.0
+    for matrix in matrices:
+        packed = rtn.quantize(matrix * scales, fmt, importance=importance, threads=threads)
+        values = torch.from_numpy(packed.dequantize(threads)).to(matrix.device) / scales
+        total += output_error(matrix, values, hessian)
+    return total

@@ -1,0 +1,135 @@
+"""Native error feedback equals its definition bit for bit, whatever the stages, threads and instruction sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tersor.core.errors import SchemeError, ShapeError
+from tersor.kernels import codec, feedback
+from tersor.kernels.feedback import Points, State
+from tersor.kernels.reference import feedback as definition
+from tersor.kernels.reference.families.lookup import FOUR_BIT_FLOATS, NONLINEAR
+
+COLUMNS, ROWS, WIDTH = 300, 96, 20
+NATIVE = codec.native()
+needs_native = pytest.mark.skipif(NATIVE is None, reason="no native kernels here")
+TABLES = {"affine": None, "nonlinear": NONLINEAR, "floats with two zeros": FOUR_BIT_FLOATS}
+
+
+@pytest.fixture(params=TABLES, ids=str)
+def problem(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, Points]:
+    """Weights, matrix and grid with steps of both signs, zero, tiny and huge."""
+    rng = torch.Generator().manual_seed(3)
+    weight = torch.randn(COLUMNS, ROWS, generator=rng)
+    matrix = torch.randn(COLUMNS, COLUMNS, generator=rng) * 0.05
+    table = TABLES[request.param]
+    step = torch.rand(COLUMNS // WIDTH, ROWS, generator=rng) * (0.3 if table is None else 0.01)
+    step[2, :20] = 0
+    step[3] *= -1
+    step[4, 5], step[5, 5] = 1e-38, 1e30
+    offset = torch.rand(step.shape, generator=rng) * 0.2
+    group = torch.randperm(COLUMNS, generator=rng).to(torch.int32) // WIDTH
+    values = None if table is None else torch.tensor(table, dtype=torch.float32)
+    return weight, matrix, Points(step, offset, torch.full_like(step, 7), group, 16, values)
+
+
+def fresh(weight: torch.Tensor, *, again: bool = False) -> State:
+    """A first pass, or one over errors that are there already."""
+    error = torch.sin(weight) * 0.1 if again else torch.zeros_like(weight)
+    codes = torch.zeros_like(weight, dtype=torch.uint8)
+    return State(weight.clone(), weight, error, error.clone() if again else error, codes)
+
+
+def same(a: State, b: State) -> bool:
+    """Equal bits everywhere."""
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("target", "error", "change", "codes"))
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that this processor has."""
+    module = NATIVE
+    if module is None or request.param not in module.isa_levels():  # type: ignore[attr-defined]  # only tests ask for it
+        pytest.skip(f"no {request.param} here")
+    before = module.isa()
+    module.set_isa(request.param)  # type: ignore[attr-defined]  # only tests set it
+    yield request.param
+    module.set_isa(before)  # type: ignore[attr-defined]  # as above
+
+
+@needs_native
+@pytest.mark.parametrize("again", [False, True], ids=["first pass", "second pass"])
+def test_native_is_bit_exact(problem: tuple[torch.Tensor, torch.Tensor, Points], isa: str, *, again: bool) -> None:
+    weight, matrix, points = problem
+    expected, found = fresh(weight, again=again), fresh(weight, again=again)
+    definition.settle(expected, points, matrix, 0, COLUMNS, COLUMNS)
+    feedback.settle(found, points, matrix, 0, COLUMNS, threads=2)
+    assert same(expected, found), isa
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("span", "inner"), [(300, 300), (100, 20), (130, 1), (7, 7)])
+def test_stages_and_threads_change_no_bit(
+    problem: tuple[torch.Tensor, torch.Tensor, Points], span: int, inner: int, threads: int
+) -> None:
+    weight, matrix, points = problem
+    expected, found = fresh(weight), fresh(weight)
+    feedback.settle(expected, points, matrix, 0, COLUMNS, threads=1)
+    for start in range(0, COLUMNS, span):
+        stop = min(COLUMNS, start + span)
+        for first in range(start, stop, inner):
+            feedback.settle(found, points, matrix, first, min(stop, first + inner), stop, threads=threads)
+        feedback.propagate(found, matrix, start, stop, stop, threads=threads)
+    assert same(expected, found)
+
+
+@needs_native
+def test_rows_do_not_know_of_each_other(problem: tuple[torch.Tensor, torch.Tensor, Points]) -> None:
+    weight, matrix, points = problem
+    expected = fresh(weight)
+    feedback.settle(expected, points, matrix, 0, COLUMNS)
+    part = slice(32, 64)
+    found = fresh(weight[:, part].contiguous())
+    cut = replace(points, step=points.step[:, part], offset=points.offset[:, part], zero=points.zero[:, part])
+    feedback.settle(found, cut, matrix, 0, COLUMNS)
+    assert torch.equal(expected.codes[:, part], found.codes)
+    assert torch.equal(expected.error[:, part], found.error)
+
+
+def test_blocked_products_agree_with_the_definition_but_for_rounding(
+    problem: tuple[torch.Tensor, torch.Tensor, Points],
+) -> None:
+    weight, matrix, points = problem
+    exact, quick = fresh(weight), fresh(weight)
+    matrix = matrix * 0.01
+    definition.settle(exact, points, matrix, 0, COLUMNS, COLUMNS)
+    definition.settle(quick, points, matrix, 0, COLUMNS, COLUMNS, exact=False)
+    ordinary = (points.step[points.group.long()].abs() > 1e-6) & (points.step[points.group.long()].abs() < 1)
+    assert (exact.codes != quick.codes)[ordinary].float().mean() < 1e-3
+
+
+def test_broken_arguments_are_refused(problem: tuple[torch.Tensor, torch.Tensor, Points]) -> None:
+    weight, matrix, points = problem
+    state = fresh(weight)
+    with pytest.raises(ShapeError, match=r"columns 10 … 5 .* not in order within 300"):
+        feedback.settle(state, points, matrix, 10, 5)
+    with pytest.raises(ShapeError, match=r"must be \[300, 300\], got \(300, 299\)"):
+        feedback.settle(state, points, matrix[:, 1:], 0, 5)
+    with pytest.raises(ShapeError, match="codes must be contiguous"):
+        feedback.settle(replace(state, codes=state.codes[1:]), points, matrix, 0, 5)
+    with pytest.raises(SchemeError, match="300 levels do not fit into a byte"):
+        feedback.settle(state, replace(points, levels=300), matrix, 0, 5)
+    with pytest.raises(ShapeError, match="a grid for 300 columns of 96 rows"):
+        feedback.settle(state, replace(points, group=points.group[1:]), matrix, 0, 5)
+
+
+@needs_native
+def test_a_group_that_does_not_exist_is_refused(problem: tuple[torch.Tensor, torch.Tensor, Points]) -> None:
+    weight, matrix, points = problem
+    with pytest.raises(ValueError, match="no such group"):
+        feedback.settle(fresh(weight), replace(points, group=points.group + 1000), matrix, 0, 5)
