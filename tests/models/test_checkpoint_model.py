@@ -199,7 +199,7 @@ def test_a_tensor_of_another_shape_than_config_json_says_is_refused(save: Save) 
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
-        ("LlamaConfig", {"quantization_config": {"quant_method": "gptq"}}, "already quantized with 'gptq'"),
+        ("LlamaConfig", {"quantization_config": {"quant_method": "hqq"}}, "already quantized with 'hqq'"),
         ("LlamaConfig", {"hidden_act": "gelu"}, "activation 'gelu'"),
         ("LlamaConfig", {"residual_multiplier": 0.22}, "residual_multiplier = 0.22 is not known"),
         ("LlamaConfig", {"num_key_value_heads": 3}, "4 heads do not share 3"),

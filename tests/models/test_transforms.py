@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from tersor.core.errors import ShapeError, UnsupportedError
 from tersor.files.dtypes import Numbers
-from tersor.models.transforms import Affine, Constant, Half, HeadsInterleaved, Leading, Rows, Source, Stacked, flat
+from tersor.models.transforms import (
+    Affine,
+    Constant,
+    Half,
+    HeadsInterleaved,
+    Leading,
+    Rows,
+    Source,
+    Stacked,
+    flat,
+    origin,
+)
 
 
 class Recorder:
@@ -50,6 +61,8 @@ CASES: dict[str, Callable[[Recorder], Rows]] = {
     "half": lambda r: Half(r.source("stack"), 1),
     "stacked": lambda r: Stacked((r.source("q"), r.source("k"), r.source("q"))),
     "leading": lambda r: Leading(r.source("q"), 17),
+    "stacked halves": lambda r: Stacked((Half(r.source("q"), 0), Half(r.source("q"), 1), Half(r.source("k"), 1))),
+    "affine heads of leading rows": lambda r: Affine(HeadsInterleaved(Leading(r.source("q"), 16), 2), factor=3.0),
     "constant": lambda r: Constant(matrix(5, 3)),
 }
 
@@ -117,3 +130,36 @@ def test_integers_are_refused_as_weights() -> None:
 def test_cutting_to_more_rows_than_there_are_is_refused() -> None:
     with pytest.raises(ShapeError, match="9 leading rows"):
         Leading(Recorder(q=matrix(4, 2)).source("q"), 9)
+
+
+@given(case=st.sampled_from(sorted(CASES)), data=st.data())
+def test_the_origin_of_rows_says_what_reading_them_gives(case: str, data: st.DataObject) -> None:
+    recorder = Recorder(q=matrix(24, 5), k=matrix(24, 5) + 100, stack=matrix(3, 8, 5))
+    rows = CASES[case](recorder)
+    start = data.draw(st.integers(0, flat(rows.shape)[0]))
+    stop = data.draw(st.integers(start, flat(rows.shape)[0]))
+    found = origin(rows, start, stop)
+    assert recorder.count == 0
+    made = np.empty((stop - start, 5 if case != "constant" else 3), dtype=np.float32)
+    for i, (which, row) in enumerate(zip(found.which.tolist(), found.row.tolist(), strict=True)):
+        made[i] = (found.sources[which].read(row, row + 1)[0] + found.shift[i]) * found.factor[i]
+    np.testing.assert_array_equal(made, rows.read(start, stop))
+
+
+def test_the_origin_names_each_source_once() -> None:
+    recorder = Recorder(q=matrix(24, 5), k=matrix(24, 5))
+    q, k = recorder.source("q"), recorder.source("k")
+    found = origin(Stacked((q, k, q)), 20, 50)
+    assert found.sources == (q, k)
+    assert found.which.tolist() == [0] * 4 + [1] * 24 + [0] * 2
+    assert found.row.tolist() == [*range(20, 24), *range(24), 0, 1]
+
+
+def test_a_reordered_vector_has_no_origin_by_rows() -> None:
+    with pytest.raises(ShapeError, match="no origin by rows"):
+        origin(HeadsInterleaved(Recorder(b=matrix(24)).source("b"), 3), 0, 1)
+
+
+def test_a_change_upon_a_change_has_no_origin() -> None:
+    with pytest.raises(ShapeError, match="changed twice"):
+        origin(Affine(Affine(Constant(matrix(2, 3)), shift=1.0), factor=2.0), 0, 2)

@@ -13,7 +13,7 @@ from tersor.files.positional import PositionalFile
 from tersor.files.safetensors import MAX_HEADER_BYTES, SafetensorsFile, TensorInfo, refuse_crowded_json
 from tersor.files.torch_zip import TorchZipFile
 
-__all__ = ["Checkpoint", "read_json", "weight_files"]
+__all__ = ["Checkpoint", "inside", "read_json", "weight_files"]
 
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -94,7 +94,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[
             missing = [shard for shard in shards if not (folder / shard).exists()]
             if missing:
                 raise MissingError(f"{folder / name}: {len(missing)} shards are missing, the first is {missing[0]}")
-            return [_inside(folder, shard) for shard in shards], index, [folder / name]
+            return [inside(folder, shard) for shard in shards], index, [folder / name]
         if (folder / single).is_file():
             return [folder / single], None, []
     for suffixes in ((".safetensors",), _TORCH_SUFFIXES):
@@ -152,8 +152,8 @@ def _refuse_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a shard; FormatError when a link leads it out of the folder.
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file of a checkpoint; FormatError when a link leads it out of the folder.
 
     The hub's cache keeps files in `blobs/` beside `snapshots/REVISION/` and links to them: that one way out is known.
     """

@@ -11,10 +11,12 @@ from tersor.core.errors import FormatError, MissingError, ShapeError, Unsupporte
 from tersor.core.metadata import MetadataEntry
 from tersor.files.checkpoint import Checkpoint, read_json, weight_files
 from tersor.files.safetensors import TensorInfo
+from tersor.formats.hf.settings import read_settings
 from tersor.models.architectures import Architecture, TensorRule, find
 from tersor.models.config import Config
 from tersor.models.hyperparameters import Hyperparameters, read_hyperparameters
 from tersor.models.model import Model, ModelTensor, kind_of, layer_of, needs_f32
+from tersor.models.quantized_checkpoint import QuantizedCheckpoint
 from tersor.models.rope import factor_tensors
 from tersor.models.tokenizers import load_tokenizer
 from tersor.models.transforms import Affine, Constant, Half, HeadsInterleaved, Leading, Rows, Source, Stacked
@@ -43,13 +45,19 @@ def from_checkpoint(folder: Path, weights: Path | None = None, *, ignore_config:
     inner = values.pop("text_config", None)
     if isinstance(inner, dict):
         values |= inner
-    found = read_hyperparameters(Config(values, row.defaults, str(path)), row, ignore_config)
+    quantization = values.get("quantization_config")
+    settings = read_settings(quantization, str(path)) if quantization else None
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    found = read_hyperparameters(Config(plain, row.defaults, str(path)), row, ignore_config)
     paths, index, further = ([weights], None, []) if weights else weight_files(folder)
     checkpoint = Checkpoint(paths, index)
     try:
-        assembly = _Assembly(checkpoint, row, found, folder)
+        source = QuantizedCheckpoint(checkpoint, settings, str(folder)) if settings else checkpoint
+        assembly = _Assembly(source, row, found, folder)
         tensors = tuple(assembly.tensors())
         notes = found.notes + assembly.check_leftovers()
+        if settings:
+            notes += (f"the source is quantized already ({settings.method}): its losses stay",)
     except BaseException:
         checkpoint.close()
         raise
@@ -70,7 +78,9 @@ def from_checkpoint(folder: Path, weights: Path | None = None, *, ignore_config:
 class _Assembly:
     """Matches the rules of a row against the tensors of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, row: Architecture, found: Hyperparameters, folder: Path) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint | QuantizedCheckpoint, row: Architecture, found: Hyperparameters, folder: Path
+    ) -> None:
         self.checkpoint, self.row, self.found, self.folder = checkpoint, row, found, folder
         self.infos: dict[str, TensorInfo] = {}
         for name, info in checkpoint.tensors.items():

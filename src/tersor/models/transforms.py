@@ -18,7 +18,10 @@ from tersor.core.arrays import Float32
 from tersor.core.errors import ShapeError, UnsupportedError
 from tersor.files.dtypes import INTEGERS, Numbers
 
-__all__ = ["Affine", "Constant", "Half", "HeadsInterleaved", "Leading", "Rows", "Source", "Stacked", "flat"]
+__all__ = [
+    "Affine", "Constant", "Half", "HeadsInterleaved", "Leading", "Origin", "Rows", "Source", "Stacked", "flat",
+    "origin",
+]  # fmt: skip
 
 Index: TypeAlias = npt.NDArray[np.int64]
 
@@ -139,10 +142,11 @@ class HeadsInterleaved:
     def read(self, start: int, stop: int) -> Float32:
         """Return the reordered rows."""
         if len(self.shape) == 1:
-            return self.inner.read(start, stop)[:, self._sources(0, self.shape[0])]
-        return _gather(self.inner, self._sources(start, stop))
+            return self.inner.read(start, stop)[:, self.sources(0, self.shape[0])]
+        return _gather(self.inner, self.sources(start, stop))
 
-    def _sources(self, start: int, stop: int) -> Index:
+    def sources(self, start: int, stop: int) -> Index:
+        """Return the inner row that each of the rows comes from."""
         rows = self.shape[0] // self.heads
         head, place = np.divmod(np.arange(start, stop, dtype=np.int64), rows)
         sources: Index = head * rows + place % 2 * (rows // 2) + place // 2
@@ -168,9 +172,14 @@ class Half:
 
     def read(self, start: int, stop: int) -> Float32:
         """Return the rows of this half."""
+        return _gather(self.inner, self.sources(start, stop))
+
+    def sources(self, start: int, stop: int) -> Index:
+        """Return the inner row that each of the rows comes from."""
         rows = self.shape[-2]
         matrix, place = np.divmod(np.arange(start, stop, dtype=np.int64), rows)
-        return _gather(self.inner, matrix * 2 * rows + self.which * rows + place)
+        sources: Index = matrix * 2 * rows + self.which * rows + place
+        return sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +228,82 @@ class Leading:
     def read(self, start: int, stop: int) -> Float32:
         """Return the rows."""
         return self.inner.read(start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where n rows come from: row i is (`sources[which[i]]` at row `row[i]` + `shift[i]`) · `factor[i]`.
+
+    sources  the tensors, each once: of a checkpoint, of a GGUF, or computed
+    which    [n] int64, places in `sources`
+    row      [n] int64, rows of the source flattened to two dimensions
+    shift    [n] float32, `factor` too; 0 and 1 where a row is taken as it is
+    """
+
+    sources: tuple[Rows, ...]
+    which: Index
+    row: Index
+    shift: Float32
+    factor: Float32
+
+
+def origin(values: Rows, start: int, stop: int) -> Origin:
+    """Return where rows `start` to `stop` come from, without reading them.
+
+    ShapeError for a vector whose elements are reordered, which no row describes, and for a change upon a change.
+
+    >>> gate_up = Constant(np.zeros((8, 2), np.float32))
+    >>> origin(Half(gate_up, 1), 1, 3).row.tolist()
+    [5, 6]
+    """
+    match values:
+        case Affine(inner, shift, factor):
+            found = _inner_origin(inner, np.arange(start, stop, dtype=np.int64))
+            if np.any(found.shift != 0) or np.any(found.factor != 1):
+                raise ShapeError(f"rows of {values.shape} are changed twice; an origin tells of one change")
+            full = np.full_like
+            return Origin(found.sources, found.which, found.row, full(found.shift, shift), full(found.factor, factor))
+        case HeadsInterleaved() if len(values.shape) == 1:
+            raise ShapeError(f"the elements of a vector {values.shape} are reordered; that has no origin by rows")
+        case HeadsInterleaved(inner=inner) | Half(inner=inner):
+            return _inner_origin(inner, values.sources(start, stop))
+        case Leading(inner=inner):
+            return origin(inner, start, stop)
+        case Stacked(parts):
+            rows = flat(parts[0].shape)[0]
+            indices = range(start // rows, -(-stop // rows)) if stop > start else range(0)
+            pieces = [origin(parts[i], max(start - i * rows, 0), min(stop - i * rows, rows)) for i in indices]
+            return _joined(pieces) if pieces else origin(parts[0], 0, 0)
+    plain = np.zeros(stop - start, dtype=np.float32)
+    return Origin((values,), np.zeros(stop - start, np.int64), np.arange(start, stop, dtype=np.int64), plain, plain + 1)
+
+
+def _inner_origin(inner: Rows, rows: Index) -> Origin:
+    """Return where the given rows of `inner` come from, in their order."""
+    if not len(rows):
+        return origin(inner, 0, 0)
+    low = int(rows.min())
+    found, places = origin(inner, low, int(rows.max()) + 1), rows - low
+    return Origin(found.sources, found.which[places], found.row[places], found.shift[places], found.factor[places])
+
+
+def _joined(pieces: list[Origin]) -> Origin:
+    """Return the origins one after another; a source that several name stands once."""
+    sources: list[Rows] = []
+    which = []
+    for piece in pieces:
+        for source in piece.sources:
+            if not any(source is known for known in sources):
+                sources.append(source)
+        places = [next(i for i, known in enumerate(sources) if known is source) for source in piece.sources]
+        which.append(np.array(places, dtype=np.int64)[piece.which])
+    return Origin(
+        tuple(sources),
+        np.concatenate(which),
+        np.concatenate([piece.row for piece in pieces]),
+        np.concatenate([piece.shift for piece in pieces]),
+        np.concatenate([piece.factor for piece in pieces]),
+    )
 
 
 def _gather(inner: Rows, rows: Index) -> Float32:
