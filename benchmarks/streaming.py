@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from tersor import reference_model
-from tersor.core.card import size
+from tersor.core.quantities import size
 from tersor.formats import FORMATS
 from tersor.kernels import codec
 from tersor.models.load import load
-from tersor.pipeline.planning import make_plan
-from tersor.pipeline.provenance import peak_memory_bytes
 from tersor.pipeline.quantize import quantize, slices_of
+from tersor.pipeline.steps.planning import make_plan
+from tersor.pipeline.steps.provenance import peak_memory_bytes
 
 HIDDEN, FEED_FORWARD, HEADS, VOCABULARY = 2048, 5632, 32, 32_000
 SHARDS = 4
