@@ -51,7 +51,7 @@ def recipe(**values: Any) -> dict[str, Any]:
         ("[]", r"p: an object is needed, got list"),
         ("{}", r"p: missing keys \['architecture', 'model', 'recipe', 'schema', 'tensors'\]"),
         (changed(extra=1), r"p: missing keys \[\], unknown keys \['extra'\]"),
-        (changed(schema="tersor.plan/9"), r"p: schema 'tersor\.plan/9', this version reads 'tersor\.plan/1'"),
+        (changed(schema="tersor.plan/9"), r"p: schema 'tersor\.plan/9', this version reads 'tersor\.plan/2'"),
         (changed(model=3), r"p: model must be str, got 3"),
         (changed(tensors={}), r"p: tensors: a list is needed, got dict"),
         (changed(tensors=[{}]), r"p: tensors\[0\]: missing keys"),
@@ -61,7 +61,7 @@ def recipe(**values: Any) -> dict[str, Any]:
         ),
         (
             changed(recipe=recipe(tensor_formats=[3])),
-            r"tensor_formats must be str",
+            r"recipe: tensor_formats\[0\] must be str",
         ),
     ],
 )
@@ -73,7 +73,7 @@ def test_a_document_that_is_not_a_plan_is_refused_by_name(text: str, message: st
 def test_a_tensor_with_a_broken_shape_is_refused() -> None:
     document = json.loads(PLAN.to_json())
     document["tensors"][1]["shape"] = ["4", 256]
-    with pytest.raises(FormatError, match=r"p: tensors\[1\]: shape must be int, got '4'"):
+    with pytest.raises(FormatError, match=r"p: tensors\[1\]: shape\[0\] must be int, got '4'"):
         Plan.from_object(document, place="p")
 
 
@@ -86,3 +86,10 @@ def test_a_plan_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FormatError, match=r"p\.json: not a text file"):
         Plan.load(tmp_path / "p.json")
+
+
+def test_a_plan_of_the_first_schema_is_read() -> None:
+    document = json.loads(PLAN.to_json())
+    for key in ("method", "calibration"):
+        del document["recipe"][key]
+    assert Plan.from_json(json.dumps({**document, "schema": "tersor.plan/1"})) == PLAN

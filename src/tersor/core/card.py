@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from tersor.core.card_markdown import card_markdown
 from tersor.core.errors import FormatError
-from tersor.core.plan import Plan, PlannedTensor, from_json_object
+from tersor.core.evaluation import Benchmark, Evaluation, LayerError
+from tersor.core.plan import Plan
+from tersor.core.records import from_json_text, plain, read_record, to_json_text
 
 __all__ = ["CARD_SCHEMA", "Artefact", "Card", "Seconds", "TensorError", "card_path"]
 
-CARD_SCHEMA = "tersor.card/1"
-
-WORST = 5
+CARD_SCHEMA = "tersor.card/2"
+FIRST_SCHEMA = "tersor.card/1"
+SINCE_SECOND = ("evaluations", "layers", "benchmarks")
+PART = re.compile(r"-\d{5}-of-\d{5}$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,19 @@ class TensorError:
     """What rounding cost one tensor: rms(decode(encode(x)) - x) / rms(x); None where not measured.
 
     A tensor of zeros that stays zeros has error 0; one that does not has None, for want of a measure.
+
+    method  what chose its grid points, "" where nothing was chosen
+    output  the error of what it computes from the calibration inputs, relative too; None where that is not known
+    plain   the same for plain, importance-weighted rounding
+    note    why it is not the method that was asked for, "" where it is
     """
 
     name: str
     relative: float | None
+    method: str = ""
+    output: float | None = None
+    plain: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +66,19 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One quantization: plan, proof and provenance.
+    """One artefact: plan, proof and provenance.
 
     name                name of the model
     sources             name and SHA-256 of every file that was read
     source_bytes        bytes of the source tensors, in their own types
     artefacts           the files that were written, in order
-    errors              one row a tensor, in the order of the plan
+    errors              what rounding cost, one row a tensor, in the order of the plan
     peak_memory_bytes   largest resident size of the whole process so far; None where the system does not tell
     versions            of tersor, Python, NumPy and the kernels
     command             what was typed, without private paths
+    evaluations         comparisons with the original on data, one a task, reference and data
+    layers              comparison with the original tensor by tensor and layer by layer
+    benchmarks          how fast it runs
     """
 
     name: str
@@ -77,6 +94,9 @@ class Card:
     command: str
     dry_run: bool = False
     notes: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
     schema: str = CARD_SCHEMA
 
     @property
@@ -95,162 +115,73 @@ class Card:
         rows = [(t.weights, e.relative) for t, e in zip(self.plan.tensors, self.errors, strict=False)]
         known = [(weights, error) for weights, error in rows if error is not None]
         total = sum(weights for weights, _ in known)
-        return math.sqrt(sum(weights * error**2 for weights, error in known) / total) if total else None
+        return math.sqrt(sum(weights * error * error for weights, error in known) / total) if total else None
 
     def to_object(self) -> dict[str, object]:
         """Return the Card as plain values, ready for JSON."""
         derived = {"bytes": self.nbytes, "ratio": self.ratio, "mean_error": self.mean_error}
         derived |= {"bits_per_weight": self.plan.bits_per_weight, "weights": self.plan.weights}
-        return {**dataclasses.asdict(self), "summary": derived}
+        return {**plain(self), "summary": plain(derived)}
 
     def to_json(self) -> str:
         """Return the Card as one JSON document."""
-        return json.dumps(self.to_object(), indent=1, ensure_ascii=False) + "\n"
+        return to_json_text(self.to_object())
 
     @classmethod
     def from_json(cls, text: str, *, place: str = "card") -> Card:
-        """Read what `to_json` wrote; FormatError names `place` and what is wrong."""
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{place}: not a JSON document ({error})") from error
+        """Read what `to_json` wrote, by this version or an earlier one; FormatError names `place` and what is wrong."""
+        document = from_json_text(text, place)
         if isinstance(document, dict):
+            schema = document.get("schema", CARD_SCHEMA)
+            if schema == FIRST_SCHEMA:
+                document = _second(document)
+            elif schema != CARD_SCHEMA:
+                raise FormatError(f"{place}: schema {schema!r:.60}, this version reads {CARD_SCHEMA!r}")
             document.pop("summary", None)
-        fields = from_json_object(Card, document, place)
-        if fields["schema"] != CARD_SCHEMA:
-            raise FormatError(f"{place}: schema {fields['schema']!r}, this version reads {CARD_SCHEMA!r}")
-        fields["plan"] = Plan.from_object(fields["plan"], place=f"{place}: plan")
-        fields["seconds"] = Seconds(**from_json_object(Seconds, fields["seconds"], f"{place}: seconds"))
-        for key, row in (("artefacts", Artefact), ("errors", TensorError)):
-            fields[key] = tuple(row(**from_json_object(row, value, f"{place}: {key}")) for value in fields[key])
-        for key in ("sources", "versions"):
-            pairs = fields[key]
-            if not isinstance(pairs, dict) or not all(isinstance(value, str) for value in pairs.values()):
-                raise FormatError(f"{place}: {key} must map text to text")
-        return cls(**{**fields, "notes": tuple(fields["notes"])})
+            plan = Plan.from_object(document.get("plan", {}), place=f"{place}: plan")
+            document["plan"] = plain(plan)
+        card = read_record(Card, document, place)
+        _check_counts(card, place)
+        return card
 
     def to_markdown(self, *, tensors: bool = True) -> str:
         """Return the Card as one page, the summary first and, unless `tensors` is False, every tensor last."""
-        parts = [_headline(self), _formats(self), _worst(self), _notes(self), _made(self)]
-        parts += [_every_tensor(self)] * tensors
-        return "\n\n".join(part for part in parts if part) + "\n"
+        return card_markdown(self, tensors=tensors)
 
 
 def card_path(artefact: Path, suffix: str = "md") -> Path:
-    """Return where the Card of an artefact lies: beside it, as `NAME.card.md` or `NAME.card.json`.
+    """Return where the Card of an artefact lies: beside it, as `NAME.card.md`, `.json` or `.html`; parts share one.
 
-    >>> card_path(Path("out/model.gguf")).as_posix()
-    'out/model.card.md'
+    >>> card_path(Path("out/model.gguf")).as_posix(), card_path(Path("m-00001-of-00003.gguf"), "json").as_posix()
+    ('out/model.card.md', 'm.card.json')
     """
-    return artefact.with_name(f"{artefact.name.removesuffix('.gguf')}.card.{suffix}")
+    stem = PART.sub("", artefact.name.removesuffix(".gguf"))
+    return artefact.with_name(f"{stem}.card.{suffix}")
 
 
-def _headline(card: Card) -> str:
-    error = card.mean_error
-    cost = "error not measured" if error is None else f"mean error {error:.3%}"
-    before, after = card.source_bytes * 8 / max(card.plan.weights, 1), card.plan.bits_per_weight
-    title = f"# {card.name} → {card.plan.recipe.format}" + " (plan only, nothing written)" * card.dry_run
-    return (
-        f"{title}\n\n**{card.ratio:.2f}× smaller**: {size(card.source_bytes)} → **{size(card.nbytes)}** · "
-        f"{before:.2f} → **{after:.2f} bits per weight** · {cost} · {card.plan.weights:,} weights"
-    )
+def _second(document: dict[str, Any]) -> dict[str, Any]:
+    """A Card of the first version as one of the second."""
+    errors = document.get("errors")
+    nothing = {"method": "", "output": None, "plain": None, "note": ""}
+    if isinstance(errors, list):
+        errors = [{**nothing, **row} if isinstance(row, dict) else row for row in errors]
+    return {**document, **{name: [] for name in SINCE_SECOND}, "errors": errors, "schema": CARD_SCHEMA}
 
 
-def _formats(card: Card) -> str:
-    groups: dict[str, list[tuple[PlannedTensor, TensorError]]] = {}
-    for pair in zip(card.plan.tensors, card.errors, strict=False):
-        groups.setdefault(pair[0].format, []).append(pair)
-    rows = []
-    for name, pairs in sorted(groups.items(), key=lambda item: -sum(t.nbytes for t, _ in item[1])):
-        nbytes, weights = sum(t.nbytes for t, _ in pairs), sum(t.weights for t, _ in pairs)
-        measured = [(t.weights, e.relative) for t, e in pairs if e.relative is not None]
-        mean = math.sqrt(sum(n * e**2 for n, e in measured) / max(sum(n for n, _ in measured), 1))
-        share = nbytes / max(card.plan.nbytes, 1)
-        error = f"{mean:.3%}" if measured else "–"
-        bits = nbytes * 8 / max(weights, 1)
-        rows.append(f"| {name} | {len(pairs)} | {weights:,} | {bits:.3f} | {size(nbytes)} | {share:.1%} | {error} |")
-    head = "| format | tensors | weights | bits each | size | share | error |\n|---|--:|--:|--:|--:|--:|--:|"
-    return "## Formats\n\n" + "\n".join([head, *rows])
-
-
-def _worst(card: Card) -> str:
-    known = [(e.relative, t) for t, e in zip(card.plan.tensors, card.errors, strict=False) if e.relative]
-    if not known:
-        return ""
-    rows = [
-        f"| `{tensor.name}` | {tensor.format} | {error:.3%} |"
-        for error, tensor in sorted(known, key=lambda pair: -pair[0])[:WORST]
-    ]
-    return "\n".join(["## Largest errors", "", "| tensor | format | error |", "|---|---|--:|", *rows])
-
-
-def _notes(card: Card) -> str:
-    fallbacks = card.plan.fallbacks
-    parts = []
-    if fallbacks:
-        weights = sum(tensor.weights for tensor in fallbacks) / max(card.plan.weights, 1)
-        parts.append(
-            f"## Fallbacks\n\n{len(fallbacks)} tensors ({weights:.1%} of the weights) could not take their format:\n"
-        )
-        parts.append("| tensor | wanted | got | why |\n|---|---|---|---|")
-        parts += [f"| `{t.name}` | {t.wanted} | {t.format} | {_cell(t.reason)} |" for t in fallbacks]
-    else:
-        parts.append("## Fallbacks\n\nNone: every tensor has the format that was chosen for it.")
-    if card.notes:
-        parts.append("\n## Notes\n")
-        parts += [f"- {note}" for note in card.notes]
-    return "\n".join(parts)
-
-
-def _made(card: Card) -> str:
-    seconds, recipe = card.seconds, card.plan.recipe
-    lines = ["## How it was made", ""]
-    if card.command:
-        lines += ["```", card.command, "```", ""]
-    lines.append(f"- recipe: `{recipe.format}`, search `{recipe.search}`, mixture table `{recipe.mixture}`")
-    if recipe.importance:
-        lines.append(f"- importance: {recipe.importance}")
-    if not card.dry_run:
-        lines.append(
-            f"- time: {seconds.total:.1f} s (reading {seconds.reading:.1f}, encoding {seconds.encoding:.1f}, "
-            f"measuring {seconds.measuring:.1f}, writing {seconds.writing:.1f}; stages overlap)"
-        )
-    if card.peak_memory_bytes is not None:
-        lines.append(f"- peak memory of the process: {size(card.peak_memory_bytes)}")
-    lines.append(f"- on: {card.platform}")
-    lines.append("- with: " + ", ".join(f"{name} {version}" for name, version in card.versions.items()))
-    lines += [f"- source `{name}`: sha256 `{digest}`" for name, digest in card.sources.items()]
-    lines += [
-        f"- artefact `{a.name}`: {a.nbytes:,} bytes, sha256 `{a.sha256 or 'not written'}`" for a in card.artefacts
-    ]
-    return "\n".join(lines)
-
-
-def _every_tensor(card: Card) -> str:
-    head = "| tensor | shape | from | to | bits | error | why |\n|---|---|---|---|--:|--:|---|"
-    rows = []
-    for tensor, error in zip(card.plan.tensors, card.errors, strict=False):
-        shape = " × ".join(map(str, tensor.shape))
-        cost = "–" if error.relative is None else f"{error.relative:.3%}"
-        rows.append(
-            f"| `{tensor.name}` | {shape} | {tensor.source_dtype} | {tensor.format} | {tensor.bits_per_weight:.2f} "
-            f"| {cost} | {_cell(tensor.reason)} |"
-        )
-    return "## Every tensor\n\n" + "\n".join([head, *rows])
-
-
-def _cell(text: str) -> str:
-    """Return `text` fit for a table cell: a pattern may hold "|"."""
-    return text.replace("|", "\\|")
-
-
-def size(count: int) -> str:
-    """Return a byte count in the unit that reads best.
-
-    >>> size(512), size(3_670_016), size(5 * 2**30)
-    ('512 B', '3.50 MiB', '5.00 GiB')
-    """
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count} B"
+def _check_counts(card: Card, place: str) -> None:
+    """Refuse counts that no run can have found."""
+    for name, count in (("source_bytes", card.source_bytes), *((a.name, a.nbytes) for a in card.artefacts)):
+        if count < 0:
+            raise FormatError(f"{place}: {name}: {count} is no count of bytes")
+    for index, evaluation in enumerate(card.evaluations):
+        for histogram in evaluation.histograms:
+            edges, counts = histogram.edges, histogram.counts
+            if (
+                len(edges) != len(counts) + 1
+                or not all(low < high for low, high in pairwise(edges))
+                or min(counts, default=0) < 0
+            ):
+                raise FormatError(
+                    f"{place}: evaluations[{index}]: histogram {histogram.name!r:.60}: {len(edges)} edges around "
+                    f"{len(counts)} counts; edges must rise and be one more than counts, counts not be negative"
+                )

@@ -5,6 +5,7 @@ TersorError                what went wrong, with which values, and what would be
 ├── ShapeError             a tensor whose shape does not fit                                      (ValueError)
 ├── FormatError            a file that is broken, hostile or of a kind we do not read             (ValueError)
 ├── UnsupportedError       a model, tokenizer or tensor that no table row covers
+├── QualityError           a result that is worse than it must be, and was not written
 ├── EngineError            an engine (llama.cpp, …) refused, crashed or timed out
 └── MissingError           an optional dependency or file that this action needs
 """
@@ -15,6 +16,7 @@ __all__ = [
     "EngineError",
     "FormatError",
     "MissingError",
+    "QualityError",
     "SchemeError",
     "ShapeError",
     "TersorError",
@@ -40,6 +42,10 @@ class FormatError(TersorError, ValueError):
 
 class UnsupportedError(TersorError):
     """A model, tokenizer or tensor that no table row covers; names it and the remedy."""
+
+
+class QualityError(TersorError):
+    """A finished result that is worse than a simpler one would be; says by how much and how to have it all the same."""
 
 
 class EngineError(TersorError):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from tersor.core.errors import FormatError, MissingError
+from tersor.core.records import from_json_text, plain, read_record, to_json_text
 
-__all__ = ["PLAN_SCHEMA", "Plan", "PlannedTensor", "Recipe", "from_json_object"]
+__all__ = ["PLAN_SCHEMA", "Plan", "PlannedTensor", "Recipe"]
 
-PLAN_SCHEMA = "tersor.plan/1"
+PLAN_SCHEMA = "tersor.plan/2"
+FIRST_SCHEMA = "tersor.plan/1"
 
-Row = TypeVar("Row")
+MAX_DIMENSIONS = 8
+MAX_WEIGHTS = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Recipe:
 
     mixture     version of the table of mixture rules
     importance  where the importance came from, "" for none
+    method      what chose the grid points: a key of METHODS
+    calibration the text that it knew, "" for none: name, sequences × tokens, seed, SHA-256
     """
 
     format: str
@@ -64,6 +66,8 @@ class Recipe:
     search: str = "best"
     importance: str = ""
     fallback: bool = True
+    method: str = "rtn"
+    calibration: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,30 +102,30 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as a JSON document (which is YAML too)."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return to_json_text(plain(self))
 
     @classmethod
     def from_json(cls, text: str, *, place: str = "plan") -> Plan:
         """Read what `to_json` wrote; FormatError names `place` and what is wrong."""
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{place}: not a JSON document ({error})") from error
-        return cls.from_object(document, place=place)
+        return cls.from_object(from_json_text(text, place), place=place)
 
     @classmethod
     def from_object(cls, document: object, *, place: str = "plan") -> Plan:
-        """Build the plan from parsed JSON; FormatError where a key is missing, unknown or of the wrong type."""
-        fields = from_json_object(Plan, document, place)
-        if fields["schema"] != PLAN_SCHEMA:
-            raise FormatError(f"{place}: schema {fields['schema']!r}, this version reads {PLAN_SCHEMA!r}")
-        recipe = from_json_object(Recipe, fields["recipe"], f"{place}: recipe")
-        tensors = []
-        for index, row in enumerate(_list(fields["tensors"], f"{place}: tensors")):
-            values = from_json_object(PlannedTensor, row, f"{place}: tensors[{index}]")
-            tensors.append(PlannedTensor(**{**values, "shape": tuple(values["shape"])}))
-        recipe["tensor_formats"] = tuple(recipe["tensor_formats"])
-        return cls(**{**fields, "recipe": Recipe(**recipe), "tensors": tuple(tensors)})
+        """Build the plan from parsed JSON of this version or an earlier one; FormatError for wrong or unknown keys."""
+        schema = document.get("schema", PLAN_SCHEMA) if isinstance(document, dict) else PLAN_SCHEMA
+        if isinstance(document, dict) and schema == FIRST_SCHEMA and isinstance(document.get("recipe"), dict):
+            recipe = {"method": "rtn", "calibration": "", **document["recipe"]}
+            document = {**document, "recipe": recipe, "schema": PLAN_SCHEMA}
+        elif schema != PLAN_SCHEMA:
+            raise FormatError(f"{place}: schema {schema!r:.60}, this version reads {PLAN_SCHEMA!r}")
+        plan = read_record(Plan, document, place)
+        for index, tensor in enumerate(plan.tensors):
+            shape = tensor.shape
+            if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or math.prod(shape) >= MAX_WEIGHTS:
+                raise FormatError(f"{place}: tensors[{index}]: {shape!s:.60} is no shape of a tensor")
+            if tensor.nbytes < 0:
+                raise FormatError(f"{place}: tensors[{index}]: {tensor.nbytes} is no count of bytes")
+        return plan
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -133,44 +137,3 @@ class Plan:
         except UnicodeDecodeError as error:
             raise FormatError(f"{path}: not a text file ({error})") from error
         return cls.from_json(text, place=str(path))
-
-
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-    "float | None": (float, int, type(None)),
-    "int | None": (int, type(None)),
-}
-
-
-def from_json_object(row: type[Row], document: object, place: str) -> dict[str, Any]:
-    """Return the fields of dataclass `row` from parsed JSON: exactly its keys, scalars of the right type."""
-    if not isinstance(document, dict):
-        raise FormatError(f"{place}: an object is needed, got {type(document).__name__}")
-    fields = {field.name: str(field.type) for field in dataclasses.fields(row)}  # type: ignore[arg-type]  # a dataclass
-    if set(document) != set(fields):
-        missing, unknown = sorted(set(fields) - set(document)), sorted(set(document) - set(fields))
-        raise FormatError(f"{place}: missing keys {missing}, unknown keys {unknown}")
-    for name, kind in fields.items():
-        value = document[name]
-        if kind.startswith("tuple["):
-            item = kind.removeprefix("tuple[").split(",")[0]
-            wrong = [part for part in _list(value, f"{place}: {name}") if not _fits(part, item)]
-            value = wrong[0] if wrong else value
-            kind = item if wrong else kind  # noqa: PLW2901 (the item is what is wrong)
-        if not _fits(value, kind):
-            raise FormatError(f"{place}: {name} must be {kind}, got {value!r:.60}")
-    return dict(document)
-
-
-def _fits(value: object, kind: str) -> bool:
-    allowed = _JSON_TYPES.get(kind)
-    return allowed is None or (isinstance(value, allowed) and (kind == "bool" or not isinstance(value, bool)))
-
-
-def _list(value: object, place: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise FormatError(f"{place}: a list is needed, got {type(value).__name__}")
-    return value
