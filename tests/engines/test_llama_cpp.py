@@ -293,7 +293,7 @@ def test_closing_twice_is_harmless(path: Path) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("options", [{"context": 0}, {"threads": 0}, {"timeout_s": 0.0}])
+@pytest.mark.parametrize("options", [{"context": -1}, {"threads": 0}, {"timeout_s": 0.0}])
 def test_options_must_be_positive(options: dict[str, Any], path: Path) -> None:
     with pytest.raises(EngineError, match="must be positive"):
         LlamaCpp(path, **options)

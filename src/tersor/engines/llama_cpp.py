@@ -10,18 +10,19 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError
+from tersor.engines.activations import Activations
 from tersor.engines.child import Child
 
-__all__ = ["SUPPORTED", "LlamaCpp", "load_check"]
+__all__ = ["SUPPORTED", "LlamaCpp", "empty_engine", "load_check"]
 
 SUPPORTED = "2026.10.11549"
 """The xllamacpp release whose interface the worker was written against; others work if their layout agrees."""
@@ -33,10 +34,13 @@ class LlamaCpp:
     """A GGUF loaded in llama.cpp; a context manager, for one thread at a time.
 
     path             the GGUF, or the first file of a split one
-    context          most tokens of one call of `logits`, or of prompt plus answer of `generate`
+    context          most tokens of one call of `logits`, or of prompt plus answer of `generate`; 0 serves `timed` alone
     threads          of the engine
     vocabulary_only  load the tokenizer alone: no weights are read; `logits` and `generate` are refused
     timeout_s        longest wait, in seconds, for loading and for each call
+
+    Its attributes `vocabulary_size`, `trained_context` (tokens), `begin` (the BOS that the file wants before text, None
+    for none) and `adds_end` (whether it wants an EOS after it) are what the file says.
 
     Runs on the CPU with a float32 KV cache and without flash attention, so that logits can be compared closely.
     Raises EngineError (refused, aborted, timed out: with the engine's last log lines) and MissingError.
@@ -51,9 +55,9 @@ class LlamaCpp:
         vocabulary_only: bool = False,
         timeout_s: float = 120,
     ) -> None:
-        if context < 1 or threads < 1 or timeout_s <= 0:
+        if context < 0 or threads < 1 or timeout_s <= 0:
             raise EngineError(
-                f"context, threads and timeout_s must be positive, got {context}, {threads} and {timeout_s}"
+                f"threads and timeout_s must be positive, context not negative, got {threads}, {timeout_s}, {context}"
             )
         self.path, self.context, self.vocabulary_only = Path(path), context, vocabulary_only
         library = _library()
@@ -70,12 +74,16 @@ class LlamaCpp:
             [str(library), str(self.path), json.dumps(options)],
             subject=str(self.path),
             engine="llama.cpp",
-            # No debugger attached on abort, no GPU taken, no spinning threads beyond those asked for.
-            environment={"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)},
+            environment=_environment(threads),
             timeout_s=timeout_s,
             advice=_advice,
         )
-        self.vocabulary_size = int(self._child.greeting["vocabulary_size"])
+        facts = self._child.greeting
+        self.vocabulary_size = int(facts["vocabulary_size"])
+        self.load_s = float(facts["load_s"])
+        self.trained_context = int(facts["trained_context"])
+        self.begin: int | None = facts["begin"]
+        self.adds_end = bool(facts["adds_end"])
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +96,11 @@ class LlamaCpp:
     def close(self) -> None:
         """End the child process; calling it twice is harmless."""
         self._child.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine while it lives."""
+        return self._child.pid
 
     def version(self) -> str:
         """The engine's name and release, as `xllamacpp 2026.10.11549`."""
@@ -109,12 +122,27 @@ class LlamaCpp:
         text: str = self._child.call("detokenize", ids=self._valid(ids))["text"]
         return text
 
-    def logits(self, ids: Sequence[int]) -> Float32:
-        """Logits after each token of `ids`, from an empty cache: [len(ids), vocabulary_size] float32."""
+    def logits(self, ids: Sequence[int], *, start: int = 0) -> Float32:
+        """Logits after each token of `ids` from `start` on: [len(ids) - start, vocabulary_size] float32."""
+        return next(self.slices(ids, start=start, rows=max(1, len(ids))))
+
+    def slices(self, ids: Sequence[int], *, start: int = 0, rows: int = 512, batch: int = 0) -> Iterator[Float32]:
+        """Yield what `logits` returns, `rows` rows at a time; only these are held and sent.
+
+        batch  most tokens decoded at once, 0: as many as memory allows. It changes the order of sums, nothing else.
+        Between two slices the engine may be asked for anything but logits and text to generate.
+        """
         valid = self._fitting(ids, 0)
-        out = np.empty((len(valid), self.vocabulary_size), np.float32)
-        self._child.call("logits", into=out, ids=valid)
-        return out
+        if not 0 <= start < len(valid) or rows < 1 or batch < 0:
+            raise EngineError(f"start {start}, rows {rows} and batch {batch} do not fit {len(valid)} tokens")
+        position = 0
+        while position < len(valid):
+            end = min(len(valid), max(position, start) + rows)
+            first = max(start - position, 0)
+            out = np.empty((end - position - first, self.vocabulary_size), np.float32)
+            self._child.call("logits", into=out, ids=valid[position:end], position=position, first=first, batch=batch)
+            yield out
+            position = end
 
     def generate(self, ids: Sequence[int], count: int, *, stop: bool = False) -> list[int]:
         """`count` greedy continuations of `ids`; with `stop`, ends early after an end-of-text token."""
@@ -122,6 +150,22 @@ class LlamaCpp:
             raise EngineError(f"count must not be negative, got {count}")
         made: list[int] = self._child.call("generate", ids=self._fitting(ids, count), count=count, stop=stop)["ids"]
         return made
+
+    def trace(self, ids: Sequence[int], path: Path, *, rows: Sequence[int], inputs: bool = False) -> Activations:
+        """Run `ids` from an empty cache and write activations at the positions `rows` to the file `path`.
+
+        inputs  write what each weight was multiplied with, too
+        """
+        valid = self._fitting(ids, 0)
+        kept = sorted({int(row) for row in rows})
+        if not kept or kept[0] < 0 or kept[-1] >= len(valid):
+            raise EngineError(f"rows must be positions of the {len(valid)} tokens, got {kept[:1]} … {kept[-1:]}")
+        answer = self._child.call("trace", ids=valid, path=str(path.resolve()), rows=kept, inputs=inputs)
+        return Activations.from_answer(path, answer)
+
+    def timed(self, operation: str, **fields: int | Sequence[Sequence[int]]) -> dict[str, Any]:
+        """One of the operations of `engines/llama/timing.py`, which time themselves."""
+        return self._child.call(operation, into=None, **fields)
 
     def _valid(self, ids: Sequence[int]) -> list[int]:
         valid = [int(token) for token in ids]
@@ -144,9 +188,27 @@ class LlamaCpp:
         return valid
 
 
+def empty_engine(*, threads: int = 1, timeout_s: float = 120) -> Child:
+    """llama.cpp in a child process without a model: its memory is what every model pays."""
+    return Child(
+        "tersor.engines.llama.timing",
+        [str(_library())],
+        subject="no model",
+        engine="llama.cpp",
+        environment=_environment(threads),
+        timeout_s=timeout_s,
+        advice=_advice,
+    )
+
+
 def load_check(path: Path, *, threads: int = 1, timeout_s: float = 120) -> None:
     """Load `path` whole in llama.cpp and let it go; raises EngineError with the engine's reason if it refuses."""
     LlamaCpp(path, context=32, threads=threads, timeout_s=timeout_s).close()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """No debugger attached on abort, no GPU taken, no spinning threads beyond those asked for."""
+    return {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
 
 
 def _advice(reason: str) -> str:

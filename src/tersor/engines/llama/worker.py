@@ -11,21 +11,28 @@ import ctypes
 import json
 import os
 import sys
+from time import perf_counter
 from typing import Any, BinaryIO
 
 from tersor.engines.frames import receive, send
 from tersor.engines.llama.api import RefusalError, bound
 from tersor.engines.llama.session import Session, pieces
+from tersor.engines.llama.timing import OPERATIONS as TIMING
+from tersor.engines.llama.trace import trace
 
 __all__ = ["main"]
 
 
 def _logits(engine: Session, request: dict[str, Any], output: BinaryIO) -> dict[str, Any]:
-    engine.clear()
-    for start, ids in pieces(request["ids"], engine.batch_size):
-        engine.decode(ids, start, every=True)
-        send(output, {"floats": len(ids) * engine.size})
-        for row in range(len(ids)):
+    """Decode ids that go on at `position` (0: from an empty cache); send the logits of those from `first` on."""
+    position, first = request["position"], request["first"]
+    if position == 0:
+        engine.clear()
+    for start, ids in pieces(request["ids"], min(engine.batch_size, request["batch"] or engine.batch_size)):
+        skip = max(0, first - start)
+        engine.decode(ids, position + start, every=True, skip=skip)
+        send(output, {"floats": max(0, len(ids) - skip) * engine.size})
+        for row in range(skip, len(ids)):
             output.write(memoryview(engine.row(row)).cast("B"))
     return {}
 
@@ -74,11 +81,18 @@ def _detokenize(engine: Session, request: dict[str, Any], _output: BinaryIO) -> 
         room = -count
 
 
-_OPERATIONS = {"logits": _logits, "generate": _generate, "tokenize": _tokenize, "detokenize": _detokenize}
+_OPERATIONS = {
+    "logits": _logits,
+    "generate": _generate,
+    "tokenize": _tokenize,
+    "detokenize": _detokenize,
+    "trace": trace,
+    **TIMING,
+}
 
 
-def _serve(engine: Session, source: BinaryIO, output: BinaryIO) -> None:
-    send(output, {"done": True, "vocabulary_size": engine.size})
+def _serve(engine: Session, source: BinaryIO, output: BinaryIO, load_s: float) -> None:
+    send(output, {"done": True, **engine.facts(), "load_s": load_s})
     output.flush()
     while (request := receive(source)) is not None:
         try:
@@ -94,11 +108,13 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "wb", buffering=1 << 20)
     os.dup2(2, 1)  # whatever native code prints must not enter the protocol
     try:
-        engine = Session(bound(library), path, json.loads(options))
+        engine_library = bound(library)
+        began = perf_counter()
+        engine = Session(engine_library, path, json.loads(options))
     except RefusalError as refusal:
         send(output, {"error": str(refusal)})
         output.flush()
         return
-    _serve(engine, sys.stdin.buffer, output)
+    _serve(engine, sys.stdin.buffer, output, perf_counter() - began)
     output.flush()
     os._exit(0)  # the library's own teardown is slow and proves nothing

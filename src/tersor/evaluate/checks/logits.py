@@ -6,8 +6,6 @@ from the source's distribution of the next token to the artefact's, in nats, ave
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import numpy.typing as npt
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError, TersorError
 from tersor.engines.llama_cpp import LlamaCpp
+from tersor.engines.transformers_lm import TransformersLm
 from tersor.evaluate.checks.verdict import Check
 from tersor.models import Model
 
@@ -34,7 +33,6 @@ EXACT_WITH_GELU = 1e-2
 """The same where llama.cpp looks GELU up in a table of half precision: the Gemmas."""
 SAME_TOP = 0.999
 FLOOR, PLAIN_FLOOR, GROWTH = 0.01, 0.001, 100.0
-MEMORY_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +153,7 @@ def _context(source: Model) -> int:
 
 def _sequences(engine: LlamaCpp, texts: Sequence[str], context: int) -> list[list[int]]:
     """Cut `texts` into at most SEQUENCES pieces of `context` tokens, each with the beginning that the file asks for."""
-    with_ends, plain = (engine.tokenize("\n", add_special=flag) for flag in (True, False))
-    is_begun = len(with_ends) > len(plain) and with_ends[0] != plain[0]
-    head = with_ends[:1] if is_begun else []
+    head = [] if engine.begin is None else [engine.begin]
     step = context - len(head)
     made: list[list[int]] = []
     for text in texts:
@@ -179,48 +175,5 @@ def _reference(source: Model, stack: ExitStack, context: int, threads: int) -> t
     folder = next((file.parent for file in source.files if file.name == "config.json"), None)
     if folder is None:
         raise MissingError(f"{source.name} has no config.json, which transformers needs to compute its logits")
-    return "transformers in float32", _transformers(folder, source)
-
-
-def _transformers(folder: Path, source: Model) -> Logits:
-    try:
-        import torch  # noqa: PLC0415 (an extra)
-        import transformers  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingError("the source's logits need transformers and torch: pip install 'tersor[torch]'") from error
-    _check_memory(source)
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the library's own, about its own defaults
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-            ).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise MissingError(f"transformers cannot load {source.name}: {error}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-
-    def logits(ids: Sequence[int]) -> Float32:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values: Float32 = model(torch.tensor([list(ids)])).logits[0].float().numpy()
-        return values
-
-    return logits
-
-
-def _check_memory(source: Model) -> None:
-    """Refuse to load what would not fit: MissingError says how much is needed."""
-    needed = 4 * sum(tensor.rows * tensor.columns for tensor in source.tensors)
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return
-    if needed > MEMORY_SHARE * there:
-        raise MissingError(
-            f"{source.name} takes {needed / 2**30:.1f} GiB in float32, this machine has {there / 2**30:.1f}; "
-            "compare with a bf16 GGUF of it instead (--against model-bf16.gguf)"
-        )
+    weights = sum(tensor.rows * tensor.columns for tensor in source.tensors)
+    return "transformers in float32", TransformersLm(folder, name=source.name, weights=weights).logits

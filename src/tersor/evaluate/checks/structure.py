@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tersor.core.card import Card
+from tersor.core.card import Card, card_path
 from tersor.core.errors import FormatError
 from tersor.core.metadata import MetadataValue
 from tersor.evaluate.checks.verdict import Check
@@ -42,7 +42,7 @@ def check_structure(path: Path) -> Check:
 
 def check_card(path: Path) -> Check:
     """Compare the SHA-256 of the file with the one in the Card that lies beside it."""
-    place = path.with_name(f"{_stem(path)}.card.json")
+    place = card_path(path, "json")
     if not place.is_file():
         return Check("card", "skipped", f"no Card ({place.name}) lies beside the file")
     try:
@@ -61,12 +61,6 @@ def check_card(path: Path) -> Check:
     if problems:
         return Check("card", "failed", "the file is not the one that its Card describes", tuple(problems))
     return Check("card", "passed", "the file is the very one that its Card describes (SHA-256)")
-
-
-def _stem(path: Path) -> str:
-    stem = path.name.removesuffix(".gguf")
-    beginning, _, end = stem.rpartition("-of-")
-    return beginning[:-6] if beginning and end.isdigit() and len(end) == 5 else stem
 
 
 def _keys(file: GgufFile) -> Iterator[str]:

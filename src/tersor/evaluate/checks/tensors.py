@@ -17,7 +17,7 @@ from tersor.core.arrays import Float32
 from tersor.evaluate.checks.verdict import Check
 from tersor.models import Model, ModelTensor
 
-__all__ = ["BOUNDS", "TensorProgress", "check_tensors"]
+__all__ = ["BOUNDS", "Pair", "TensorProgress", "check_tensors", "head_counts", "mistake", "relative_error"]
 
 BOUNDS: Mapping[str, float] = {
     "F32": 1e-6, "F64": 1e-6, "F16": 1e-3, "BF16": 4e-3,
@@ -148,17 +148,17 @@ def _faults(
     groups: dict[str, list[Pair]] = {}
     for pair in beyond:
         error, kind = errors[pair.found.name], pair.found.source_dtype.lower()
-        mistake = "" if math.isnan(error) else _mistake(pair, artefact, wanted)
-        if mistake:
-            groups.setdefault(mistake, []).append(pair)
+        name = "" if math.isnan(error) else mistake(pair, artefact, wanted)
+        if name:
+            groups.setdefault(name, []).append(pair)
         elif math.isnan(error):
             single.append(f"{pair.found.name} ({kind}) holds values that are not numbers")
         else:
             single.append(f"{_measured(pair, errors)}; rounding to {kind} explains at most {pair.bound:g}")
-    for mistake, pairs in groups.items():
+    for name, pairs in groups.items():
         named = ", ".join(_measured(pair, errors) for pair in pairs[:SHOWN])
         more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-        single.append(f"{mistake}: {named}{more}")
+        single.append(f"{name}: {named}{more}")
     return single
 
 
@@ -166,14 +166,14 @@ def _measured(pair: Pair, errors: Mapping[str, float]) -> str:
     return f"{pair.found.name} differs by {errors[pair.found.name]:.3g} of its size"
 
 
-def _mistake(pair: Pair, artefact: Model, wanted: Mapping[str, ModelTensor]) -> str:
+def mistake(pair: Pair, artefact: Model, wanted: Mapping[str, ModelTensor]) -> str:
     """The mistake that turns the source into what was found, in words; "" where none does."""
     if math.prod(pair.found.shape) > DIAGNOSED_WEIGHTS:
         return ""
     values, source = pair.found.read(0, pair.found.rows), pair.wanted.read(0, pair.wanted.rows)
-    for mistake, changed in _mistakes(pair, source, artefact):
+    for name, changed in _mistakes(pair, source, artefact):
         if relative_error(values, changed) <= pair.bound:
-            return mistake
+            return name
     scale = float((values * source).sum(dtype=np.float64)) / max(_squares(source), 1e-30)
     if abs(scale) > 1e-6 and relative_error(values, np.float32(scale) * source) <= pair.bound:
         return f"scaled by {scale:.6g}"
@@ -186,7 +186,7 @@ def _mistakes(pair: Pair, source: Float32, artefact: Model) -> Iterator[tuple[st
     name = pair.found.name
     if ".attn_q." in name or ".attn_k." in name:
         rows = source.reshape(-1, 1) if len(pair.found.shape) == 1 else source
-        for heads in _heads(artefact, ".attn_k." in name):
+        for heads in head_counts(artefact, is_key=".attn_k." in name):
             length, odd = divmod(len(rows), heads)
             if odd or length % 2:
                 continue
@@ -201,7 +201,8 @@ def _mistakes(pair: Pair, source: Float32, artefact: Model) -> Iterator[tuple[st
         yield "transposed", source.T
 
 
-def _heads(model: Model, is_key: bool) -> Iterator[int]:
+def head_counts(model: Model, *, is_key: bool) -> Iterator[int]:
+    """Yield how many heads Q, or K and V, may have, the likeliest number first."""
     names = ("head_count_kv", "head_count") if is_key else ("head_count",)
     for name in names:
         entry = model.metadata.get(f"{model.architecture}.attention.{name}")
@@ -210,9 +211,11 @@ def _heads(model: Model, is_key: bool) -> Iterator[int]:
 
 
 def _twin(values: Float32, pair: Pair, wanted: Mapping[str, ModelTensor]) -> str:
-    """The name of the source tensor of the same shape whose first rows are in this one, "" if there is none."""
+    """The name of the other source tensor of the same shape whose first rows are in this one, "" if there is none."""
     rows = min(COMPARED_ROWS, pair.found.rows)
     for name, other in wanted.items():
-        if other.shape == pair.found.shape and relative_error(values[:rows], other.read(0, rows)) <= pair.bound:
+        if name == pair.found.name or other.shape != pair.found.shape:
+            continue
+        if relative_error(values[:rows], other.read(0, rows)) <= pair.bound:
             return name
     return ""

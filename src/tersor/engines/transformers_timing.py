@@ -1,0 +1,81 @@
+"""transformers in a child process, timed there; a folder of Hugging Face form in, times out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tersor.core.errors import EngineError, MissingError
+from tersor.engines.child import Child
+
+__all__ = ["TransformersTiming", "empty_engine"]
+
+
+class TransformersTiming:
+    """A causal language model in transformers on the CPU, in the type that its checkpoint names.
+
+    path       a folder with config.json and weights
+    threads    of torch
+    timeout_s  longest wait, in seconds, for loading and for each call
+
+    Raises EngineError (refused, died, timed out) and MissingError.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1, timeout_s: float = 600) -> None:
+        if threads < 1 or timeout_s <= 0:
+            raise EngineError(f"threads and timeout_s must be positive, got {threads} and {timeout_s}")
+        if not (path / "config.json").is_file():
+            raise EngineError(f"{path}: no config.json; transformers runs folders of Hugging Face form")
+        self._child = _child(path, threads, timeout_s)
+        self.vocabulary_size = int(self._child.greeting["vocabulary_size"])
+        self.load_s = float(self._child.greeting["load_s"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine while it lives."""
+        return self._child.pid
+
+    def close(self) -> None:
+        """End the child process; calling it twice is harmless."""
+        self._child.close()
+
+    def version(self) -> str:
+        """The engine's name and release, as `transformers 5.23.0, torch 2.13.0`."""
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch"))
+
+    def timed(self, operation: str, **fields: int | Sequence[Sequence[int]]) -> dict[str, Any]:
+        """One of the operations of `engines/torch/timing.py`, which time themselves."""
+        return self._child.call(operation, into=None, **fields)
+
+
+def empty_engine(*, threads: int = 1, timeout_s: float = 600) -> Child:
+    """The child process with torch and transformers loaded and no model."""
+    return _child(None, threads, timeout_s)
+
+
+def _child(path: Path | None, threads: int, timeout_s: float) -> Child:
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingError(f"running a model of Hugging Face form needs {package}: pip install 'tersor[torch]'")
+    return Child(
+        "tersor.engines.torch.timing",
+        ["" if path is None else str(path), json.dumps({"threads": threads})],
+        subject="no model" if path is None else str(path),
+        engine="transformers",
+        environment={"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_OFFLINE": "1"},
+        timeout_s=timeout_s,
+        packages=True,
+    )

@@ -1,0 +1,1 @@
+"""How close a language model is to its original: perplexity, divergence, choices; streamed, with intervals."""

@@ -1,0 +1,104 @@
+"""What a language model reads and computes for one token, from shapes alone; no weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tersor.core.errors import UnsupportedError
+from tersor.files.gguf import BLOCKS, GgufFile
+from tersor.models.load import load
+from tersor.models.model import kind_of
+
+__all__ = ["Traffic", "gguf_traffic", "model_traffic", "weigh"]
+
+LOOKUPS = ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
+"""Tensors of which a token reads one row."""
+_WIDE = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Per token, with the experts that are active only.
+
+    weight_bytes  read to generate a token: all weights but rows that are looked up
+    body          multiply-adds by weights of the blocks
+    head          multiply-adds by the output matrix, needed for the last token of a prompt alone
+    is_integer    whether most of these weights are quantized, so that engines compute in int8
+    is_mixture    whether there are experts: several sequences then read more of them
+    file_bytes    of all files of weights
+    """
+
+    weight_bytes: float
+    body: float
+    head: float
+    is_integer: bool
+    is_mixture: bool
+    file_bytes: int
+
+    def prompt_operations(self, tokens: int) -> float:
+        """Return floating point operations by weights for a prompt, two a multiply-add; attention is not counted."""
+        return 2 * (self.body * tokens + self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor: its GGUF name, shape in numpy order, bytes, and type label."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: float
+    label: str
+
+
+def gguf_traffic(path: Path) -> Traffic:
+    """Read the header of a GGUF, whole or split."""
+    with GgufFile(path) as file:
+        weights = [Weight(t.name, t.shape, t.nbytes, BLOCKS[t.ggml_type][0]) for t in file.tensors.values()]
+        size = sum(part.stat().st_size for part in file.paths)
+        return weigh(weights, file.metadata, size)
+
+
+def model_traffic(folder: Path) -> Traffic:
+    """Read the headers of a checkpoint, in the type that transformers will hold it in.
+
+    UnsupportedError for architectures that no table row covers.
+    """
+    model = load(folder)
+    named = _NAMES.get(str(model.config.get("dtype") or model.config.get("torch_dtype")))
+    weights = []
+    for tensor in model.tensors:
+        label = named or tensor.source_dtype
+        if label not in _WIDE:
+            raise UnsupportedError(f"{tensor.name} is stored as {label}: its bytes per weight vary")
+        weights.append(Weight(tensor.name, tensor.shape, math.prod(tensor.shape) * _WIDE[label], label))
+    metadata = {key: entry.value for key, entry in model.metadata.items()}
+    files = (path for path in model.files if path.suffix in {".safetensors", ".bin", ".pt", ".pth"})
+    return weigh(
+        weights, {"general.architecture": model.architecture, **metadata}, sum(f.stat().st_size for f in files)
+    )
+
+
+def weigh(weights: Iterable[Weight], metadata: Mapping[str, object], file_bytes: int) -> Traffic:
+    """Sum up tensors: looked-up rows count nothing, a tied embedding counts as the output matrix, experts by share."""
+    rows = list(weights)
+    prefix = metadata.get("general.architecture")
+    experts, used = (metadata.get(f"{prefix}.{key}") for key in ("expert_count", "expert_used_count"))
+    is_mixture = isinstance(experts, int) and isinstance(used, int) and 0 < used < experts
+    share = used / experts if is_mixture and isinstance(used, int) and isinstance(experts, int) else 1.0
+    is_tied = not any(kind_of(row.name) == "output" for row in rows)
+    total = body = head = narrow = 0.0
+    for row in rows:
+        kind = kind_of(row.name)
+        if kind in LOOKUPS and not (kind == "token_embd" and is_tied):
+            continue
+        active = share if "_exps" in row.name else 1.0
+        total += row.nbytes * active
+        narrow += 0 if row.label in _WIDE else row.nbytes * active
+        if len(row.shape) > 1:
+            count = math.prod(row.shape) * active
+            body, head = (body, head + count) if kind in {"output", "token_embd"} else (body + count, head)
+    return Traffic(total, body, head, 2 * narrow > total, is_mixture, file_bytes)

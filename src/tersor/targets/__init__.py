@@ -1,0 +1,1 @@
+"""Facts about machines: processor, memory, energy, and what they can do at most."""

@@ -1,0 +1,66 @@
+"""Memory of another process and of the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Footprint", "available_bytes", "footprint"]
+
+PROCESSES = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of one process; None for what the system does not tell.
+
+    resident       in memory now, shared pages counted whole
+    peak           the largest `resident` since it began
+    proportional   in memory now, shared pages divided by those who share them
+    """
+
+    resident: int
+    peak: int | None
+    proportional: int | None
+
+
+def footprint(pid: int, processes: Path = PROCESSES) -> Footprint | None:
+    """Return what the process takes; None if it is gone or the system does not tell."""
+    status = _kilobytes(processes / str(pid) / "status")
+    if "VmRSS" in status:
+        rollup = _kilobytes(processes / str(pid) / "smaps_rollup")
+        return Footprint(status["VmRSS"], status.get("VmHWM"), rollup.get("Pss"))
+    resident = None if processes.is_dir() else _from_ps(pid)  # macOS has no /proc
+    return None if resident is None else Footprint(resident, None, None)
+
+
+def available_bytes(processes: Path = PROCESSES) -> int | None:
+    """Return what can be taken without swapping; None where the system does not tell."""
+    found = _kilobytes(processes / "meminfo").get("MemAvailable")
+    if found is not None:
+        return found
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return None
+
+
+def _kilobytes(path: Path) -> dict[str, int]:
+    """The lines `name: number kB` of a file, in bytes."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    rows = (line.split() for line in lines)
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3 and row[2] == "kB"}
+
+
+def _from_ps(pid: int) -> int | None:
+    program = shutil.which("ps")
+    if program is None:
+        return None
+    done = subprocess.run([program, "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return int(done.stdout) * 1024 if done.stdout.strip().isdecimal() else None

@@ -1,0 +1,114 @@
+"""The processor as this process may use it: name, cores, instruction sets, last cache."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Processor", "busy_cores", "processor"]
+
+SYSTEM = Path("/")
+_FLAGS = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
+"""Instruction sets that matter to quantized models, as Linux spells them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What is known; nothing here names the host.
+
+    cores        that this process may use: affinity and the quota of its control group, rounded up
+    physical     of these, how many are cores of their own rather than a second thread of one
+    flags        instruction sets that matter to quantized models
+    cache_bytes  of the last-level cache; None where the system does not tell
+    """
+
+    name: str
+    cores: int
+    physical: int
+    flags: tuple[str, ...]
+    cache_bytes: int | None
+
+
+def processor(system: Path = SYSTEM) -> Processor:
+    """Read what the system under the root folder `system` says; what it does not say is guessed from Python."""
+    fields = _cpuinfo(system)
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    quota = _quota(system)
+    cores = len(allowed) if quota is None else max(1, min(len(allowed), -int(-quota // 1)))
+    said = f" {fields.get('flags') or fields.get('Features') or ''} "
+    name = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
+    flags = tuple(flag for flag in _FLAGS if f" {flag} " in said)
+    return Processor(name, cores, min(cores, _physical(system, allowed)), flags, _last_cache(system))
+
+
+def busy_cores(system: Path = SYSTEM) -> float | None:
+    """Cores' worth of work that waited or ran in the last minute (the load average); None where nobody counts."""
+    if system == SYSTEM and hasattr(os, "getloadavg"):
+        return os.getloadavg()[0]
+    try:
+        return float(_text(system / "proc/loadavg").split()[0])
+    except (IndexError, ValueError):
+        return None
+
+
+def _cpuinfo(system: Path) -> dict[str, str]:
+    """The lines of the first processor."""
+    lines = _text(system / "proc/cpuinfo").partition("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _quota(system: Path) -> float | None:
+    """Cores that the control groups of this process grant, the smallest on the way up; None without a limit."""
+    found = []
+    for line in _text(system / "proc/self/cgroup").splitlines():
+        _, kinds, place = [*line.split(":", 2), "", ""][:3]
+        parts = [part for part in place.split("/") if part and part != ".."]
+        is_second = not kinds
+        top = system / "sys/fs/cgroup" / ("" if is_second else "cpu")
+        if not is_second and "cpu" not in kinds.split(","):
+            continue
+        for depth in range(len(parts) + 1):
+            found.append(_limit(top.joinpath(*parts[:depth]), is_second))
+    return min((limit for limit in found if limit is not None), default=None)
+
+
+def _limit(folder: Path, is_second: bool) -> float | None:
+    if is_second:
+        words = _text(folder / "cpu.max").split()
+    else:
+        words = [_text(folder / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    try:
+        quota, period = float(words[0]), float(words[1])
+    except (IndexError, ValueError):  # "max": no limit
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _physical(system: Path, allowed: list[int]) -> int:
+    """Distinct cores among the processors `allowed`."""
+    groups = set()
+    for number in allowed:
+        siblings = _text(system / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").strip()
+        groups.add(siblings or str(number))
+    return len(groups)
+
+
+def _last_cache(system: Path) -> int | None:
+    levels = {}
+    for folder in sorted((system / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        size, level, kind = (_text(folder / name).strip() for name in ("size", "level", "type"))
+        if kind != "Instruction" and level.isdecimal() and size[:-1].isdecimal():
+            levels[int(level)] = int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(size[-1], 0)
+    return levels[max(levels)] or None if levels else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tersor.core.errors import EngineError
+from tersor.engines.transformers_timing import TransformersTiming, empty_engine
+
+torch = pytest.importorskip("torch", reason="transformers needs torch")
+transformers = pytest.importorskip("transformers", reason="the engine under test")
+
+PROMPTS = [[5, 17, 99, 4], [1, 2, 3, 40]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=120, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[TransformersTiming]:
+    with TransformersTiming(folder, timeout_s=120) as opened:
+        opened.timed("time_open", sequences=2, context=20, threads=1)
+        yield opened
+
+
+def test_the_tokens_are_those_of_transformers_own_greedy_generation(engine: TransformersTiming, folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    expected = model.generate(
+        torch.tensor(PROMPTS), attention_mask=torch.ones(2, 4), max_new_tokens=7, min_new_tokens=7, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    engine.timed("time_prompt", sequences=2, prompts=PROMPTS)
+    made = engine.timed("time_generation", sequences=2, steps=6)
+    assert made["ids"] == expected[:, 4:].tolist()
+    assert len(made["step_ns"]) == 6
+    assert min(made["step_ns"]) > 0
+
+
+def test_the_engine_tells_what_it_is(engine: TransformersTiming, folder: Path) -> None:
+    answer = engine.timed("time_open", sequences=1, context=20, threads=1)
+    weights = sum(tensor.nbytes for tensor in transformers.AutoModelForCausalLM.from_pretrained(folder).parameters())
+    assert weights <= answer["loaded_bytes"] < weights + 1000
+    assert engine.vocabulary_size == 120
+    assert engine.load_s > 0
+    assert engine.version().startswith("transformers ")
+
+
+def test_a_refusal_of_the_library_is_an_engine_error_and_the_engine_lives_on(engine: TransformersTiming) -> None:
+    with pytest.raises(EngineError, match=r"transformers, time_prompt .*: ValueError"):
+        engine.timed("time_prompt", sequences=2, prompts=[[1, 2], [3]])
+    assert engine.timed("time_prompt", sequences=1, prompts=[[1]])["evaluated_ns"] > 0
+
+
+def test_a_folder_without_a_model_is_an_engine_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no config\.json"):
+        TransformersTiming(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(EngineError, match=r"(?s)transformers, loading .*: OSError"):
+        TransformersTiming(tmp_path)
+
+
+def test_a_call_that_takes_too_long_ends_the_process(folder: Path) -> None:
+    with TransformersTiming(folder, timeout_s=60) as engine:
+        engine.timed("time_prompt", sequences=1, prompts=[[1]])
+        engine._child._timeout_s = 0.2
+        with pytest.raises(EngineError, match=r"timed out after 0\.2 s"):
+            engine.timed("time_generation", sequences=1, steps=100_000)
+        assert engine.pid is None
+
+
+def test_an_engine_without_a_model_starts_and_ends() -> None:
+    child = empty_engine()
+    assert child.pid is not None
+    child.close()
+    assert child.pid is None

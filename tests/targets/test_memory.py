@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tersor.targets.memory import Footprint, available_bytes, footprint
+
+MIB = 1 << 20
+PROGRAM = """
+import sys
+for line in sys.stdin:
+    held = None
+    size = int(line)
+    if size >= 0:
+        held = bytearray(b"x") * size
+    print("done", flush=True)
+"""
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system has no /proc")
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        hold(process, 0)
+        yield process
+        process.kill()
+
+
+def hold(process: subprocess.Popen[str], size: int) -> Footprint:
+    """Let the child hold `size` bytes and nothing else, and look at it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{size}\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    found = footprint(process.pid)
+    assert found is not None
+    return found
+
+
+@needs_proc
+def test_what_a_child_takes_and_has_taken_is_counted(child: subprocess.Popen[str]) -> None:
+    bare = hold(child, 0)
+    full = hold(child, 64 * MIB)
+    after = hold(child, 0)
+    assert abs(full.resident - bare.resident - 64 * MIB) < MIB
+    assert abs(after.resident - bare.resident) < MIB
+    assert after.peak is not None
+    assert abs(after.peak - full.resident) < MIB
+    assert full.proportional is None or 64 * MIB < full.proportional <= full.resident
+
+
+def test_a_process_that_is_gone_has_no_footprint(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert footprint(process.pid) is None
+    assert footprint(1, tmp_path) is None
+
+
+def test_the_files_of_the_system_are_read_as_kilobytes(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("Name:\tx\nVmHWM:\t     300 kB\nVmRSS:\t     200 kB\nThreads:\t1\n")
+    assert footprint(7, tmp_path) == Footprint(200 * 1024, 300 * 1024, None)
+    (tmp_path / "7" / "smaps_rollup").write_text("00400000-7fff rw-p\nRss: 200 kB\nPss: 150 kB\n")
+    assert footprint(7, tmp_path) == Footprint(200 * 1024, 300 * 1024, 150 * 1024)
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 800 kB\n")
+    assert available_bytes(tmp_path) == 800 * 1024
+
+
+def test_without_proc_the_resident_size_comes_from_ps(tmp_path: Path) -> None:
+    found = footprint(os.getpid(), tmp_path / "none")
+    assert found is None or (found.resident > MIB and found.peak is None)
