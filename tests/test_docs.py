@@ -45,7 +45,12 @@ def test_the_python_code_of_the_readme_runs(tmp_path: Path) -> None:
     size, verdict = result.stdout.splitlines()
     assert re.fullmatch(r"[\d.]+ times smaller, mean error [\d.]+%", size)
     assert {status for _, status in ast.literal_eval(verdict)} == {"passed"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.card.json", "model.card.md", "model.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.card.html",
+        "model.card.json",
+        "model.card.md",
+        "model.gguf",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

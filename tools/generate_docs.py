@@ -1,6 +1,7 @@
 """Fill the tables of README and docs from the code and from recorded measurements.
 
-What: replaces what stands between `<!-- generated: NAME -->` and `<!-- /generated -->` in README.md and docs/**/*.md.
+What: replaces what stands between `<!-- generated: NAME -->` and `<!-- /generated -->` in README.md and docs/**/*.md,
+and writes docs/reference/card.schema.json.
 
 How:
 
@@ -23,13 +24,15 @@ from tersor import reference_model
 from tersor.cli.main import app
 from tersor.containers.mixture_rules import FILE_TYPES, TABLE_VERSION
 from tersor.core.format import Format
+from tersor.core.json_schema import card_schema
 from tersor.formats import FORMATS
 from tersor.models import load
 from tersor.models.architectures import ARCHITECTURES
 from tersor.models.tokenizers.pretokenizers import ROWS
-from tersor.pipeline.planning import make_plan
+from tersor.pipeline.steps.planning import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = ROOT / "docs" / "reference" / "card.schema.json"
 MEASURED = ROOT / "docs" / "reference" / "reference-model.json"
 REGION = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
@@ -195,9 +198,12 @@ def filled(text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Write, or with --check only compare; return the exit code."""
     old = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        before = path.read_text(encoding="utf-8")
-        after = filled(before)
+    pages = {
+        path: filled(path.read_text(encoding="utf-8")) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    }
+    pages[SCHEMA] = json.dumps(card_schema(), indent=1, ensure_ascii=False) + "\n"
+    for path, after in sorted(pages.items()):
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
         if before != after:
             old.append(path.relative_to(ROOT).as_posix())
             if "--check" not in arguments:

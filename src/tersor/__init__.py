@@ -22,6 +22,7 @@ __all__ = [
     "MissingError",
     "Model",
     "Plan",
+    "QualityError",
     "SchemeError",
     "ShapeError",
     "TersorError",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tersor.core.errors import EngineError as EngineError
     from tersor.core.errors import FormatError as FormatError
     from tersor.core.errors import MissingError as MissingError
+    from tersor.core.errors import QualityError as QualityError
     from tersor.core.errors import SchemeError as SchemeError
     from tersor.core.errors import ShapeError as ShapeError
     from tersor.core.errors import TersorError as TersorError
@@ -65,6 +67,7 @@ _HOMES = {
     "MissingError": _ERRORS,
     "Model": "tersor.models",
     "Plan": "tersor.core.plan",
+    "QualityError": _ERRORS,
     "SchemeError": _ERRORS,
     "ShapeError": _ERRORS,
     "TersorError": _ERRORS,

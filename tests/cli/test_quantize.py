@@ -26,7 +26,7 @@ def test_a_run_tells_size_cost_fallbacks_card_and_the_next_command(run: Run, mod
     for words in ("tiny → q4_k_m", "× smaller", "bits per weight", "mean relative error", "fallbacks: 1 tensors"):
         assert words in outcome.out
     assert "blk.0.ffn_down.weight: q6_k → q8_0, 320 columns" in outcome.out
-    assert f"Card  {tmp_path / 'small.card.md'}" in outcome.out
+    assert f"Card  {tmp_path / 'small.card.html'}" in outcome.out
     assert f"tersor verify {out} --against {model}" in outcome.out
     assert (tmp_path / "small.card.md").is_file()
 

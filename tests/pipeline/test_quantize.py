@@ -65,7 +65,7 @@ def test_the_file_tells_where_it_came_from(make_model: MakeModel, tmp_path: Path
 def test_the_card_lies_beside_the_file_and_agrees_with_it(make_model: MakeModel, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     card = quantize(make_model(), "q8_0", path, command="tersor quantize tiny -o m.gguf --format q8_0")
-    assert names_in(tmp_path) == ["m.card.json", "m.card.md", "m.gguf"]
+    assert names_in(tmp_path) == ["m.card.html", "m.card.json", "m.card.md", "m.gguf"]
     assert Card.from_json((tmp_path / "m.card.json").read_text(encoding="utf-8")) == card
     assert (tmp_path / "m.card.md").read_text(encoding="utf-8") == card.to_markdown()
     (artefact,) = card.artefacts

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.output import JsonOption, print_json
-from tersor.cli.progress import progress_bar
+from tersor.cli.screen.output import JsonOption, print_json
+from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import card_path
 from tersor.pipeline import demo as pipeline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tersor.cli.output import JsonOption, console, print_json, table
+from tersor.cli.screen.output import JsonOption, console, print_json, table
 from tersor.pipeline import doctor as pipeline
 
 __all__ = ["doctor"]

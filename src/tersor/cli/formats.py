@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tersor.cli.output import JsonOption, console, print_json, significant, table
+from tersor.cli.screen.output import JsonOption, console, print_json, significant, table
 from tersor.containers.mixture_rules import FILE_TYPES, RULES, TABLE_VERSION, FileType
 from tersor.core.format import Format
 from tersor.formats import FORMATS

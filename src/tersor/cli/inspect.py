@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tersor.cli.output import JsonOption, console, print_json, table
-from tersor.core.card import size
+from tersor.cli.screen.output import JsonOption, console, print_json, table
+from tersor.core.quantities import size
 from tersor.pipeline import inspect as pipeline
 
 __all__ = ["inspect"]

@@ -14,12 +14,15 @@ from typing import Annotated
 import typer
 
 from tersor import __version__
+from tersor.cli.bench import bench
 from tersor.cli.demo import demo
 from tersor.cli.doctor import doctor
+from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
-from tersor.cli.output import print_json
 from tersor.cli.quantize import quantize
+from tersor.cli.report import report
+from tersor.cli.screen.output import print_json
 from tersor.cli.verify import verify
 from tersor.core.errors import TersorError
 
@@ -38,6 +41,9 @@ app = typer.Typer(
 )
 app.command(short_help="Turn a model into a GGUF that llama.cpp runs.")(quantize)
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
+app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
+app.command(short_help="Measure speed, memory and energy, beside another.")(bench)
+app.command(short_help="Write a page on artefacts, beside each other.")(report)
 app.command(short_help="Show what is inside a model.")(inspect)
 app.command(short_help="List number formats and file types.")(formats)
 app.command(short_help="Show what is installed and works.")(doctor)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tersor.cli.output import JsonOption, print_json
-from tersor.cli.progress import progress_bar
-from tersor.core.card import Card, card_path, size
+from tersor.calibrate.text import BUILT_IN
+from tersor.cli.screen.output import JsonOption, print_json
+from tersor.cli.screen.progress import progress_bar
+from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
-from tersor.models import load
+from tersor.core.quantities import size
+from tersor.models import Model, load
 from tersor.pipeline import quantize as pipeline
+from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
+from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.steps.planning import Choices
 
 __all__ = ["parse_size", "quantize"]
 
@@ -91,6 +97,35 @@ IgnoreConfigOption = Annotated[
 ]
 
 
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        "-m",
+        metavar="M",
+        help="What chooses the grid points: rtn rounds to the nearest; gptq, qronos, autoround and best move errors to "
+        "where the calibration text feels them least. Default: best where --calibration is given, else rtn.",
+    ),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        "-c",
+        metavar="TEXT",
+        help="Text like that of your use: a file, a folder, JSON lines, Parquet, a dataset id, or 'builtin'.",
+    ),
+]
+ContainerOption = Annotated[
+    str,
+    typer.Option(
+        metavar="C",
+        help="gguf for llama.cpp; gptq, gptq_v2, awq or compressed-tensors for transformers and vLLM: OUT is a folder "
+        "then, and --format a plain one such as int4-g128.",
+    ),
+]
+
+
 def quantize(
     context: typer.Context,
     model: ModelArgument,
@@ -106,39 +141,117 @@ def quantize(
     split_max_tensors: SplitTensorsOption = None,
     threads: ThreadsOption = 0,
     ignore_config: IgnoreConfigOption = None,
+    method: MethodOption = None,
+    calibration: CalibrationOption = None,
+    container: ContainerOption = "gguf",
+    calibration_sequences: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many sequences of calibration text.")
+    ] = 128,
+    calibration_length: Annotated[
+        int | None, typer.Option(min=8, metavar="N", help="Tokens in each. Default: 512, or what the model takes.")
+    ] = None,
+    calibration_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Field of a row that holds the text or the messages.")
+    ] = None,
+    calibration_chunk: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Sequences that go through a block at once: memory against speed.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Shuffles the calibration documents; 0: their own order.")] = 0,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take the importance of columns from llama.cpp's imatrix file.")
+    ] = None,
+    save_imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Save what calibration saw as an imatrix file for llama.cpp.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the finished blocks of a run that was stopped.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the result even if plain rounding would be better.")
+    ] = False,
+    proof: Annotated[
+        bool, typer.Option("--proof/--no-proof", help="Measure the gain on calibration sequences that are kept back.")
+    ] = True,
+    device: Annotated[str, typer.Option(metavar="D", help="Where calibration computes: cpu, cuda, cuda:1.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Turn a model into a GGUF that stock llama.cpp runs, with a Card that says what it cost.
 
+    With --calibration, every block is quantized knowing what its matrices see; a run that is stopped goes on with
+    --resume, and torchrun spreads it over processes.
+
     Memory stays bounded however large the model is; the output appears whole or not at all. Beside OUT.gguf lie
-    OUT.card.md and OUT.card.json: hashes, plan, error of every tensor, fallbacks, time, versions, command.
+    OUT.card.html, .md and .json: hashes, plan, error of every tensor, fallbacks, time, versions, command.
 
     \b
     Example:
       tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
+      tersor quantize org/name -o name.gguf --format q4_k_m --calibration my-text/
+      tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
     """
     limit = None if split_max_size is None else parse_size(split_max_size)
-    with progress_bar() as progress:
-        card = pipeline.quantize(
-            load(model, ignore_config=ignore_config or ()),
-            file_type,
-            output,
-            tensor_formats=tensor_format or (),
-            output_format=output_format,
-            embedding_format=embedding_format,
-            search=search,
-            fallback=fallback,
-            dry_run=dry_run,
-            split_max_bytes=limit,
-            split_max_tensors=split_max_tensors,
-            threads=threads,
-            command=_command(context.obj or [], model, output),
-            progress=progress,
-        )
+    choices = Choices(
+        tensor_formats=tensor_format or (),
+        output_format=output_format,
+        embedding_format=embedding_format,
+        search=search,
+        fallback=fallback,
+    )
+    source = load(model, ignore_config=ignore_config or ())
+    if imatrix is not None:
+        choices["importance"] = importance_from(imatrix, source)
+    text = Calibration(
+        source=calibration or BUILT_IN,
+        sequences=calibration_sequences,
+        length=calibration_length,
+        field=calibration_field,
+        seed=seed,
+        chunk=calibration_chunk,
+    )
+    how = How(
+        method=method or ("rtn" if calibration is None else "best"),
+        calibration=text,
+        container=container,
+        resume=resume,
+        force=force,
+        proof=proof,
+        save_imatrix=save_imatrix,
+        device=device,
+        threads=threads,
+        split_max_bytes=limit,
+        split_max_tensors=split_max_tensors,
+        command=_command(context.obj or [], model, output),
+    )
+    is_plain = dry_run or (how.method == "rtn" and calibration is None and container == "gguf")
+    card = (_plainly if is_plain else _calibrated)(source, file_type, output, how, choices, dry_run=dry_run)
+    if card is None:  # another rank writes and speaks
+        return
     if as_json:
         print_json(card.to_object())
     else:
         sys.stdout.write(_summary(card, model, output))
+
+
+def _plainly(model: Model, name: str, output: Path, how: How, choices: Choices, *, dry_run: bool) -> Card:
+    with progress_bar() as progress:
+        return pipeline.quantize(
+            model,
+            name,
+            output,
+            dry_run=dry_run,
+            split_max_bytes=how.split_max_bytes,
+            split_max_tensors=how.split_max_tensors,
+            threads=how.threads,
+            command=how.command,
+            progress=progress,
+            **choices,
+        )
+
+
+def _calibrated(model: Model, name: str, output: Path, how: How, choices: Choices, *, dry_run: bool) -> Card | None:
+    del dry_run  # nothing is calibrated for one
+    with progress_bar(unit="weights") as progress:
+        return quantize_calibrated(model, name, output, replace(how, progress=progress), **choices)
 
 
 def parse_size(text: str) -> int:
@@ -176,18 +289,35 @@ def _summary(card: Card, model: str, output: Path) -> str:
         f"{card.name} → {plan.recipe.format}: {size(card.source_bytes)} → {size(card.nbytes)} "
         f"({card.ratio:.2f}× smaller), {before:.2f} → {plan.bits_per_weight:.2f} bits per weight{cost}"
     )
-    lines = [headline, *_fallbacks(card)]
+    lines = [headline, *_gain(card), *_fallbacks(card)]
     lines += [f"note: {note}" for note in card.notes]
     if card.dry_run:
         lines += [f"would write {artefact.name}, {artefact.nbytes:,} bytes" for artefact in card.artefacts]
         lines.append("nothing was written; run again without --dry-run")
         return "\n".join(lines) + "\n"
+    if output.is_dir():
+        lines.append(f"wrote {output} in {card.seconds.total:.1f} s: {', '.join(a.name for a in card.artefacts)}")
+        lines.append(f"Card  {card_path(output / output.name, 'html')} (and .md, .json)")
+        return "\n".join(lines) + "\n"
     first = output.parent / card.artefacts[0].name
     more = f" and {len(card.artefacts) - 1} more parts" if len(card.artefacts) > 1 else ""
     lines.append(f"wrote {first}{more} in {card.seconds.total:.1f} s")
-    lines.append(f"Card  {card_path(output)} (and .json)")
+    lines.append(f"Card  {card_path(output, 'html')} (and .md, .json)")
     lines.append(f"next  {shlex.join(['tersor', 'verify', str(first), '--against', model])}")
     return "\n".join(lines) + "\n"
+
+
+def _gain(card: Card) -> list[str]:
+    """What the method was worth, if that was measured."""
+    lines = []
+    for evaluation in card.evaluations:
+        ours, plain = evaluation.metric("kl_mean"), evaluation.metric("kl_mean_plain_rounding")
+        if ours is not None and plain is not None:
+            lines.append(
+                f"{card.plan.recipe.method} on held-out text: divergence {ours.value:.3g} nats, plain rounding "
+                f"{plain.value:.3g} ({ours.value / plain.value if plain.value else 1:.2f}×)"
+            )
+    return lines
 
 
 def _fallbacks(card: Card) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tersor.cli.output import JsonOption, console, print_json
-from tersor.cli.progress import progress_bar
+from tersor.cli.screen.output import JsonOption, console, print_json
+from tersor.cli.screen.progress import progress_bar
 from tersor.evaluate.checks.verdict import Check, Verdict
 from tersor.pipeline import verify as pipeline
 

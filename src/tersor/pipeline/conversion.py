@@ -8,7 +8,7 @@ from typing import Unpack
 from tersor.core.card import Card
 from tersor.models import Model, load
 from tersor.pipeline import quantize as pipeline
-from tersor.pipeline.planning import Choices
+from tersor.pipeline.steps.planning import Choices
 
 __all__ = ["Options", "quantize"]
 

@@ -17,18 +17,18 @@ import numpy as np
 from tersor.containers.gguf import Part, Split, lay_out, write_gguf
 from tersor.containers.mixtures import file_type
 from tersor.core.arrays import Bytes, Float32
-from tersor.core.card import Artefact, Card, Seconds, TensorError, card_path
+from tersor.core.card import Artefact, Card, Seconds, TensorError
 from tersor.core.errors import MissingError, SchemeError, TersorError
 from tersor.core.metadata import MetadataEntry
 from tersor.core.plan import Plan, PlannedTensor
-from tersor.files.atomic import atomic_set
 from tersor.formats import FORMATS
 from tersor.models.model import Model, ModelTensor
-from tersor.pipeline import provenance
-from tersor.pipeline.planning import Choices, Importance, make_plan
-from tersor.pipeline.stages import Clock, run_ahead, start
+from tersor.pipeline.steps import provenance
+from tersor.pipeline.steps.cards import save_card
+from tersor.pipeline.steps.planning import Choices, Importance, make_plan
+from tersor.pipeline.steps.stages import Clock, run_ahead, start
 
-__all__ = ["Progress", "quantize", "save_card", "slices_of", "squared_error"]
+__all__ = ["Findings", "Progress", "quantize", "slices_of", "squared_error"]
 
 SLICE_WEIGHTS = 1 << 22
 """Weights read at once: 16 MiB of float32; a handful of slices is all the weight memory that is ever held."""
@@ -56,9 +56,10 @@ def quantize(
     dry_run: bool = False,
     command: str = "",
     progress: Progress | None = None,
+    made: Findings | None = None,
     **choices: Unpack[Choices],
 ) -> Card:
-    """Write `model` as GGUF file(s) at `output`, with `NAME.card.json` and `NAME.card.md` beside, and return the Card.
+    """Write `model` as GGUF file(s) at `output`, with its Card (.json, .md, .html) beside, and return the Card.
 
     format            a key of FILE_TYPES, such as "q4_k_m"
     choices           see Choices: overrides, search, importance, fallback
@@ -67,6 +68,7 @@ def quantize(
     measure           compare every slice with what it decodes to
     dry_run           plan and exact sizes only: no weight is read, nothing is written
     command           what the user typed, for the Card; must hold no private path
+    made              rows that a calibrated method has made already, and what it adds to the Card
 
     An older file called `output` is replaced, but only by a complete new one: a killed run leaves it as it was.
     Raises SchemeError, ShapeError (a refused fallback), MissingError (no folder, no room), and errors of the reader
@@ -86,19 +88,25 @@ def quantize(
     def late() -> dict[str, MetadataEntry]:
         return {provenance.SOURCE_HASHES: provenance.source_hashes_entry(hashes.result())}
 
-    work = _Work(model, plan, choices.get("importance") or {}, threads, measure, progress)
+    work = _Work(model, plan, choices.get("importance") or {}, threads, measure, progress, made)
     with work.chunks() as chunks, work.clock.stage("all writing"):
         artefacts = write_gguf(output, metadata, plan.tensors, chunks, split=split, late=late)
     card = _card(model, work, artefacts, hashes.result(), total=perf_counter() - began, command=command)
+    card = card if made is None else made.onto(card)
     save_card(card, output)
     return card
 
 
-def save_card(card: Card, output: Path) -> None:
-    """Write `NAME.card.json` and `NAME.card.md` beside the artefact, whole or not at all."""
-    with atomic_set(output.parent) as files:
-        files.open(card_path(output, "json").name).write(card.to_json().encode())
-        files.open(card_path(output).name).write(card.to_markdown().encode())
+class Findings(Protocol):
+    """Rows that a method has made, and what it adds to the Card."""
+
+    def rows(self, name: str, start: int, stop: int) -> Bytes | None:
+        """Packed rows of a matrix; None: encode it plainly."""
+        ...
+
+    def onto(self, card: Card) -> Card:
+        """Return the Card with what was found."""
+        ...
 
 
 @dataclass
@@ -106,6 +114,7 @@ class _Slice:
     """Rows of one tensor on their way: `data` is there once they are encoded."""
 
     tensor: PlannedTensor
+    start: int
     weight: Float32
     importance: Float32 | None
     data: Bytes
@@ -121,6 +130,7 @@ class _Work:
     threads: int = 0
     measure: bool = True
     progress: Progress | None = None
+    made: Findings | None = None
     clock: Clock = field(default_factory=Clock)
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -156,11 +166,17 @@ class _Work:
                 vector = importance
                 if importance is not None and importance.ndim == 2:
                     vector = importance[begin // source.shape[-2]]
-                yield _Slice(tensor, weight, vector, nothing)
+                yield _Slice(tensor, begin, weight, vector, nothing)
 
     def _encode(self, slices: Iterator[_Slice]) -> Iterator[_Slice]:
         search, threads = self.plan.recipe.search, self.threads
         for piece in slices:
+            name, stop = piece.tensor.name, piece.start + len(piece.weight)
+            done = None if self.made is None else self.made.rows(name, piece.start, stop)
+            if done is not None:
+                piece.data = done
+                yield piece
+                continue
             encode = FORMATS[piece.tensor.format].encode
             with self.clock.stage("encoding"), _naming(piece.tensor):
                 piece.data = encode(piece.weight, importance=piece.importance, search=search, threads=threads)

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from tersor.pipeline.provenance import peak_memory_bytes
+from tersor.pipeline.steps.provenance import peak_memory_bytes
 
-SHOW = "from tersor.pipeline.provenance import peak_memory_bytes; print(peak_memory_bytes())"
+SHOW = "from tersor.pipeline.steps.provenance import peak_memory_bytes; print(peak_memory_bytes())"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the other systems have no /proc")

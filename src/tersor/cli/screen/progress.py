@@ -16,7 +16,8 @@ __all__ = ["PATIENCE_S", "Bar", "progress_bar"]
 PATIENCE_S = 2.0
 """How long a run goes on in silence."""
 
-Unit = Literal["bytes", "weights"]
+Unit = Literal["bytes", "weights", "tokens", "items"]
+"""What is counted; only bytes are shown as amounts."""
 
 
 class Bar:
@@ -28,7 +29,7 @@ class Bar:
         self._drawn: Progress | None = None
 
     def __call__(self, tensor: str, done: int, total: int) -> None:
-        """`done` of `total` bytes or weights are there, the last of them of `tensor`."""
+        """`done` of `total` units are there, the last of them of `tensor`."""
         if self._drawn is None:
             if not self._console.is_terminal or perf_counter() - self._began < PATIENCE_S:
                 return

@@ -10,9 +10,9 @@ import pytest
 from tersor.core.errors import SchemeError, ShapeError
 from tersor.core.plan import Plan
 from tersor.formats import FORMATS
-from tersor.pipeline.planning import make_plan
+from tersor.pipeline.steps.planning import make_plan
 
-from .conftest import Held, MakeModel
+from ..conftest import Held, MakeModel
 
 
 def test_a_plan_states_format_reason_and_bytes_of_every_tensor(make_model: MakeModel) -> None:

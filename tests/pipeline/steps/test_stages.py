@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tersor.pipeline.stages import Clock, run_ahead, start
+from tersor.pipeline.steps.stages import Clock, run_ahead, start
 
 
 def stage_threads() -> list[str]:

@@ -37,6 +37,8 @@ class Choices(TypedDict, total=False):
     search: str
     importance: Importance | None
     fallback: bool
+    method: str
+    calibration: str
 
 
 def make_plan(model: Model, format: str, **choices: Unpack[Choices]) -> Plan:  # noqa: A002 (the word of the command line)
@@ -54,7 +56,7 @@ def make_plan(model: Model, format: str, **choices: Unpack[Choices]) -> Plan:  #
         tensor_formats=recipe.tensor_formats,
         output_format=recipe.output_format or None,
         embedding_format=recipe.embedding_format or None,
-        has_importance=bool(importance),
+        has_importance=bool(importance) or bool(recipe.calibration),
         fallback=recipe.fallback,
     )
     rows = []
@@ -79,6 +81,8 @@ def _recipe(name: str, choices: Choices) -> Recipe:
         search=search,
         importance="given" if choices.get("importance") else "",
         fallback=choices.get("fallback", True),
+        method=choices.get("method", "rtn"),
+        calibration=choices.get("calibration", ""),
     )
 
 

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from tersor.cli import progress as module
-from tersor.cli.progress import Bar, progress_bar
+from tersor.cli.screen import progress as module
+from tersor.cli.screen.progress import Bar, progress_bar
 
 
 def test_away_from_a_terminal_nothing_is_drawn(

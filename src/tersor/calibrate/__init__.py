@@ -1,0 +1,1 @@
+"""CALIBRATE: text → tokens → what every weight matrix sees, one block of the model in memory at a time."""

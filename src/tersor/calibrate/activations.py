@@ -1,0 +1,62 @@
+"""The hidden states of all calibration sequences between two blocks: in memory, or in a file where that is too much."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from tersor.core.arrays import Float32
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["Activations"]
+
+
+class Activations:
+    """Float32 [sequences, tokens, hidden], read and replaced a chunk of sequences at a time.
+
+    spill  folder for a nameless file that holds them; None: memory
+    """
+
+    def __init__(self, sequences: int, tokens: int, hidden: int, *, chunk: int, spill: Path | None = None) -> None:
+        shape = (sequences, tokens, hidden)
+        self.chunk = max(1, chunk)
+        self._file: IO[bytes] | None = None
+        if spill is None:
+            self._values: Float32 = np.zeros(shape, np.float32)
+        else:
+            # Nameless from the start: nothing is left behind by a killed run.
+            self._file = tempfile.TemporaryFile(dir=spill)  # noqa: SIM115 - lives as long as the map
+            self._values = np.memmap(self._file, dtype=np.float32, mode="w+", shape=shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size, in memory or in the file."""
+        return int(self._values.nbytes)
+
+    def chunks(self) -> Iterator[slice]:
+        """Yield ranges of sequences, always the same."""
+        for start in range(0, len(self._values), self.chunk):
+            yield slice(start, min(start + self.chunk, len(self._values)))
+
+    def read(self, part: slice, device: str = "cpu") -> Tensor:
+        """Return a chunk, [chunk, tokens, hidden], as memory of its own."""
+        return torch.from_numpy(np.array(self._values[part])).to(device)
+
+    def write(self, part: slice, values: Tensor) -> None:
+        """Replace a chunk."""
+        self._values[part] = values.detach().cpu().numpy()
+
+    def copy_from(self, other: Activations) -> None:
+        """Take over all values of `other`."""
+        for part in self.chunks():
+            self._values[part] = other._values[part]

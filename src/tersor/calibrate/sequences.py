@@ -1,0 +1,96 @@
+"""From documents to token sequences of one length, the same for the same seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tersor.calibrate.text import Corpus, Document
+from tersor.core.errors import MissingError, SchemeError
+
+__all__ = ["LEAST_SEQUENCES", "Encoder", "Sequences", "pack"]
+
+LEAST_SEQUENCES = 8
+"""Fewer say too little about a model to quantize by."""
+
+
+class Encoder(Protocol):
+    """What turns text into ids."""
+
+    begin: int | None
+    """The id that opens every sequence, None where the model wants none."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids of `text`, without special ones."""
+        ...
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> Sequence[int]:
+        """Return the ids of a conversation in the model's own template; MissingError where it has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequences:
+    """Token ids, int64 [sequences, length], with what the Card says of them."""
+
+    ids: npt.NDArray[np.int64]
+    corpus: str
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all."""
+        return int(self.ids.size)
+
+
+def pack(
+    corpus: Corpus,
+    encoder: Encoder,
+    *,
+    count: int,
+    length: int,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Sequences:
+    """Concatenate the documents and cut `count` sequences of `length` tokens, spread evenly over all of the text.
+
+    Documents come in an order that `seed` shuffles; 0 keeps theirs. Every sequence opens with the model's own
+    beginning, if it has one. Where the text has fewer, all are taken and a note says so; below LEAST_SEQUENCES (or
+    `count`, if that is less) MissingError says how much text is missing.
+    """
+    if count < 1 or length < 8:
+        raise SchemeError(f"calibration needs at least 1 sequence of 8 tokens, got {count} of {length}")
+    order = list(corpus.documents)
+    if seed:
+        random.Random(seed).shuffle(order)  # noqa: S311 (a choice of text, not a secret)
+    head = [encoder.begin] if encoder.begin is not None else []
+    step = length - len(head)
+    enough = 4 * count * step  # more text than this only costs time; it is read in order
+    stream: list[int] = []
+    for document in order:
+        stream += _ids(document, encoder)
+        if progress is not None:
+            progress(len(stream))
+        if len(stream) >= enough:
+            break
+    there = len(stream) // step
+    if there < min(LEAST_SEQUENCES, count):
+        raise MissingError(
+            f"{corpus.name} has {len(stream):,} tokens, {there} sequences of {length}; calibration needs at least "
+            f"{min(LEAST_SEQUENCES, count)}: give more text or shorter sequences"
+        )
+    taken = min(count, there)
+    starts = np.linspace(0, there - 1, taken).round().astype(np.int64) if taken > 1 else np.zeros(1, np.int64)
+    rows = [[*head, *stream[start * step : (start + 1) * step]] for start in starts.tolist()]
+    notes = () if taken == count else (f"{corpus.name} has only {taken} sequences of {length} tokens, not {count}",)
+    return Sequences(np.array(rows, dtype=np.int64), corpus.name, corpus.sha256, notes)
+
+
+def _ids(document: Document, encoder: Encoder) -> Sequence[int]:
+    return encoder.encode_chat(document.messages) if document.messages else encoder.encode(document.text)

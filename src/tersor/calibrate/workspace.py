@@ -1,0 +1,135 @@
+"""What a calibrated run has finished so far, on disk: it survives a kill, and `--resume` goes on from it.
+
+One folder beside the output. Every finished block is one file, written whole or not at all: a line of JSON (sizes,
+SHA-256, what was measured), then the packed rows of its matrices. `run.json` names what the run was made from; work
+that was made from anything else is never mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor.core.arrays import Bytes
+from tersor.core.errors import FormatError, SchemeError
+from tersor.core.tensor import QuantizedTensor
+from tersor.files.atomic import atomic_writer
+from tersor.formats import get
+
+__all__ = ["Finished", "Workspace", "workspace_path"]
+
+SCHEMA = "tersor.work/1"
+_MAX_HEAD = 1 << 26
+
+
+def workspace_path(output: Path) -> Path:
+    """Where the unfinished work for `output` lies.
+
+    >>> workspace_path(Path("out/model.gguf")).as_posix()
+    'out/.model.gguf.tersor-work'
+    """
+    return output.with_name(f".{output.name}.tersor-work")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One block's matrices as they became, with what was measured about each."""
+
+    tensors: Mapping[str, QuantizedTensor]
+    notes: Mapping[str, Mapping[str, Any]]
+
+
+class Workspace:
+    """The folder of one run.
+
+    run       everything that shapes the result, as plain JSON values: hashes of model and text, recipe, versions
+    resume    go on with what is there; else it is removed
+    is_owner  False: another rank makes and checks the folder, and this one never touches it
+
+    Raises SchemeError where resumed work was made from something else, naming what differs.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any], *, resume: bool, is_owner: bool = True) -> None:
+        self.folder = folder
+        if not is_owner:
+            return
+        wanted = json.loads(json.dumps({"schema": SCHEMA, **run}))
+        if resume and (folder / "run.json").is_file():
+            found = self._described()
+            differing = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+            if differing:
+                key = differing[0]
+                raise SchemeError(
+                    f"{folder}: the unfinished work was made with another {key}: {found.get(key)!r:.80}, now "
+                    f"{wanted.get(key)!r:.80}; repeat the command that began it, or run without --resume to start anew"
+                )
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with atomic_writer(folder / "run.json") as file:
+            file.write(json.dumps(wanted, indent=1).encode())
+
+    def save(self, layer: int, finished: Finished) -> None:
+        """Keep the result of one block for good."""
+        rows: list[dict[str, Any]] = []
+        digest = hashlib.sha256()
+        for name, tensor in finished.tensors.items():
+            digest.update(tensor.data.data)
+            rows.append({
+                "name": name, "format": tensor.format.name, "shape": list(tensor.shape), "fallback": tensor.fallback,
+                "notes": dict(finished.notes.get(name, {})),
+            })  # fmt: skip
+        head = json.dumps({"tensors": rows, "sha256": digest.hexdigest()}).encode() + b"\n"
+        with atomic_writer(self._file(layer)) as file:
+            file.write(head)
+            for tensor in finished.tensors.values():
+                file.write(tensor.data.data)
+
+    def load(self, layer: int) -> Finished | None:
+        """Return the result of a block, None where it is not finished; FormatError for a damaged file."""
+        path = self._file(layer)
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            try:
+                head = json.loads(file.readline(_MAX_HEAD))
+                tensors, notes = {}, {}
+                digest = hashlib.sha256()
+                for row in head["tensors"]:
+                    kind, shape = get(row["format"]), tuple(row["shape"])
+                    data = _take(file.read(int(np.prod(shape[:-1])) * kind.row_bytes(shape[-1])), shape, kind)
+                    digest.update(data.data)
+                    tensors[row["name"]] = QuantizedTensor(kind, shape, data, row["fallback"])
+                    notes[row["name"]] = row["notes"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
+            if digest.hexdigest() != head["sha256"] or file.read(1):
+                raise FormatError(f"{path}: damaged (its hash is another); run without --resume to start anew")
+        return Finished(tensors, notes)
+
+    def remove(self) -> None:
+        """Forget everything: the artefact is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, layer: int) -> Path:
+        return self.folder / f"block-{layer:04d}.bin"
+
+    def _described(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
+        return found
+
+
+def _take(content: bytes, shape: tuple[int, ...], kind: Any) -> Bytes:
+    rows = int(np.prod(shape[:-1]))
+    return np.frombuffer(content, np.uint8).reshape(rows, kind.row_bytes(shape[-1])).copy()

@@ -1,0 +1,169 @@
+"""`tersor bench`: how fast an artefact runs on this machine."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tersor.cli.evaluate import EXIT_CODES
+from tersor.cli.screen.output import JsonOption, console, print_json, significant, table
+from tersor.cli.screen.progress import progress_bar
+from tersor.core.errors import SchemeError
+from tersor.core.evaluation import Benchmark, Metric
+from tersor.core.records import plain
+from tersor.pipeline import bench as pipeline
+from tersor.report import outcome_of
+
+__all__ = ["bench"]
+
+_SCALES = {"bytes": (1 << 20, "MiB"), "s": (1e-3, "ms")}
+
+
+def bench(
+    context: typer.Context,
+    artefact: Annotated[
+        str, typer.Argument(metavar="ARTEFACT", help="A GGUF (run in llama.cpp) or a model folder (transformers).")
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="ARTEFACT", help="Another one, or a Hugging Face id: both run in turn, A B A B."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Threads of the engines; 0: all physical cores it may use.")
+    ] = 0,
+    prompt: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of the prompt.")] = 256,
+    generate: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to generate in each round.")] = 64,
+    batches: Annotated[
+        str, typer.Option(metavar="N,N,…", help="Numbers of parallel sequences to measure throughput of.")
+    ] = "1,2,4,8",
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rounds that count; fewer than 6 give no intervals.")
+    ] = 9,
+    max_latency_ratio: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Fail if the median time per token exceeds X times that of --against."),
+    ] = None,
+    min_tokens_per_s: Annotated[
+        float | None, typer.Option(metavar="X", help="Fail if fewer than X tokens a second are generated.")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save/--no-save", help="Add the result to the Card beside the artefact, if there is one.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure speed, memory and energy of an artefact, each rate also as a share of what this machine could do.
+
+    First the roofs: read bandwidth and arithmetic rate. Then rounds of a prompt, its continuation and continuations of
+    several sequences at once, in turn with those of --against. Shown are medians with 95 % intervals, and ratios of
+    paired rounds. Exit code 1 if a limit is broken, 3 if the interval holds the limit.
+    """
+    with progress_bar(unit="weights") as progress:
+        found = pipeline.bench(
+            artefact,
+            against=against,
+            threads=threads,
+            prompt=prompt,
+            generate=generate,
+            batches=_numbers(batches),
+            rounds=rounds,
+            save=save,
+            max_latency_ratio=max_latency_ratio,
+            min_tokens_per_s=min_tokens_per_s,
+            command=_command(context.obj or [], (artefact, against or "")),
+            progress=progress,
+        )
+    outcome = outcome_of(found[0].limits)
+    if as_json:
+        print_json({"outcome": outcome, "benchmarks": plain(found)})
+    else:
+        _print(console(), found)
+    code = EXIT_CODES[outcome]
+    if code:
+        raise typer.Exit(code)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise SchemeError(f"--batches takes whole numbers with commas between, such as 1,2,4; got {text!r}")
+    return tuple(int(word) for word in words)
+
+
+def _command(arguments: list[str], paths: tuple[str, str]) -> str:
+    """What was typed, folders cut off: the Card may be published."""
+
+    def public(word: str) -> str:
+        option, sign, value = word.rpartition("=")
+        return option + sign + Path(value).name if value in paths and Path(value).exists() else word
+
+    return shlex.join(["tersor", *map(public, arguments)])
+
+
+def _print(screen: Console, found: tuple[Benchmark, ...]) -> None:
+    subject = found[0]
+    screen.print(_machine(subject))
+    for name, one in zip("AB", found, strict=False):
+        screen.print(f"{name}  {one.subject}, {one.engine}")
+    screen.print(
+        f"{subject.settings['rounds']} rounds of {_round(subject)}: medians, 95 % intervals, shares of the roof\n"
+    )
+    rows = table("what", *(f">{name}" for name in "AB"[: len(found)]), *([">A / B"] if subject.ratios else []))
+    ratios = {metric.name: metric for metric in subject.ratios}
+    for metric in subject.metrics:
+        cells = [_value(one.metric(metric.name)) for one in found]
+        rows.add_row(_label(metric), *cells, *([_value(ratios.get(metric.name))] if ratios else []))
+        shares = [one.metric(metric.name) for one in found]
+        if any(share is not None and share.share is not None for share in shares):
+            rows.add_row("  share of the roof", *map(_share, shares), *([""] if ratios else []))
+    screen.print(rows)
+    screen.print()
+    for note in dict.fromkeys(note for one in found for note in one.notes):
+        screen.print(f"note: {note}")
+    for limit in subject.limits:
+        screen.print(f"{limit.outcome}: {limit.reason}")
+
+
+def _machine(one: Benchmark) -> str:
+    facts = one.machine
+    parts = [f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores"]
+    parts.append(f"reads {float(facts['read_bytes_per_s']) / 2**30:.1f} GiB/s")
+    parts.append(f"float32 {float(facts['float32_operations_per_s']) / 1e9:.0f} GFLOP/s")
+    if "int8_operations_per_s" in facts:
+        parts.append(f"int8 {float(facts['int8_operations_per_s']) / 1e9:.0f} GOP/s")
+    return f"{', '.join(parts)} (by {facts['roofs_measured_by']})"
+
+
+def _round(one: Benchmark) -> str:
+    return f"{one.settings['prompt_tokens']} prompt and {one.settings['generated_tokens']} generated tokens"
+
+
+def _label(metric: Metric) -> str:
+    """The name without its unit, and the unit it is shown in."""
+    unit = _SCALES.get(metric.unit, (1, metric.unit))[1]
+    stem = metric.name.replace("throughput_", "")
+    for suffix in ("_tokens_per_s", "_joules_per_token", "_bytes", "_ms", "_s"):
+        stem = stem.removesuffix(suffix)
+    return f"{stem.replace('_', ' ')}, {unit}"
+
+
+def _share(metric: Metric | None) -> str:
+    return "–" if metric is None or metric.share is None else f"{metric.share:.1%}"
+
+
+def _value(metric: Metric | None) -> str:
+    if metric is None:
+        return "–"
+    scale = _SCALES.get(metric.unit, (1, ""))[0]
+    text = _number(metric.value / scale)
+    if metric.low is None or metric.high is None or not math.isfinite(metric.low + metric.high):
+        return text
+    return f"{text} ({_number(metric.low / scale)}–{_number(metric.high / scale)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else significant(value, 3)

@@ -1,0 +1,1 @@
+"""What people see: tables, progress bars, one JSON document."""

@@ -1,0 +1,157 @@
+"""Quantized matrices into a Hugging Face checkpoint: planned in GGUF names, written in the checkpoint's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from tersor.containers.hf.table import container, format_for
+from tersor.containers.hf.writer import write_checkpoint
+from tersor.core.arrays import Bytes
+from tersor.core.card import Card, Seconds, TensorError
+from tersor.core.errors import SchemeError, TersorError, UnsupportedError
+from tersor.core.plan import Plan, PlannedTensor, Recipe
+from tersor.core.tensor import QuantizedTensor
+from tersor.files.checkpoint import Checkpoint, weight_files
+from tersor.formats import get
+from tersor.models.model import Model, ModelTensor
+from tersor.models.transforms import Source, origin
+from tersor.pipeline.quantize import Findings
+from tersor.pipeline.steps import provenance
+from tersor.pipeline.steps.cards import save_card
+from tersor.pipeline.steps.planning import Choices
+
+__all__ = ["plan_checkpoint", "write_quantized"]
+
+ROWS_AT_ONCE = 1 << 22
+PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+def plan_checkpoint(model: Model, name: str, where: str, choices: Choices) -> Plan:
+    """Decide which matrices of the blocks take format `name` in container `where`; embeddings and output stay.
+
+    A row that does not divide into groups stays as it is, and the plan says so; SchemeError for a format that the
+    container does not hold.
+    """
+    container(where)
+    if any(file.suffix == ".gguf" for file in model.files):
+        raise UnsupportedError(f"{where} is written from a checkpoint folder; {model.name} is a GGUF")
+    rows = []
+    for tensor in model.tensors:
+        source = PLAIN.get(tensor.source_dtype, "f32")
+        chosen, reason, wanted = source, "kept as it is", ""
+        if tensor.layer is not None and not tensor.must_be_f32:
+            fmt = format_for(where, get(name), tensor.source_dtype)
+            chosen, reason, wanted = _chosen(tensor, fmt.name, source)
+        nbytes = tensor.rows * get(chosen).row_bytes(tensor.columns)
+        rows.append(PlannedTensor(tensor.name, tensor.shape, tensor.source_dtype, chosen, reason, wanted, nbytes))
+    if all(row.reason == "kept as it is" for row in rows):
+        raise SchemeError(f"no matrix of {model.name} can be {name} in {where}")
+    recipe = Recipe(
+        format=f"{name} in {where}",
+        mixture="",
+        search=choices.get("search", "best"),
+        method=choices.get("method", "rtn"),
+        calibration=choices.get("calibration", ""),
+    )
+    return Plan(model.name, model.architecture, recipe, tuple(rows))
+
+
+def _chosen(tensor: ModelTensor, name: str, source: str) -> tuple[str, str, str]:
+    if not get(name).holds(tensor.columns):
+        return source, f"kept as it is: {tensor.columns} columns do not divide into groups of {get(name).block}", name
+    places = origin(tensor.values, 0, tensor.rows)
+    if not all(isinstance(one, Source) for one in places.sources):
+        return source, "kept as it is: it is computed, not stored", name
+    if (places.factor != 1).any() or (places.shift != 0).any():
+        return source, "kept as it is: the engine needs it scaled", name
+    return name, "matrix of a block", ""
+
+
+def write_quantized(
+    model: Model, plan: Plan, output: Path, where: str, findings: Findings, *, command: str = ""
+) -> Card:
+    """Write the checkpoint folder `output` with its Card in it, and return the Card."""
+    began = perf_counter()
+    folder = next(file.parent for file in model.files if file.name == "config.json")
+    paths, index, _ = weight_files(folder)
+    checkpoint = Checkpoint(paths, index)
+    try:
+        errors: dict[str, float] = {}
+        tensors = {tensor.name: tensor for tensor in model.tensors}
+        quantized = [row for row in plan.tensors if row.reason == "matrix of a block"]
+        formats = {}
+        for row in quantized:
+            for source in origin(tensors[row.name].values, 0, tensors[row.name].rows).sources:
+                formats[_name(source)] = get(row.format)
+        stream = _by_source(quantized, tensors, findings, errors, {n: checkpoint.tensors[n].shape for n in formats})
+        artefacts = write_checkpoint(folder, checkpoint, formats, stream, output, name=where)
+    finally:
+        checkpoint.close()
+    card = Card(
+        name=model.name,
+        plan=plan,
+        sources=model.hashes(),
+        source_bytes=sum(path.stat().st_size for path in paths),
+        artefacts=artefacts,
+        errors=tuple(TensorError(row.name, errors.get(row.name)) for row in plan.tensors),
+        seconds=Seconds(total=round(perf_counter() - began, 6)),
+        peak_memory_bytes=provenance.peak_memory_bytes(),
+        versions=provenance.versions(),
+        platform=provenance.machine(),
+        command=command,
+        notes=model.notes,
+    )
+    card = findings.onto(card)
+    save_card(card, output / output.name)
+    return card
+
+
+def _name(source: object) -> str:
+    if not isinstance(source, Source):
+        raise SchemeError("a tensor that is computed cannot be quantized")
+    return source.name
+
+
+def _by_source(
+    rows: list[PlannedTensor],
+    tensors: dict[str, ModelTensor],
+    findings: Findings,
+    errors: dict[str, float],
+    shapes: dict[str, tuple[int, ...]],
+) -> Iterator[tuple[str, QuantizedTensor]]:
+    """Yield the checkpoint's matrices, each once its last row has come; rows stand in the checkpoint's order."""
+    open_matrices: dict[str, tuple[Bytes, int]] = {}
+    for row in rows:
+        tensor, fmt = tensors[row.name], get(row.format)
+        error = power = 0.0
+        step = max(1, ROWS_AT_ONCE // tensor.columns)
+        for start in range(0, tensor.rows, step):
+            stop = min(start + step, tensor.rows)
+            weight = tensor.read(start, stop)
+            try:
+                found = findings.rows(row.name, start, stop)
+                data = fmt.encode(weight) if found is None else found
+            except TersorError as fault:
+                raise type(fault)(f"{row.name} {row.shape} as {row.format}: {fault}") from fault
+            difference = (fmt.decode(data, tensor.columns) - weight).reshape(-1)
+            error += float(np.dot(difference, difference))
+            power += float(np.dot(weight.reshape(-1), weight.reshape(-1)))
+            places = origin(tensor.values, start, stop)
+            for number, source in enumerate(places.sources):
+                name, taken = _name(source), places.which == number
+                matrix, left = open_matrices.get(name) or _opened(shapes[name], fmt.row_bytes(tensor.columns))
+                matrix[places.row[taken]] = data[taken]
+                open_matrices[name] = (matrix, left - int(taken.sum()))
+        errors[row.name] = (error / power) ** 0.5 if power else 0.0
+        for name in [name for name, (_, left) in open_matrices.items() if left == 0]:
+            matrix, _ = open_matrices.pop(name)
+            yield name, QuantizedTensor(fmt, shapes[name], matrix)
+
+
+def _opened(shape: tuple[int, ...], row_bytes: int) -> tuple[Bytes, int]:
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    return np.zeros((rows, row_bytes), np.uint8), rows

@@ -1,0 +1,87 @@
+"""How much memory a calibrated run will need at its peak, told before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tersor.calibrate.stream import Needs
+from tersor.core.errors import MissingError
+from tersor.decoder import Decoder
+from tersor.models.model import Model
+from tersor.targets.memory import available_bytes
+
+__all__ = ["MemoryPlan", "plan_memory"]
+
+PROGRAM = 600 << 20
+"""Python, torch and their buffers."""
+SPILL_SHARE = 0.25
+"""Hidden states beyond this share of the free memory go to a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes at the peak.
+
+    block        weights of the largest block, float32, own and rounded
+    statistics   sums of its inputs, float64, and the float32 Hessian and factor of the widest one
+    hidden       hidden states of all sequences of this rank, one or two times
+    forward      what a forward pass of one chunk holds
+    spilled      whether the hidden states lie in a file instead
+    """
+
+    block: int
+    statistics: int
+    hidden: int
+    forward: int
+    spilled: bool
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        """Largest resident size to expect."""
+        return PROGRAM + self.block + self.statistics + self.forward + (0 if self.spilled else self.hidden)
+
+    def check(self) -> None:
+        """Refuse what does not fit: MissingError says what to change."""
+        if self.available is not None and self.total > self.available:
+            gib = 2**30
+            raise MissingError(
+                f"the run needs {self.total / gib:.1f} GiB (block {self.block / gib:.1f}, statistics "
+                f"{self.statistics / gib:.1f}, forward {self.forward / gib:.1f}), {self.available / gib:.1f} are free; "
+                "shorter calibration sequences or a smaller --calibration-chunk need less, --method rtn nearly none"
+            )
+
+
+def plan_memory(
+    model: Model, decoder: Decoder, *, sequences: int, length: int, chunk: int, needs: Needs, spill: bool | None
+) -> MemoryPlan:
+    """Work out the peak of a run over `sequences` of `length` tokens, `chunk` at once.
+
+    spill  True or False to decide where hidden states live; None: in memory as long as they take little of it
+    """
+    available = available_bytes()
+    largest = max(decoder.block_nbytes(layer) for layer in range(decoder.layers))
+    widths = _widths(model)
+    products = (1 if needs.hessian else 0) + (1 if needs.cross else 0)
+    statistics = max(sum(8 * products * width**2 for width in block) for block in widths.values())
+    widest = max(width for block in widths.values() for width in block)
+    statistics += 4 * (2 + products) * widest**2 if needs.hessian else 0
+    states = 2 if needs.cross else 1
+    hidden = 4 * states * sequences * length * decoder.hidden
+    tokens = chunk * length
+    forward = 4 * tokens * (6 * decoder.hidden + 3 * widest) * states
+    is_large = available is not None and hidden > SPILL_SHARE * available
+    return MemoryPlan(3 * largest, statistics, hidden, forward, is_large if spill is None else spill, available)
+
+
+def _widths(model: Model) -> dict[int | None, list[int]]:
+    """For each block the widths of its distinct inputs: matrices of one block with as many columns may share one."""
+    found: dict[int | None, list[int]] = {}
+    shared = {"attn_k", "attn_v", "ffn_up", "ffn_up_exps"}  # see what attn_q and ffn_gate see
+    for tensor in model.tensors:
+        if tensor.must_be_f32 or tensor.layer is None or tensor.kind in shared:
+            continue
+        experts = prod(tensor.shape[:-2])
+        found.setdefault(tensor.layer, []).extend([tensor.columns] * experts)
+    return found

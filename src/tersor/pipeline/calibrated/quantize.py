@@ -1,0 +1,228 @@
+"""Quantize with a method that knows the data, into a GGUF or a checkpoint for other engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+
+from tersor.calibrate.ranks import Ranks, open_ranks
+from tersor.calibrate.text import BUILT_IN
+from tersor.containers.imatrix import Importances, read_imatrix, write_imatrix
+from tersor.core.card import Card, TensorError
+from tersor.core.errors import QualityError, SchemeError
+from tersor.core.evaluation import Evaluation, Metric
+from tersor.core.plan import Plan
+from tersor.methods import METHODS
+from tersor.models.model import Model
+from tersor.pipeline import quantize as plainly
+from tersor.pipeline.calibrated.checkpoint import plan_checkpoint, write_quantized
+from tersor.pipeline.calibrated.held_out import Gain
+from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
+from tersor.pipeline.steps.planning import Choices, Importance, make_plan
+
+__all__ = ["How", "importance_from", "quantize_calibrated"]
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to go about it; nothing here but `method` and `calibration` shapes the bytes.
+
+    method        a key of METHODS
+    calibration   the text; None: the built-in one
+    container     "gguf", or a key of CONTAINERS: then the output is a checkpoint folder
+    resume        go on with the unfinished work beside the output
+    force         write the artefact even if plain rounding would be better
+    proof         measure the gain on sequences that are kept back
+    save_imatrix  write what was seen as an importance matrix for llama.cpp too
+    device        of torch
+    """
+
+    method: str = "best"
+    calibration: Calibration | None = None
+    container: str = "gguf"
+    resume: bool = False
+    force: bool = False
+    proof: bool = True
+    save_imatrix: Path | None = None
+    device: str = "cpu"
+    threads: int = 0
+    split_max_bytes: int | None = None
+    split_max_tensors: int | None = None
+    command: str = ""
+    progress: Callable[[str, int, int], None] | None = None
+
+
+def quantize_calibrated(
+    model: Model,
+    format: str,  # noqa: A002 (the word of the command line)
+    output: Path,
+    how: How,
+    **choices: Unpack[Choices],
+) -> Card | None:
+    """Calibrate, quantize and write; return the Card, None in every rank but the first.
+
+    Raises QualityError where the result would be worse than plain rounding on held-out text, and what `prepare` and
+    the writers raise; the finished blocks are kept then.
+    """
+    if how.method not in METHODS:
+        raise SchemeError(f"unknown method {how.method!r}; there are {', '.join(METHODS)}")
+    calibration = how.calibration or Calibration()
+    with open_ranks(how.device) as ranks:
+        return _in_ranks(model, format, output, how=how, calibration=calibration, ranks=ranks, choices=choices)
+
+
+def _in_ranks(
+    model: Model, name: str, output: Path, *, how: How, calibration: Calibration, ranks: Ranks, choices: Choices
+) -> Card | None:
+    text = read_sequences(model, calibration)
+    count, length = text.ids.shape
+    seed = f", seed {calibration.seed}" if calibration.seed else ""
+    described = f"{text.corpus}: {count} sequences of {length} tokens{seed}, sha256 {text.sha256}"
+    choices = Choices(**{**choices, "method": how.method, "calibration": described})
+    is_gguf = how.container == "gguf"
+    plan = make_plan(model, name, **choices) if is_gguf else plan_checkpoint(model, name, how.container, choices)
+    run = Run(threads=how.threads, resume=how.resume, proof=how.proof, progress=how.progress)
+    prepared = prepare(model, plan, output, text=text, method=how.method, calibration=calibration, ranks=ranks, run=run)
+    if not ranks.is_first:
+        return None
+    if prepared.gain is not None and prepared.gain.is_worse and not how.force:
+        raise QualityError(_worse(prepared.gain, how.method))
+    if how.save_imatrix is not None:
+        write_imatrix(how.save_imatrix, _importances(prepared))
+    more = _Findings(prepared, text.notes + _told(calibration), how)
+    if is_gguf:
+        card = plainly.quantize(
+            model,
+            name,
+            output,
+            threads=how.threads,
+            split_max_bytes=how.split_max_bytes,
+            split_max_tensors=how.split_max_tensors,
+            command=how.command,
+            made=more,
+            **choices,
+        )
+    else:
+        card = write_quantized(model, plan, output, how.container, more, command=how.command)
+    prepared.done()
+    return card
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What the run adds to the artefact and its Card."""
+
+    prepared: Prepared
+    told: tuple[str, ...]
+    how: How
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]] | None:
+        """Packed rows, None where the run had nothing to say of that tensor."""
+        return self.prepared.rows(name, start, stop) if name in self.prepared.places else None
+
+    def onto(self, card: Card) -> Card:
+        """Return the Card with outcomes, gain and times."""
+        by_name: dict[str, list[int]] = {}
+        for index, outcome in enumerate(self.prepared.outcomes):
+            by_name.setdefault(outcome.name, []).append(index)
+        errors = tuple(self._error(error, by_name.get(error.name, [])) for error in card.errors)
+        gain = self.prepared.gain
+        evaluations = (*card.evaluations, *([] if gain is None else [self._evaluation(card, gain)]))
+        return replace(card, errors=errors, evaluations=evaluations, notes=(*card.notes, *self._notes(card.plan)))
+
+    def _error(self, error: TensorError, places: list[int]) -> TensorError:
+        found = [self.prepared.outcomes[place] for place in places]
+        if not found:
+            return error
+        known = [(o.error, o.rtn_error) for o in found if o.error is not None and o.rtn_error is not None]
+        mean = np.sqrt(np.mean(np.square(known), axis=0)) if known else (None, None)
+        methods = sorted({outcome.method for outcome in found})
+        reasons = sorted({outcome.reason for outcome in found} - {""})
+        count = sum(1 for outcome in found if outcome.reason)
+        note = "; ".join(reasons) + (f" ({count} of {len(found)} experts)" if reasons and len(found) > 1 else "")
+        output, plain = (None if value is None else float(value) for value in mean)
+        return replace(error, method="+".join(methods), output=output, plain=plain, note=note)
+
+    def _notes(self, plan: Plan) -> list[str]:
+        seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.prepared.seconds.items())
+        kept = [outcome for outcome in self.prepared.outcomes if outcome.reason]
+        notes = [*self.told, f"calibration took, in seconds: {seconds}"]
+        notes.append(f"planned peak memory {self.prepared.memory.total / 2**30:.2f} GiB")
+        if kept:
+            notes.append(
+                f"{len(kept)} of {len(self.prepared.outcomes)} matrices did not take {plan.recipe.method}'s result"
+            )
+        unseen = [outcome for outcome in self.prepared.outcomes if outcome.expert is not None and not outcome.tokens]
+        if unseen:
+            notes.append(f"{len(unseen)} expert matrices saw no calibration token and were rounded plainly")
+        return notes
+
+    def _evaluation(self, card: Card, gain: Gain) -> Evaluation:
+        floor = {"unit": "nats", "units": gain.method.units}
+        metrics = (
+            Metric("kl_mean", gain.method.value, low=gain.method.low, high=gain.method.high, **floor),  # type: ignore[arg-type]
+            Metric("kl_mean_plain_rounding", gain.rtn.value, low=gain.rtn.low, high=gain.rtn.high, **floor),  # type: ignore[arg-type]
+            Metric("kl_ratio_to_plain_rounding", gain.ratio),
+            Metric("top1_agreement", gain.same_top[0]),
+            Metric("top1_agreement_plain_rounding", gain.same_top[1]),
+        )
+        return Evaluation(
+            task="held-out calibration text",
+            subject=card.name,
+            subject_sha256=card.artefacts[0].sha256 if card.artefacts else "",
+            reference=card.name,
+            data=self.prepared.text.corpus,
+            data_sha256=self.prepared.text.sha256,
+            engines={"subject": "tersor in torch, float32", "reference": "tersor in torch, float32"},
+            settings={"sequences": gain.method.units, "tokens": gain.tokens, "method": self.how.method},
+            metrics=metrics,
+            notes=("sequences of the calibration text that no method has seen; plain rounding is importance-weighted",),
+            versions=card.versions,
+            command=self.how.command,
+            date=datetime.now(UTC).date().isoformat(),
+        )
+
+
+def _told(calibration: Calibration) -> tuple[str, ...]:
+    if str(calibration.source) != BUILT_IN:
+        return ()
+    return ("calibrated on the built-in text, Python's reference and source: text like that of your use is better",)
+
+
+def _worse(gain: Gain, method: str) -> str:
+    return (
+        f"{method} is worse than plain rounding on held-out text: divergence {gain.method.value:.4g} against "
+        f"{gain.rtn.value:.4g} nats; nothing was written. Calibrate on text nearer to the model's use, take "
+        "--method rtn, or write it all the same with --force (with --resume no work is lost)"
+    )
+
+
+def _importances(prepared: Prepared) -> Importances:
+    sums: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    counts: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    found: Mapping[str, Mapping[int | None, tuple[np.ndarray[tuple[int], np.dtype[np.float32]], int]]]
+    found = prepared.visitor.importances
+    for name, parts in found.items():
+        order = sorted(parts, key=lambda expert: -1 if expert is None else expert)
+        sums[name] = np.stack([parts[expert][0] for expert in order])
+        counts[name] = np.array([parts[expert][1] for expert in order], np.float32)
+    count, length = prepared.text.ids.shape
+    return Importances(sums, counts, (prepared.text.corpus,), count, length)
+
+
+def importance_from(path: Path, model: Model) -> Importance:
+    """Read an importance file for `model`; entries for tensors that it does not have are a SchemeError.
+
+    llama.cpp keeps no entry for matrices that were never used; those stay without preference.
+    """
+    names = {tensor.name for tensor in model.tensors}
+    values = read_imatrix(path).values()
+    odd = sorted(set(values) - names)
+    if odd:
+        raise SchemeError(f"{path}: {odd[0]!r} is no tensor of {model.name}; the file belongs to another model")
+    return values

@@ -1,0 +1,1 @@
+"""The steps of `tersor evaluate` for language models: opening both sides, running text or questions through them."""

@@ -1,0 +1,163 @@
+"""`tersor.report`: one page on one artefact, or on several beside each other."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tersor.containers.mixture_rules import FILE_TYPES
+from tersor.core.card import Artefact, Card, Seconds, TensorError
+from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.core.plan import Plan, PlannedTensor, Recipe
+from tersor.core.records import plain
+from tersor.evaluate.language.comparison import Progress
+from tersor.files.atomic import atomic_writer
+from tersor.files.gguf import split_paths
+from tersor.files.hashing import sha256
+from tersor.models import Model
+from tersor.pipeline.evaluate import evaluate
+from tersor.pipeline.inspect import inspect
+from tersor.pipeline.steps.cards import load_card, read_card
+from tersor.report import AXES, labels_of, limits_of, measured, outcome_of, report_page
+
+__all__ = ["Report", "report"]
+
+NO_CARD = "No Card lies beside this file: sizes and formats are read from it, errors of weights are not known."
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A written page: where it lies, the Cards on it, what each is called there, and which were evaluated for it."""
+
+    path: Path
+    cards: tuple[Card, ...]
+    labels: tuple[str, ...]
+    evaluated: tuple[str, ...]
+
+    def to_object(self) -> dict[str, object]:
+        """Return the comparison as plain values, ready for JSON: a row an artefact."""
+        rows = []
+        for card, label in zip(self.cards, self.labels, strict=True):
+            metrics = {m.name: plain(m) for axis in AXES if (m := measured(card, axis.metric)) is not None}
+            row = {"label": label, "model": card.name, "format": card.plan.recipe.format, "bytes": card.nbytes}
+            row |= {"bits_per_weight": card.plan.bits_per_weight, "ratio": card.ratio if card.source_bytes else None}
+            rows.append({**row, "metrics": metrics, "outcome": outcome_of(limits_of(card))})
+        return {"report": self.path.name, "artefacts": rows, "evaluated": list(self.evaluated)}
+
+
+def report(
+    artefacts: Sequence[str | Path] | str | Path,
+    output: str | Path = "report.html",
+    *,
+    against: str | Path | Model | None = None,
+    data: str | Path | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Write one self-contained HTML page on `artefacts` and return what stands on it.
+
+    artefacts  GGUF files (with or without a Card beside) or Cards (`NAME.card.json`)
+    output     the page; an older one is replaced
+    against    the original model: artefacts whose Card holds no evaluation (on `data`, if that is given) are evaluated
+               first, and the result is added to their Card
+    data       a UTF-8 text to evaluate on; None: the held-out text of the embedded reference model
+
+    Raises MissingError for files that are not there, FormatError for broken ones and for Cards of other files, and all
+    that `evaluate` raises.
+    """
+    given = [artefacts] if isinstance(artefacts, str | Path) else list(artefacts)
+    if not given:
+        raise SchemeError("a report needs at least one artefact or Card")
+    page = Path(output).expanduser()
+    if not page.parent.is_dir():
+        raise MissingError(f"{page.parent}: no such folder; create it first, or give another output")
+    wanted = None if data is None else sha256(_existing(Path(data).expanduser()))
+    sources = [_read(Path(place).expanduser()) for place in given]
+    cards, evaluated = [], []
+    for card, path in sources:
+        found = card
+        if against is not None and not _is_evaluated(card, wanted):
+            if path is None:
+                raise MissingError(f"{card.artefacts[0].name}: not beside its Card, so it cannot be evaluated")
+            fresh = evaluate(
+                path,
+                against=against,
+                data=data,
+                threads=threads,
+                command=_command(path, against, data),
+                progress=progress,
+            )
+            found = read_card(path) or replace(card, evaluations=(fresh,))
+            evaluated.append(path.name)
+        cards.append(found)
+    labels = tuple(labels_of(cards))
+    with atomic_writer(page) as file:
+        file.write(report_page(cards, labels=labels).encode())
+    return Report(page, tuple(cards), labels, tuple(evaluated))
+
+
+def _command(artefact: Path, against: str | Path | Model, data: str | Path | None) -> str:
+    """Return the command that makes the same evaluation, folders cut off."""
+    model = against.name if isinstance(against, Model) else str(against)
+    source = Path(model).name if Path(model).exists() else model
+    words = ["tersor", "evaluate", artefact.name, "--against", source]
+    return shlex.join(words if data is None else [*words, "--data", Path(data).name])
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file")
+    return path
+
+
+def _is_evaluated(card: Card, data_sha256: str | None) -> bool:
+    """Whether the Card holds an evaluation, on that very text if one is given."""
+    return any(data_sha256 in (None, evaluation.data_sha256) for evaluation in card.evaluations)
+
+
+def _read(path: Path) -> tuple[Card, Path | None]:
+    """Return the Card at or beside `path`, or one made of the bare file; and the artefact, None where it is absent."""
+    if path.suffix == ".json":
+        card = load_card(_existing(path))
+        if not card.artefacts:
+            return card, None
+        artefact = path.parent / Path(card.artefacts[0].name).name
+        return card, artefact if artefact.is_file() else None
+    artefact = split_paths(_existing(path))[0]
+    found = read_card(artefact)
+    if found is None:
+        return _bare_card(artefact), artefact
+    sizes = {row.name: row.nbytes for row in found.artefacts}
+    nbytes = artefact.stat().st_size
+    if sizes.get(artefact.name) != nbytes:
+        raise FormatError(
+            f"{artefact}: it has {nbytes:,} bytes, the Card beside it tells of {sizes}; the Card is of another file: "
+            "remove it, or make the artefact again"
+        )
+    return found, artefact
+
+
+def _bare_card(path: Path) -> Card:
+    """Return what a GGUF itself tells, as a Card."""
+    found = inspect(path)
+    number = found.metadata.get("general.file_type")
+    kind = next((row.name for row in FILE_TYPES.values() if row.number == number and not row.pure), path.stem)
+    tensors = tuple(
+        PlannedTensor(t.name, t.shape, "", t.format, "as found in the file", "", t.nbytes) for t in found.tensors
+    )
+    return Card(
+        name=found.name,
+        plan=Plan(found.name, found.architecture, Recipe(kind, "", search=""), tensors),
+        sources={},
+        source_bytes=0,
+        artefacts=tuple(Artefact(n, count, sha256(path.parent / n)) for n, count in found.files.items()),
+        errors=tuple(TensorError(tensor.name, None) for tensor in tensors),
+        seconds=Seconds(),
+        peak_memory_bytes=None,
+        versions={},
+        platform="",
+        command="",
+        notes=(NO_CARD,),
+    )

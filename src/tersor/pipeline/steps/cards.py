@@ -1,0 +1,95 @@
+"""The Card that lies beside an artefact: reading it, writing it in its three forms, adding what was measured later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tersor.core.card import Card, card_path
+from tersor.core.errors import FormatError, MissingError
+from tersor.core.evaluation import Benchmark, Evaluation, LayerError
+from tersor.files.atomic import AtomicSet, atomic_set
+from tersor.report import report_page
+
+__all__ = ["add", "load_card", "read_card", "save_card"]
+
+MAX_BYTES = 1 << 26
+"""A Card of ten thousand tensors takes four million bytes."""
+
+
+def read_card(artefact: Path) -> Card | None:
+    """Return the Card that lies beside `artefact`, None where there is none; FormatError if it is broken."""
+    path = card_path(artefact, "json")
+    return load_card(path) if path.is_file() else None
+
+
+def load_card(path: Path) -> Card:
+    """Read a `.card.json`; MissingError where it cannot be read, FormatError where it is no Card."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise FormatError(f"{path}: more than {MAX_BYTES:,} bytes; no Card is that large")
+        return Card.from_json(data.decode("utf-8"), place=str(path))
+    except OSError as error:
+        raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not a text file ({error})") from error
+
+
+def save_card(card: Card, artefact: Path) -> tuple[Path, ...]:
+    """Write the Card beside `artefact`, all its forms or none, and return where they lie."""
+    with atomic_set(artefact.parent) as files:
+        return _write(card, artefact, files)
+
+
+def add(
+    artefact: Path,
+    *,
+    evaluation: Evaluation | None = None,
+    benchmark: Benchmark | None = None,
+    layers: tuple[LayerError, ...] | None = None,
+) -> Card | None:
+    """Put what was measured into the Card beside `artefact` and return it; None where no Card lies there.
+
+    A later evaluation of the same task on the same data against the same reference replaces the earlier one; so does a
+    benchmark of the same engine beside the same artefact with the same settings; `layers` replace those that are there.
+    """
+    if not card_path(artefact, "json").is_file():
+        return None
+    with atomic_set(artefact.parent) as files:
+        # Opening is locking: two runs that add to one Card at the same time do not lose what the other found.
+        document = files.open(card_path(artefact, "json").name)
+        card = load_card(card_path(artefact, "json"))
+        if evaluation is not None:
+            others = (other for other in card.evaluations if _question(other) != _question(evaluation))
+            card = replace(card, evaluations=(*others, evaluation))
+        if benchmark is not None:
+            rest = (other for other in card.benchmarks if _race(other) != _race(benchmark))
+            card = replace(card, benchmarks=(*rest, benchmark))
+        if layers is not None:
+            card = replace(card, layers=layers)
+        document.write(card.to_json().encode())
+        _write_pages(card, artefact, files)
+    return card
+
+
+def _question(evaluation: Evaluation) -> tuple[str, ...]:
+    return evaluation.task, evaluation.reference, evaluation.data, evaluation.data_sha256
+
+
+def _race(benchmark: Benchmark) -> tuple[object, ...]:
+    return benchmark.engine, benchmark.against, dict(benchmark.settings)
+
+
+def _write(card: Card, artefact: Path, files: AtomicSet) -> tuple[Path, ...]:
+    path = card_path(artefact, "json")
+    files.open(path.name).write(card.to_json().encode())
+    return (path, *_write_pages(card, artefact, files))
+
+
+def _write_pages(card: Card, artefact: Path, files: AtomicSet) -> tuple[Path, ...]:
+    pages = {"md": card.to_markdown(), "html": report_page([card])}
+    for suffix, text in pages.items():
+        files.open(card_path(artefact, suffix).name).write(text.encode("utf-8", "replace"))
+    return tuple(card_path(artefact, suffix) for suffix in pages)

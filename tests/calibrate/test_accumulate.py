@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tersor.calibrate import accumulate
+from tersor.calibrate.accumulate import Sums
+
+
+def data(columns: int = 24, tokens: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(tokens, columns, generator=generator)
+    return inputs, inputs + 0.1 * torch.randn(tokens, columns, generator=generator)
+
+
+@pytest.mark.parametrize("stripe", [1, 7, 24, 1024])
+def test_sums_are_those_of_the_definition(stripe: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accumulate, "STRIPE", stripe)
+    inputs, full = data()
+    sums = Sums.empty(24, hessian=True, cross=True)
+    for start in range(0, 100, 33):
+        sums.add(inputs[start : start + 33], full[start : start + 33])
+    x, f = inputs.double().numpy(), full.double().numpy()
+    assert sums.tokens == 100
+    hessian, cross = sums.hessian(), sums.mean_cross()
+    assert hessian is not None
+    assert cross is not None
+    np.testing.assert_allclose(hessian.numpy(), x.T @ x / 100, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(hessian.numpy(), hessian.numpy().T)
+    np.testing.assert_allclose(cross.numpy(), f.T @ x / 100, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sums.importance().numpy(), (x**2).mean(axis=0), rtol=1e-6)
+
+
+def test_parts_merge_to_the_very_sums_of_the_whole() -> None:
+    inputs, full = data()
+    chunks = [(inputs[at : at + 10], full[at : at + 10]) for at in range(0, 100, 10)]
+
+    def summed(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> Sums:
+        sums = Sums.empty(24, hessian=True, cross=True)
+        for part, other in parts:
+            sums.add(part, other)
+        return sums
+
+    whole, first, second = summed(chunks), summed(chunks[:3]), summed(chunks[3:])
+    first.merge(second)
+    assert first.tokens == whole.tokens
+    for mine, theirs in ((first.hessian(), whole.hessian()), (first.mean_cross(), whole.mean_cross())):
+        assert mine is not None
+        assert theirs is not None
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+def test_nothing_seen_has_no_hessian_and_no_importance() -> None:
+    sums = Sums.empty(8, hessian=True, cross=False)
+    sums.add(torch.empty(0, 8))
+    assert (sums.tokens, sums.hessian(), sums.mean_cross()) == (0, None, None)
+    assert not sums.importance().any()
+
+
+def test_nan_is_seen() -> None:
+    sums = Sums.empty(8, hessian=False, cross=False)
+    sums.add(torch.ones(3, 8))
+    assert sums.is_finite()
+    sums.add(torch.full((1, 8), float("nan")))
+    assert not sums.is_finite()
+
+
+def test_a_cross_term_without_its_inputs_is_a_fault_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="full-precision inputs"):
+        Sums.empty(8, hessian=False, cross=True).add(torch.ones(3, 8))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tersor.calibrate.sequences import pack
+from tersor.calibrate.text import Corpus, Document
+from tersor.core.errors import MissingError, SchemeError
+
+
+class Letters:
+    """One id a letter; conversations get 1 between turns."""
+
+    def __init__(self, begin: int | None = None) -> None:
+        self.begin = begin
+
+    def encode(self, text: str) -> Sequence[int]:
+        return [ord(letter) for letter in text]
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> Sequence[int]:
+        return [token for _, content in messages for token in (1, *self.encode(content))]
+
+
+def corpus(*texts: str) -> Corpus:
+    return Corpus("c", tuple(Document(text) for text in texts), "0")
+
+
+TEXT = "".join(chr(97 + i % 26) for i in range(1000))
+
+
+def test_sequences_are_cut_from_the_whole_text() -> None:
+    found = pack(corpus(TEXT), Letters(), count=10, length=50)
+    assert found.ids.shape == (10, 50)
+    stream = [ord(letter) for letter in TEXT]
+    for row in found.ids.tolist():
+        start = next(at for at in range(0, 1000, 50) if stream[at : at + 50] == row)
+        assert start % 50 == 0
+    assert found.ids[0].tolist() == stream[:50]
+    assert found.ids[-1].tolist() == stream[950:]
+
+
+def test_every_sequence_opens_as_the_model_wants() -> None:
+    found = pack(corpus(TEXT), Letters(begin=2), count=10, length=50)
+    assert (found.ids[:, 0] == 2).all()
+    assert found.ids[0, 1:].tolist() == [ord(letter) for letter in TEXT[:49]]
+
+
+def test_the_seed_shuffles_documents_and_zero_does_not() -> None:
+    texts = corpus(*(letter * 100 for letter in "abcdefghij"))
+    plain, again = (pack(texts, Letters(), count=10, length=100, seed=0).ids for _ in range(2))
+    shuffled, same = (pack(texts, Letters(), count=10, length=100, seed=7).ids for _ in range(2))
+    np.testing.assert_array_equal(plain, again)
+    np.testing.assert_array_equal(shuffled, same)
+    assert [chr(row[0]) for row in plain] == list("abcdefghij")
+    assert sorted(row[0] for row in shuffled.tolist()) == sorted(row[0] for row in plain.tolist())
+    assert (shuffled != plain).any()
+
+
+def test_too_little_text_is_told_with_numbers() -> None:
+    with pytest.raises(MissingError, match=r"c has 1,000 tokens, 5 sequences of 200; calibration needs at least 8"):
+        pack(corpus(TEXT), Letters(), count=128, length=200)
+
+
+def test_a_short_text_gives_fewer_sequences_and_says_so() -> None:
+    found = pack(corpus(TEXT), Letters(), count=128, length=100)
+    assert len(found.ids) == 10
+    assert found.notes == ("c has only 10 sequences of 100 tokens, not 128",)
+
+
+def test_conversations_go_through_the_template() -> None:
+    chat = Corpus("c", (Document("", (("user", "abcd"), ("assistant", "efgh"))),) * 10, "0")
+    assert pack(chat, Letters(), count=8, length=10).ids[0].tolist() == [1, 97, 98, 99, 100, 1, 101, 102, 103, 104]
+
+
+def test_senseless_sizes_are_refused() -> None:
+    with pytest.raises(SchemeError, match="at least 1 sequence of 8 tokens, got 0 of 64"):
+        pack(corpus(TEXT), Letters(), count=0, length=64)

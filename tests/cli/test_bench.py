@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+SHORT = ("--threads", 1, "--prompt", 6, "--generate", 2, "--batches", "1,2")
+
+
+@pytest.fixture
+def path(tiny_gguf: Callable[..., Path]) -> Path:
+    return tiny_gguf()
+
+
+def test_the_table_shows_both_sides_their_ratio_and_the_roofs(
+    run: Run, path: Path, tiny_gguf: Callable[..., Path]
+) -> None:
+    done = run("bench", path, "--against", tiny_gguf(1), "--rounds", 6, *SHORT)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert "1 of " in lines[0]
+    assert "GiB/s, float32 " in lines[0]
+    assert lines[1].startswith("A  tiny-0.gguf, xllamacpp ")
+    assert lines[2].startswith("B  tiny-1.gguf, xllamacpp ")
+    for start in ("load, ms", "generation, tokens/s", "  share of the roof", "batch 2, tokens/s", "latency p99, ms"):
+        assert any(line.startswith(start) for line in lines), start
+    assert next(line for line in lines if line.startswith("file, MiB")).split()[-1] == "1"
+    assert any(line.startswith("note: tiny-0.gguf: a generated token reads") for line in lines)
+    assert "…" not in done.out
+
+
+def test_json_is_one_document(run: Run, path: Path) -> None:
+    done = run("bench", path, "--rounds", 1, "--json", *SHORT)
+    (one,) = done.document["benchmarks"]
+    assert one["subject"] == "tiny-0.gguf"
+    assert {metric["name"] for metric in one["metrics"]} >= {"generation_tokens_per_s", "file_bytes"}
+    assert one["command"].startswith("tersor bench tiny-0.gguf --rounds 1 --json")
+    assert one["ratios"] == []
+
+
+def test_the_command_in_the_card_names_no_folder(run: Run, path: Path) -> None:
+    done = run("bench", path, f"--against={path}", "--rounds", 1, "--json", *SHORT)
+    assert done.document["benchmarks"][0]["command"].startswith("tersor bench tiny-0.gguf --against=tiny-0.gguf ")
+
+
+def test_the_exit_code_tells_pass_fail_and_inconclusive(run: Run, path: Path) -> None:
+    passed = run("bench", path, "--rounds", 6, "--min-tokens-per-s", 0.001, *SHORT)
+    assert (passed.code, "pass: " in passed.out) == (0, True)
+    failed = run("bench", path, "--rounds", 6, "--min-tokens-per-s", 1e12, *SHORT)
+    assert (failed.code, "fail: " in failed.out) == (1, True)
+
+
+def test_an_interval_that_holds_the_limit_is_inconclusive(run: Run, path: Path) -> None:
+    """A file beside itself: the interval of the ratio holds its own median."""
+    for _ in range(5):
+        done = run("bench", path, "--against", path, "--rounds", 6, "--json", *SHORT)
+        row = next(r for r in done.document["benchmarks"][0]["ratios"] if r["name"] == "latency_p50_ms")
+        bound = (row["low"] + row["high"]) / 2
+        again = run("bench", path, "--against", path, "--rounds", 6, "--max-latency-ratio", bound, *SHORT)
+        if again.code == 3:
+            assert "inconclusive: " in again.out
+            assert "the interval holds the largest allowed" in again.out
+            return
+    pytest.fail("five runs of a model beside itself were all conclusive")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--batches", "1,x"), "--batches takes whole numbers with commas between"),
+        (("--max-latency-ratio", "1"), "name it with against"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(run: Run, path: Path, options: tuple[str, ...], message: str) -> None:
+    done = run("bench", path, *options)
+    assert done.code == 1
+    assert message in done.err

@@ -1,0 +1,64 @@
+"""A model that llama.cpp runs, made without torch, for tests in any folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+
+from tersor.containers.gguf import write_gguf
+from tersor.core.metadata import MetadataEntry as Entry
+from tersor.core.plan import PlannedTensor
+
+HIDDEN, VOCABULARY, INNER, BLOCKS = 64, 300, 96, 2
+
+TinyGguf: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> TinyGguf:
+    """A function that writes a Llama of two blocks with random float32 weights of `seed`, once for each seed."""
+    folder, made = tmp_path_factory.mktemp("tiny"), {}
+
+    def make(seed: int = 0) -> Path:
+        if seed not in made:
+            made[seed] = folder / f"tiny-{seed}.gguf"
+            _write(made[seed], seed)
+        return made[seed]
+
+    return make
+
+
+def _write(path: Path, seed: int) -> None:
+    keys = {"context_length": 512, "embedding_length": HIDDEN, "block_count": BLOCKS, "feed_forward_length": INNER}
+    keys |= {"attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": 16}
+    letters = [chr(index) if 33 <= index < 127 else chr(0x200 + index) for index in range(VOCABULARY)]
+    metadata = {
+        "general.architecture": Entry("llama", "str"),
+        "general.name": Entry("tiny", "str"),
+        **{f"llama.{key}": Entry(value, "u32") for key, value in keys.items()},
+        "llama.attention.layer_norm_rms_epsilon": Entry(1e-5, "f32"),
+        "tokenizer.ggml.model": Entry("gpt2", "str"),
+        "tokenizer.ggml.pre": Entry("gpt-2", "str"),
+        "tokenizer.ggml.tokens": Entry(letters, "[str]"),
+        "tokenizer.ggml.token_type": Entry([1] * VOCABULARY, "[i32]"),
+        "tokenizer.ggml.merges": Entry(["a b"], "[str]"),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    for block in range(BLOCKS):
+        shapes |= {f"blk.{block}.{name}_norm.weight": (HIDDEN,) for name in ("attn", "ffn")}
+        shapes |= {f"blk.{block}.attn_{name}.weight": (HIDDEN, HIDDEN) for name in ("q", "output")}
+        shapes |= {f"blk.{block}.attn_{name}.weight": (HIDDEN // 2, HIDDEN) for name in ("k", "v")}
+        shapes |= {f"blk.{block}.ffn_{name}.weight": (INNER, HIDDEN) for name in ("gate", "up")}
+        shapes[f"blk.{block}.ffn_down.weight"] = (HIDDEN, INNER)
+    shapes["output.weight"] = (VOCABULARY, HIDDEN)
+    random = np.random.default_rng(seed)
+    rows, chunks = [], []
+    for name, shape in shapes.items():
+        values = random.standard_normal(shape, dtype=np.float32) / 4 + (len(shape) == 1)
+        rows.append(PlannedTensor(name, shape, "F32", "f32", "", "", values.nbytes))
+        chunks.append((name, values.view(np.uint8)))
+    write_gguf(path, metadata, rows, chunks)
