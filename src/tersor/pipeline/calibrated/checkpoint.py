@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
 from tersor.containers.hf.table import container, format_for
 from tersor.containers.hf.writer import write_checkpoint
-from tersor.core.arrays import Bytes
+from tersor.core.arrays import Bytes, Float32
 from tersor.core.card import Card, Seconds, TensorError
 from tersor.core.errors import SchemeError, TersorError, UnsupportedError
 from tersor.core.plan import Plan, PlannedTensor, Recipe
 from tersor.core.tensor import QuantizedTensor
 from tersor.files.checkpoint import Checkpoint, weight_files
+from tersor.files.dtypes import Numbers
+from tersor.files.safetensors import TensorInfo
 from tersor.formats import get
 from tersor.models.model import Model, ModelTensor
 from tersor.models.transforms import Source, origin
@@ -28,6 +32,43 @@ __all__ = ["plan_checkpoint", "write_quantized"]
 
 ROWS_AT_ONCE = 1 << 22
 PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+class CheckpointFindings(Findings, Protocol):
+    """What a method has made, for a container in which not every tensor is planned."""
+
+    def changed(self, quantized: Collection[str]) -> Iterator[tuple[str, Float32]]:
+        """Yield what changed besides the matrices of `quantized`: GGUF name and values, [rows, columns]."""
+        ...
+
+
+@dataclass
+class _Changed:
+    """The source checkpoint with some tensors replaced, in their own types."""
+
+    tensors: dict[str, TensorInfo]
+    checkpoint: Checkpoint
+    values: dict[str, Float32]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Numbers:
+        if name in self.values:
+            return self.values[name][start:stop]
+        return self.checkpoint.read(name, start, stop)
+
+
+def _at_sources(
+    tensors: dict[str, ModelTensor], changed: Iterator[tuple[str, Float32]]
+) -> Iterator[tuple[str, Float32]]:
+    """Yield changed tensors under the checkpoint's names and as it stores them."""
+    made: dict[str, Float32] = {}
+    for name, values in changed:
+        places = origin(tensors[name].values, 0, tensors[name].rows)
+        stored = values / places.factor[:, None] - places.shift[:, None]
+        for number, source in enumerate(places.sources):
+            taken = places.which == number
+            whole = made.setdefault(_name(source), np.zeros(source.shape, np.float32))
+            whole.reshape(-1, whole.shape[-1])[places.row[taken]] = stored[taken]
+    yield from made.items()
 
 
 def plan_checkpoint(model: Model, name: str, where: str, choices: Choices) -> Plan:
@@ -72,7 +113,7 @@ def _chosen(tensor: ModelTensor, name: str, source: str) -> tuple[str, str, str]
 
 
 def write_quantized(
-    model: Model, plan: Plan, output: Path, where: str, findings: Findings, *, command: str = ""
+    model: Model, plan: Plan, output: Path, where: str, findings: CheckpointFindings, *, command: str = ""
 ) -> Card:
     """Write the checkpoint folder `output` with its Card in it, and return the Card."""
     began = perf_counter()
@@ -85,10 +126,12 @@ def write_quantized(
         quantized = [row for row in plan.tensors if row.reason == "matrix of a block"]
         formats = {}
         for row in quantized:
-            for source in origin(tensors[row.name].values, 0, tensors[row.name].rows).sources:
-                formats[_name(source)] = get(row.format)
+            for one in origin(tensors[row.name].values, 0, tensors[row.name].rows).sources:
+                formats[_name(one)] = get(row.format)
+        names = {row.name for row in quantized}
+        source = _Changed(checkpoint.tensors, checkpoint, dict(_at_sources(tensors, findings.changed(names))))
         stream = _by_source(quantized, tensors, findings, errors, {n: checkpoint.tensors[n].shape for n in formats})
-        artefacts = write_checkpoint(folder, checkpoint, formats, stream, output, name=where)
+        artefacts = write_checkpoint(folder, source, formats, stream, output, name=where)
     finally:
         checkpoint.close()
     card = Card(

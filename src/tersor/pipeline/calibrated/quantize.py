@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,15 +13,16 @@ import numpy as np
 from tersor.calibrate.ranks import Ranks, open_ranks
 from tersor.calibrate.text import BUILT_IN
 from tersor.containers.imatrix import Importances, read_imatrix, write_imatrix
+from tersor.core.arrays import Float32
 from tersor.core.card import Card, TensorError
 from tersor.core.errors import QualityError, SchemeError
 from tersor.core.evaluation import Evaluation, Metric
 from tersor.core.plan import Plan
-from tersor.methods import METHODS
 from tersor.models.model import Model
 from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.checkpoint import plan_checkpoint, write_quantized
 from tersor.pipeline.calibrated.held_out import Gain
+from tersor.pipeline.calibrated.rewrites import parse_method
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
@@ -32,7 +33,7 @@ __all__ = ["How", "importance_from", "quantize_calibrated"]
 class How:
     """How to go about it; nothing here but `method` and `calibration` shapes the bytes.
 
-    method        a key of METHODS
+    method        a key of METHODS, or rewrites before one: "awq+gptq"
     calibration   the text; None: the built-in one
     container     "gguf", or a key of CONTAINERS: then the output is a checkpoint folder
     resume        go on with the unfinished work beside the output
@@ -69,8 +70,7 @@ def quantize_calibrated(
     Raises QualityError where the result would be worse than plain rounding on held-out text, and what `prepare` and
     the writers raise; the finished blocks are kept then.
     """
-    if how.method not in METHODS:
-        raise SchemeError(f"unknown method {how.method!r}; there are {', '.join(METHODS)}")
+    parse_method(how.method)  # an unknown one ends here, before any text is read
     calibration = how.calibration or Calibration()
     with open_ranks(how.device) as ranks:
         return _in_ranks(model, format, output, how=how, calibration=calibration, ranks=ranks, choices=choices)
@@ -125,6 +125,14 @@ class _Findings:
         """Packed rows, None where the run had nothing to say of that tensor."""
         return self.prepared.rows(name, start, stop) if name in self.prepared.places else None
 
+    def changed(self, quantized: Collection[str]) -> Iterator[tuple[str, Float32]]:
+        """Yield what the method changed besides the matrices of `quantized`: name and values, [rows, columns]."""
+        for name, layer in self.prepared.places.items():
+            if name not in quantized and layer < self.prepared.layers:
+                source = self.prepared.visitor.sources[name]
+                fmt = self.prepared.format_of(name)
+                yield name, fmt.decode(self.prepared.rows(name, 0, source.rows), source.columns)
+
     def onto(self, card: Card) -> Card:
         """Return the Card with outcomes, gain and times."""
         by_name: dict[str, list[int]] = {}
@@ -137,6 +145,8 @@ class _Findings:
 
     def _error(self, error: TensorError, places: list[int]) -> TensorError:
         found = [self.prepared.outcomes[place] for place in places]
+        if self.prepared.visitor.rewrites:
+            error = replace(error, relative=None)  # it is no longer the same matrix
         if not found:
             return error
         known = [(o.error, o.rtn_error) for o in found if o.error is not None and o.rtn_error is not None]

@@ -22,16 +22,18 @@ from tersor.calibrate.text import BUILT_IN, read_corpus
 from tersor.calibrate.workspace import Finished, Workspace, workspace_path
 from tersor.core.arrays import Bytes
 from tersor.core.errors import SchemeError, ShapeError
+from tersor.core.format import Format
 from tersor.core.plan import Plan
 from tersor.decoder import Decoder
 from tersor.formats import get
 from tersor.kernels import codec
 from tersor.kernels.lazy import LazyModule
-from tersor.methods import METHODS, Method
+from tersor.methods import METHODS
 from tersor.models.model import Model
 from tersor.pipeline.calibrated.held_out import Gain, HeldOut, Rows
 from tersor.pipeline.calibrated.memory import MemoryPlan, plan_memory
 from tersor.pipeline.calibrated.outcome import Outcome
+from tersor.pipeline.calibrated.rewrites import parse_method
 from tersor.pipeline.calibrated.visitor import PLAIN, BlockQuantizer, wanted
 
 if TYPE_CHECKING:
@@ -107,6 +109,10 @@ class Prepared:
         """Packed rows of one matrix."""
         return self._load(self.places[name]).tensors[name].data[start:stop]
 
+    def format_of(self, name: str) -> Format:
+        """The format of the packed rows of a tensor."""
+        return self._load(self.places[name]).tensors[name].format
+
     def done(self) -> None:
         """Forget the unfinished work: the artefact is written."""
         self.visitor.workspace.remove()
@@ -149,7 +155,8 @@ def prepare(
     """
     taken, kept_back = _divided(text) if run.proof else (text, text.ids[:0])
     decoder = Decoder(model, device=ranks.device)
-    needs = wanted(_method(method))
+    rewrites, rounding = parse_method(method)
+    needs = wanted(METHODS[rounding], rewrites)
     memory = plan_memory(
         model,
         decoder,
@@ -165,8 +172,9 @@ def prepare(
         plan={tensor.name: tensor for tensor in plan.tensors},
         sources={tensor.name: tensor for tensor in model.tensors},
         decoder=decoder,
-        method=_method(method),
-        method_name=method,
+        method=METHODS[rounding],
+        method_name=rounding,
+        rewrites=rewrites,
         workspace=Workspace(workspace_path(output), described, resume=run.resume, is_owner=ranks.is_first),
         ranks=ranks,
         threads=run.threads,
@@ -197,12 +205,6 @@ def _taken(
         with visitor.clock.stage("proof"):
             prepared.gain = visitor.held_out.gain(*_heads(prepared))
     return prepared
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise SchemeError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
-    return METHODS[name]
 
 
 def read_sequences(model: Model, calibration: Calibration) -> Sequences:

@@ -23,6 +23,7 @@ from tersor.methods import Method, output_error
 from tersor.models.model import ModelTensor
 from tersor.pipeline.calibrated.held_out import HeldOut
 from tersor.pipeline.calibrated.outcome import Outcome
+from tersor.pipeline.calibrated.rewrites import apply, producer_of, rescale
 from tersor.pipeline.steps.stages import Clock
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ ROWS_AT_ONCE = 1 << 26
 """Weights of the output matrix that are worked on at a time; rows do not depend on one another."""
 
 
-def wanted(method: Method) -> Needs:
-    """What a method can make use of."""
+def wanted(method: Method, rewrites: tuple[str, ...]) -> Needs:
+    """What a method and the rewrites before it can make use of."""
     uses = (*method.needs, *method.uses)
-    return Needs(hessian="hessian" in uses, cross="cross" in uses)
+    return Needs(hessian="hessian" in uses or bool(rewrites), cross="cross" in uses)
 
 
 @dataclass
@@ -54,6 +55,7 @@ class BlockQuantizer:
     plan      GGUF name → what it becomes
     sources   GGUF name → where its weights are read
     method    for every matrix that has an input and a format worth it, and its name
+    rewrites  what is done to a block before, by the names in REWRITES
     held_out  sequences that prove the gain; None: no proof is made
     """
 
@@ -62,6 +64,7 @@ class BlockQuantizer:
     sources: Mapping[str, ModelTensor]
     method: Method
     method_name: str
+    rewrites: tuple[str, ...]
     workspace: Workspace
     ranks: Ranks
     threads: int = 0
@@ -74,7 +77,7 @@ class BlockQuantizer:
         """What the method wants to know of a matrix's input."""
         if self._format_name(name) in PLAIN:
             return Needs()
-        return wanted(self.method)
+        return wanted(self.method, self.rewrites)
 
     def finished(self, layer: int) -> Mapping[str, Tensor] | None:
         """What an earlier run has made of the block."""
@@ -93,6 +96,9 @@ class BlockQuantizer:
         for one, owner in zip(inputs, owners, strict=True):
             self.ranks.reduce(one.sums, owner)
         self._check_finite(layer, inputs)
+        changed = dict(weights)
+        touched = self._rewritten(changed, inputs, owners) if weights else []
+        weights = changed
         for one, owner in zip(inputs, owners, strict=True):
             self._note_importance(one)
             with self.clock.stage("method"):
@@ -101,11 +107,31 @@ class BlockQuantizer:
             for name in one.names:
                 data, outcome = self._shared(name, results.get(name), owner)
                 made.setdefault(name, {})[one.expert] = (data, outcome)
-        finished = self._assembled(made)
+        finished = self._assembled(made, {name: weights[name] for name in touched if name not in made})
         if self.ranks.is_first:
             self.workspace.save(layer, finished)
         self._remember(finished)
         return self._decoded(finished.tensors) if weights else {}
+
+    def _rewritten(self, weights: dict[str, Tensor], inputs: list[Input], owners: list[int]) -> list[str]:
+        """Scale the block's weights in place, the same on every rank; return the names of what was divided."""
+        touched: list[str] = []
+        for one, owner in zip(inputs, owners, strict=True):
+            self._note_importance(one)
+            fmt = get(self._format_name(one.names[0]))
+            for rewrite in self.rewrites:
+                scales: Tensor | None = None
+                if owner == self.ranks.rank and fmt.name not in PLAIN:
+                    with self.clock.stage("method"):
+                        scales = apply(rewrite, one, weights, fmt, one.sums.hessian(), threads=self.threads)
+                if not self.ranks.tell(scales is not None, owner):
+                    continue
+                scales = torch.ones_like(weights[one.names[0]][0]) if scales is None else scales
+                self.ranks.broadcast(scales, owner)
+                producer = producer_of(one, weights)
+                assert producer is not None
+                touched += rescale(one, weights, scales, get(self._format_name(producer.names[0])))
+        return touched
 
     def passed(self, block: Block, became: Mapping[str, Tensor]) -> None:
         """Take the held-out sequences through the block."""
@@ -155,7 +181,10 @@ class BlockQuantizer:
                 )
 
     def _note_importance(self, one: Input) -> None:
+        """Remember what the inputs were before any rewrite."""
         for name in one.names:
+            if one.expert in self.importances.get(name, {}):
+                continue
             squares = one.sums.squares.float().cpu().numpy()
             self.importances.setdefault(name, {})[one.expert] = (squares, one.sums.tokens)
 
@@ -251,8 +280,10 @@ class BlockQuantizer:
         outcome: Outcome = self.ranks.tell(None if result is None else result[1], owner)
         return data.cpu().numpy(), outcome
 
-    def _assembled(self, made: Mapping[str, Mapping[int | None, tuple[Bytes, Outcome]]]) -> Finished:
-        """Experts stacked again, in order."""
+    def _assembled(
+        self, made: Mapping[str, Mapping[int | None, tuple[Bytes, Outcome]]], divided: Mapping[str, Tensor]
+    ) -> Finished:
+        """Experts stacked again, in order, and the norms and biases that a rewrite has divided."""
         tensors, notes = {}, {}
         for name, parts in made.items():
             order = sorted(parts, key=lambda expert: -1 if expert is None else expert)
@@ -267,6 +298,9 @@ class BlockQuantizer:
                 "squares": [values.tolist() for values, _ in squares],
                 "tokens": [count for _, count in squares],
             }
+        for name, values in divided.items():
+            rows = values.reshape(-1, values.shape[-1]).cpu().numpy()
+            tensors[name] = QuantizedTensor(get("f32"), tuple(values.shape), get("f32").encode(rows))
         return Finished(tensors, notes)
 
     def _remember(self, finished: Finished) -> None:

@@ -6,26 +6,28 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tersor import reference_model
 from tersor.core.arrays import Float32
-from tersor.core.errors import FormatError, MissingError, SchemeError, UnsupportedError
+from tersor.core.errors import FormatError, SchemeError, UnsupportedError
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.evaluate.language.comparison import Kept, MetricFunction, Progress, Tokens, compare, noise
 from tersor.evaluate.language.metrics import histogram, measure
+from tersor.evaluate.language.reading import read_whole
 from tersor.evaluate.language.stored import Header, recording, same_opening, targets_sha256
 from tersor.evaluate.language.streams import Scorer, logits_of, shared_vocabulary
 from tersor.evaluate.language.windows import Int32Array, Window, cut, text_tokens
 from tersor.evaluate.language.worst import samples
 from tersor.pipeline.language.findings import Findings
 from tersor.pipeline.language.references import Reference
-from tersor.pipeline.steps.stages import run_ahead
+from tersor.pipeline.steps.stages import run_ahead, start
 
 __all__ = ["Recording", "Text", "Windows", "compare_on_text", "read_text"]
 
-MAX_BYTES = 1 << 28
-NOISE_WINDOWS = 4
+NOISE_WINDOWS, WINDOWS_PER_NOISE = 4, 50
+"""The noise floor is measured on one window in so many, on NOISE_WINDOWS at most: it has to cost little."""
 OPENING = 2000
 _HELD_OUT = "held_out.txt"
 
@@ -76,13 +78,7 @@ class _Run:
 def read_text(path: Path | None) -> Text:
     """Read a UTF-8 text file; None: the held-out text of the embedded reference model."""
     source = reference_model.PATH / _HELD_OUT if path is None else path.expanduser()
-    try:
-        with source.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise MissingError(f"{source}: cannot be read ({error.strerror or error})") from error
-    if len(content) > MAX_BYTES:
-        raise FormatError(f"{source}: more than {MAX_BYTES >> 20} MiB of text; cut it, no estimate needs that much")
+    content = read_whole(source)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -194,17 +190,19 @@ def _stride(how: Windows) -> int:
 
 def _noise(run: _Run) -> tuple[Tokens, str]:
     """The noise of whichever engine is the noisier, and its name."""
-    chunks = [window for window in run.windows if window.chunk < len(window.targets)]
-    windows = chunks[:: max(1, len(chunks) // NOISE_WINDOWS)][:NOISE_WINDOWS]
+    chunks = [window for window in run.windows if window.chunk < len(window.targets)][1:]  # whose targets all count
+    count = min(NOISE_WINDOWS, max(1, len(chunks) // WINDOWS_PER_NOISE))
+    windows = chunks[:: len(chunks) // count][:count]
     scorers: dict[str, Scorer] = {run.subject.version(): run.subject}
     if run.reference.scorer is not None:
         scorers.setdefault(run.reference.engine, run.reference.scorer)
         if len(scorers) == 1:
             scorers = {run.reference.engine: run.reference.scorer}
-    found = [
-        (noise(scorer, windows, run.vocabulary, context=run.how.context, threads=run.threads), name)
-        for name, scorer in scorers.items()
+    works = [
+        start(partial(noise, scorer, windows, run.vocabulary, context=run.how.context, threads=run.threads))
+        for scorer in scorers.values()
     ]
+    found = zip([work.result() for work in works], scorers, strict=True)
     return max(found, key=lambda pair: float(pair[0].divergence.mean()))
 
 
