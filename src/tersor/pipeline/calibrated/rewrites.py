@@ -73,7 +73,9 @@ def producer_of(one: Input, weights: Mapping[str, Tensor]) -> Producer | None:
         return _values_of(prefix, columns, weights)
     if kind == "ffn_down" and f"{prefix}.ffn_up.weight" in weights:
         rows = int(weights[f"{prefix}.ffn_up.weight"].shape[0])
-        return Producer((f"{prefix}.ffn_up.weight",), start=rows - columns)  # behind the gate, where they are one
+        names = (f"{prefix}.ffn_up.weight", f"{prefix}.ffn_up.bias")
+        # The rows behind the gate, where the two are one.
+        return Producer(tuple(name for name in names if name in weights), start=rows - columns)
     return None
 
 
