@@ -30,8 +30,12 @@ check: $(VENV)/.dev  ## format, lint, types, slow tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-bench: $(VENV)/.dev  ## every benchmark, one after the other
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+# Left out, to be run by hand, `$(BIN)/python benchmarks/NAME.py`: those that make environments of gigabytes for vLLM or
+# for other quantizers (interop, peers_*), and the one that writes a checkpoint of 6 GB (bounded_memory).
+BY_HAND := benchmarks/interop.py benchmarks/bounded_memory.py $(wildcard benchmarks/peers_*.py)
+
+bench: $(VENV)/.dev  ## the benchmarks that need no more than is installed, one after the other
+	set -e; for script in $(filter-out $(BY_HAND),$(sort $(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(VENV)/.dev  ## fill the generated tables of README and docs from the code
 	$(BIN)/python tools/generate_docs.py

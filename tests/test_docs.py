@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tersor.containers.hf.table import CONTAINERS
 from tersor.formats import FORMATS
+from tersor.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -99,3 +101,31 @@ def test_formats_named_in_how_to_pages_exist() -> None:
     for page in sorted((ROOT / "docs" / "how-to").glob("*.md")):
         named = re.findall(r"--tensor-format '[^']*=([\w-]+)'", page.read_text(encoding="utf-8"))
         assert [name for name in named if name not in FORMATS] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_explained(name: str) -> None:
+    """What it is, when not, and whose idea it was."""
+    page = (ROOT / "docs" / "explanation" / "methods.md").read_text(encoding="utf-8")
+    section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    assert "*Not*" in section
+    assert f"| `{name}` |" in page
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_is_documented(name: str) -> None:
+    for page in ("README.md", "docs/how-to/export-for-vllm.md"):
+        assert f"| `{name}` |" in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            todo += sorted(target.glob("*.md")) if target.is_dir() else [target]
+    assert [name_of(page) for page in PAGES if page not in reached] == []

@@ -30,8 +30,9 @@ def test_every_error_is_public() -> None:
 def test_verbs_are_functions_even_where_a_module_has_their_name() -> None:
     """In a process of its own: importing tersor.pipeline.quantize must not turn tersor.quantize into a module."""
     program = (
-        "import tersor, tersor.pipeline.quantize, tersor.cli.main\n"
+        "import tersor, tersor.pipeline.quantize, tersor.pipeline.evaluate, tersor.cli.main\n"
         "verbs = (tersor.load, tersor.quantize, tersor.verify, tersor.inspect, tersor.doctor, tersor.demo)\n"
+        "verbs += (tersor.evaluate, tersor.evaluate_net, tersor.bench, tersor.report)\n"
         "print(all(callable(verb) for verb in verbs), tersor.formats.get('q4_k').bits_per_weight)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -22,10 +22,13 @@ import typer
 
 from tersor import reference_model
 from tersor.cli.main import app
+from tersor.containers.hf.table import CONTAINERS, format_for
 from tersor.containers.mixture_rules import FILE_TYPES, TABLE_VERSION
+from tersor.core.errors import TersorError
 from tersor.core.format import Format
 from tersor.core.json_schema import card_schema
-from tersor.formats import FORMATS
+from tersor.formats import FORMATS, get
+from tersor.methods import METHODS
 from tersor.models import load
 from tersor.models.architectures import ARCHITECTURES
 from tersor.models.tokenizers.pretokenizers import ROWS
@@ -34,6 +37,10 @@ from tersor.pipeline.steps.planning import make_plan
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "docs" / "reference" / "card.schema.json"
 MEASURED = ROOT / "docs" / "reference" / "reference-model.json"
+INTEGERS = {f"int{bits}": [f"int{bits}-{kind}" for kind in ("g128", "channel", "g128-asym", "channel-asym")]
+            for bits in (8, 4, 3, 2)}  # fmt: skip
+OTHERS = ("fp8_e4m3", "mxfp4", "nf4")
+"""What a checkpoint is asked for; `containers` finds out which container holds which."""
 REGION = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
 
@@ -119,6 +126,37 @@ def file_types() -> str:
     return table(head, rows) + f"\nMeasured through llama.cpp on {how}: {by}.\n"
 
 
+def containers() -> str:
+    """Every container with the formats that it holds, found by asking it for a matrix of each."""
+    kept = [entry.name for entry in FORMATS.values() if "gguf" in entry.containers]
+    rows = [["`gguf`", f"{len(kept)} formats and all of llama.cpp's mixtures of them"]]
+    for name in CONTAINERS:
+        cells = []
+        for family, kinds in INTEGERS.items():
+            held = [kind for kind in kinds if holds(name, kind)]
+            cells += [f"{family}-…"] if held == kinds else held
+        cells += [other for other in OTHERS if holds(name, other)]
+        rows.append([f"`{name}`", " ".join(f"`{cell}`" for cell in cells)])
+    return table(("`--container`", "`--format`"), rows)
+
+
+def holds(name: str, wanted: str) -> bool:
+    """Whether the container `name` takes a matrix in the format `wanted`."""
+    try:
+        CONTAINERS[name].parts(format_for(name, get(wanted), "BF16"), (512, 512))
+    except TersorError:
+        return False
+    return True
+
+
+def methods() -> str:
+    """Every rounding method and the statistics that it takes."""
+    rows = (
+        [f"`{name}`", ", ".join(method.needs) or "–", ", ".join(method.uses) or "–"] for name, method in METHODS.items()
+    )
+    return table(("`--method`", "needs", "is better with"), rows)
+
+
 def architectures() -> str:
     """Every row of the table of architectures."""
     head = ("in llama.cpp", "`architectures` in config.json", "position scaling")
@@ -174,10 +212,12 @@ def _first_line(text: str | None) -> str:
 GENERATORS: Mapping[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-line": command_line,
+    "containers": containers,
     "file-types": file_types,
     "formats": formats,
     "gguf-formats": gguf_formats,
     "layouts": layouts,
+    "methods": methods,
     "mixture-version": mixture_version,
     "pre-tokenizers": pre_tokenizers,
     "verbs": verbs,

@@ -2,6 +2,7 @@
 
 >>> import tersor
 >>> card = tersor.quantize("path/or/hub-id", "q4_k_m", output="model.gguf")  # doctest: +SKIP
+>>> tersor.evaluate("model.gguf", against="path/or/hub-id", data="text.txt")  # doctest: +SKIP
 >>> tersor.verify("model.gguf", against="path/or/hub-id").passed             # doctest: +SKIP
 True
 
@@ -16,8 +17,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "Benchmark",
+    "Calibration",
     "Card",
     "EngineError",
+    "Evaluation",
     "FormatError",
     "MissingError",
     "Model",
@@ -29,12 +33,16 @@ __all__ = [
     "UnsupportedError",
     "Verdict",
     "__version__",
+    "bench",
     "demo",
     "doctor",
+    "evaluate",
+    "evaluate_net",
     "formats",
     "inspect",
     "load",
     "quantize",
+    "report",
     "verify",
 ]
 
@@ -49,19 +57,29 @@ if TYPE_CHECKING:
     from tersor.core.errors import ShapeError as ShapeError
     from tersor.core.errors import TersorError as TersorError
     from tersor.core.errors import UnsupportedError as UnsupportedError
+    from tersor.core.evaluation import Benchmark as Benchmark
+    from tersor.core.evaluation import Evaluation as Evaluation
     from tersor.core.plan import Plan as Plan
-    from tersor.evaluate.checks.verdict import Verdict as Verdict
+    from tersor.evaluation.checks.verdict import Verdict as Verdict
+    from tersor.evaluation.nets.accuracy import evaluate_net as evaluate_net
     from tersor.models import Model as Model
     from tersor.models import load as load
+    from tersor.pipeline.bench import bench as bench
+    from tersor.pipeline.calibrated.run import Calibration as Calibration
     from tersor.pipeline.conversion import quantize as quantize
     from tersor.pipeline.demo import demo as demo
     from tersor.pipeline.doctor import doctor as doctor
+    from tersor.pipeline.evaluate import evaluate as evaluate
     from tersor.pipeline.inspect import inspect as inspect
+    from tersor.pipeline.report import report as report
     from tersor.pipeline.verify import verify as verify
 
 _ERRORS = "tersor.core.errors"
 _HOMES = {
+    "Benchmark": "tersor.core.evaluation",
+    "Calibration": "tersor.pipeline.calibrated.run",
     "Card": "tersor.core.card",
+    "Evaluation": "tersor.core.evaluation",
     "EngineError": _ERRORS,
     "FormatError": _ERRORS,
     "MissingError": _ERRORS,
@@ -72,12 +90,16 @@ _HOMES = {
     "ShapeError": _ERRORS,
     "TersorError": _ERRORS,
     "UnsupportedError": _ERRORS,
-    "Verdict": "tersor.evaluate.checks.verdict",
+    "Verdict": "tersor.evaluation.checks.verdict",
+    "bench": "tersor.pipeline.bench",
     "demo": "tersor.pipeline.demo",
     "doctor": "tersor.pipeline.doctor",
+    "evaluate": "tersor.pipeline.evaluate",
+    "evaluate_net": "tersor.evaluation.nets.accuracy",
     "inspect": "tersor.pipeline.inspect",
     "load": "tersor.models",
     "quantize": "tersor.pipeline.conversion",
+    "report": "tersor.pipeline.report",
     "verify": "tersor.pipeline.verify",
 }
 """Public name → the module that defines it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,13 +30,12 @@ class Activations:
     def __init__(self, sequences: int, tokens: int, hidden: int, *, chunk: int, spill: Path | None = None) -> None:
         shape = (sequences, tokens, hidden)
         self.chunk = max(1, chunk)
-        self._file: IO[bytes] | None = None
         if spill is None:
             self._values: Float32 = np.zeros(shape, np.float32)
-        else:
-            # Nameless from the start: nothing is left behind by a killed run.
-            self._file = tempfile.TemporaryFile(dir=spill)  # noqa: SIM115 - lives as long as the map
-            self._values = np.memmap(self._file, dtype=np.float32, mode="w+", shape=shape)
+            return
+        # Nameless from the start: nothing is left behind by a killed run. The map outlives the open file.
+        with tempfile.TemporaryFile(dir=spill) as file:
+            self._values = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
     @property
     def nbytes(self) -> int:
@@ -55,8 +54,3 @@ class Activations:
     def write(self, part: slice, values: Tensor) -> None:
         """Replace a chunk."""
         self._values[part] = values.detach().cpu().numpy()
-
-    def copy_from(self, other: Activations) -> None:
-        """Take over all values of `other`."""
-        for part in self.chunks():
-            self._values[part] = other._values[part]

@@ -16,8 +16,8 @@ from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import SchemeError
 from tersor.core.evaluation import Benchmark, Metric
 from tersor.core.records import plain
+from tersor.pages import outcome_of
 from tersor.pipeline import bench as pipeline
-from tersor.report import outcome_of
 
 __all__ = ["bench"]
 

@@ -19,8 +19,8 @@ from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import MissingError, SchemeError
 from tersor.core.evaluation import Evaluation, LayerError
 from tersor.core.records import plain
-from tersor.evaluate.language.demands import Demands
-from tersor.evaluate.nets.images import Preparation
+from tersor.evaluation.language.demands import Demands
+from tersor.evaluation.nets.images import Preparation
 from tersor.pipeline import evaluate as pipeline
 from tersor.pipeline.nets import evaluate_net_command, is_net_name
 
@@ -191,6 +191,16 @@ _OF_LANGUAGE = (
 
 def _gguf(files: _Files, settings: pipeline.Settings, *, layers: bool, save: bool, command: str) -> _Found:
     rows: tuple[LayerError, ...] = ()
+    if layers:
+        with progress_bar(unit="weights") as progress:
+            rows = pipeline.layer_errors(
+                files.artefact,
+                against=files.against,
+                data=files.data,
+                save=save,
+                threads=settings.get("threads", 0),
+                progress=progress,
+            )
     with progress_bar(unit="tokens") as progress:
         found = pipeline.evaluate(
             files.artefact,
@@ -202,16 +212,6 @@ def _gguf(files: _Files, settings: pipeline.Settings, *, layers: bool, save: boo
             progress=progress,
             **settings,
         )
-    if layers:
-        with progress_bar(unit="weights") as progress:
-            rows = pipeline.layer_errors(
-                files.artefact,
-                against=files.against,
-                data=files.data,
-                save=save,
-                threads=settings.get("threads", 0),
-                progress=progress,
-            )
     return found, rows
 
 

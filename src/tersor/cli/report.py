@@ -11,8 +11,8 @@ from rich.console import Console
 from tersor.cli.screen.output import JsonOption, console, print_json, table
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.quantities import amount, size
+from tersor.pages import AXES, limits_of, measured, outcome_of
 from tersor.pipeline import report as pipeline
-from tersor.report import AXES, limits_of, measured, outcome_of
 
 __all__ = ["report"]
 

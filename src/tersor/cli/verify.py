@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tersor.cli.screen.output import JsonOption, console, print_json
 from tersor.cli.screen.progress import progress_bar
-from tersor.evaluate.checks.verdict import Check, Verdict
+from tersor.evaluation.checks.verdict import Check, Verdict
 from tersor.pipeline import verify as pipeline
 
 __all__ = ["verify"]

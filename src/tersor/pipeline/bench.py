@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark, Limit, Metric
-from tersor.evaluate.limits import judge
-from tersor.evaluate.speed.interleave import RaceProgress, Side, race
-from tersor.evaluate.speed.runners import runner_for
-from tersor.evaluate.speed.shares import noise_notes, share_notes, with_shares
-from tersor.evaluate.speed.summary import LEAST_ROUNDS, metrics_of, ratios_of
-from tersor.evaluate.speed.traffic import Traffic
-from tersor.evaluate.speed.workload import Workload
+from tersor.evaluation.limits import judge
+from tersor.evaluation.speed.interleave import RaceProgress, Side, race
+from tersor.evaluation.speed.runners import runner_for
+from tersor.evaluation.speed.shares import noise_notes, share_notes, with_shares
+from tersor.evaluation.speed.summary import LEAST_ROUNDS, metrics_of, ratios_of
+from tersor.evaluation.speed.traffic import Traffic
+from tersor.evaluation.speed.workload import Workload
 from tersor.files.gguf import split_paths
 from tersor.files.hashing import sha256
 from tersor.models.hub import fetch, looks_like_id

@@ -15,10 +15,10 @@ from typing import Unpack
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Evaluation, LayerError, Limit
 from tersor.engines.llama_cpp import LlamaCpp
-from tersor.evaluate.checks.tensors import TensorProgress
-from tersor.evaluate.language.comparison import MetricFunction, Progress
-from tersor.evaluate.language.demands import Demands, check_demands, judged
-from tersor.evaluate.language.windows import DEFAULT_CONTEXT
+from tersor.evaluation.checks.tensors import TensorProgress
+from tersor.evaluation.language.comparison import MetricFunction, Progress
+from tersor.evaluation.language.demands import Demands, check_demands, judged
+from tersor.evaluation.language.windows import DEFAULT_CONTEXT
 from tersor.files.gguf import split_paths
 from tersor.files.hashing import sha256
 from tersor.models import Model, load

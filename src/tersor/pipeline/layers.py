@@ -12,10 +12,10 @@ from tersor.core.errors import MissingError, SchemeError
 from tersor.core.evaluation import LayerError
 from tersor.engines.activations import Activations
 from tersor.engines.llama_cpp import LlamaCpp
-from tersor.evaluate.checks.corpus import PROSE
-from tersor.evaluate.checks.tensors import TensorProgress
-from tersor.evaluate.layers.arrivals import with_arrivals
-from tersor.evaluate.layers.weights import compare_weights
+from tersor.evaluation.checks.corpus import PROSE
+from tersor.evaluation.checks.tensors import TensorProgress
+from tersor.evaluation.layers.arrivals import with_arrivals
+from tersor.evaluation.layers.weights import compare_weights
 from tersor.files.gguf import split_paths
 from tersor.models import Model, load
 from tersor.pipeline.steps.lossless import lossless_gguf

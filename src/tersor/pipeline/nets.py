@@ -13,11 +13,11 @@ from typing import Any, Unpack
 
 from tersor.core.errors import MissingError, SchemeError
 from tersor.core.evaluation import Evaluation, LayerError
-from tersor.evaluate.language.demands import Demands, check_demands, judged
-from tersor.evaluate.nets.accuracy import NetMetric, NetProgress, evaluate_net
-from tersor.evaluate.nets.calling import Net, Selector, is_module
-from tersor.evaluate.nets.images import Preparation, open_images
-from tersor.evaluate.nets.layers import compare_net_layers
+from tersor.evaluation.language.demands import Demands, check_demands, judged
+from tersor.evaluation.nets.accuracy import NetMetric, NetProgress, evaluate_net
+from tersor.evaluation.nets.calling import Net, Selector, is_module
+from tersor.evaluation.nets.images import Preparation, open_images
+from tersor.evaluation.nets.layers import compare_net_layers
 
 __all__ = ["evaluate_net_command", "is_net_name", "load_net"]
 

@@ -12,15 +12,15 @@ from tersor.core.card import Artefact, Card, Seconds, TensorError
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.core.plan import Plan, PlannedTensor, Recipe
 from tersor.core.records import plain
-from tersor.evaluate.language.comparison import Progress
+from tersor.evaluation.language.comparison import Progress
 from tersor.files.atomic import atomic_writer
 from tersor.files.gguf import split_paths
 from tersor.files.hashing import sha256
 from tersor.models import Model
+from tersor.pages import AXES, labels_of, limits_of, measured, outcome_of, report_page
 from tersor.pipeline.evaluate import evaluate
 from tersor.pipeline.inspect import inspect
 from tersor.pipeline.steps.cards import load_card, read_card
-from tersor.report import AXES, labels_of, limits_of, measured, outcome_of, report_page
 
 __all__ = ["Report", "report"]
 

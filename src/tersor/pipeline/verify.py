@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.core.errors import FormatError, MissingError, TersorError
-from tersor.evaluate.checks.corpus import PROSE, mixed_texts
-from tersor.evaluate.checks.logits import check_logits
-from tersor.evaluate.checks.running import check_running
-from tersor.evaluate.checks.structure import check_card, check_structure
-from tersor.evaluate.checks.tensors import TensorProgress, check_tensors
-from tersor.evaluate.checks.tokens import check_tokens
-from tersor.evaluate.checks.verdict import Check, Verdict
+from tersor.evaluation.checks.corpus import PROSE, mixed_texts
+from tersor.evaluation.checks.logits import check_logits
+from tersor.evaluation.checks.running import check_running
+from tersor.evaluation.checks.structure import check_card, check_structure
+from tersor.evaluation.checks.tensors import TensorProgress, check_tensors
+from tersor.evaluation.checks.tokens import check_tokens
+from tersor.evaluation.checks.verdict import Check, Verdict
 from tersor.files.gguf import split_paths
 from tersor.models import Model, load
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.decoder import Block, Decoder
-from tersor.evaluate.statistics import Interval, mean_interval
+from tersor.evaluation.statistics import Interval, mean_interval
 from tersor.kernels.lazy import LazyModule
 from tersor.kernels.logits import compare_logits
 

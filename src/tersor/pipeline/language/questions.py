@@ -9,9 +9,9 @@ import numpy as np
 
 from tersor.core.errors import SchemeError
 from tersor.engines.llama_cpp import LlamaCpp
-from tersor.evaluate.language.choices import Question, measure_choices, read_questions, requests_of, scores
-from tersor.evaluate.language.comparison import Progress
-from tersor.evaluate.language.streams import shared_vocabulary
+from tersor.evaluation.language.choices import Question, measure_choices, read_questions, requests_of, scores
+from tersor.evaluation.language.comparison import Progress
+from tersor.evaluation.language.streams import shared_vocabulary
 from tersor.files.hashing import sha256
 from tersor.pipeline.language.findings import Findings
 from tersor.pipeline.language.references import Reference

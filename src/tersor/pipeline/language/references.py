@@ -10,8 +10,8 @@ from pathlib import Path
 from tersor.core.errors import MissingError, SchemeError
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.engines.transformers_lm import TransformersLm
-from tersor.evaluate.language.stored import Header, StoredReference, is_stored
-from tersor.evaluate.language.streams import Scorer
+from tersor.evaluation.language.stored import Header, StoredReference, is_stored
+from tersor.evaluation.language.streams import Scorer
 from tersor.models import Model, load
 from tersor.pipeline.steps.lossless import lossless_gguf
 

@@ -13,13 +13,13 @@ from tersor import reference_model
 from tersor.core.arrays import Float32
 from tersor.core.errors import FormatError, SchemeError, UnsupportedError
 from tersor.engines.llama_cpp import LlamaCpp
-from tersor.evaluate.language.comparison import Kept, MetricFunction, Progress, Tokens, compare, noise
-from tersor.evaluate.language.metrics import histogram, measure
-from tersor.evaluate.language.reading import read_whole
-from tersor.evaluate.language.stored import Header, recording, same_opening, targets_sha256
-from tersor.evaluate.language.streams import Scorer, logits_of, shared_vocabulary
-from tersor.evaluate.language.windows import Int32Array, Window, cut, text_tokens
-from tersor.evaluate.language.worst import samples
+from tersor.evaluation.language.comparison import Kept, MetricFunction, Progress, Tokens, compare, noise
+from tersor.evaluation.language.metrics import histogram, measure
+from tersor.evaluation.language.reading import read_whole
+from tersor.evaluation.language.stored import Header, recording, same_opening, targets_sha256
+from tersor.evaluation.language.streams import Scorer, logits_of, shared_vocabulary
+from tersor.evaluation.language.windows import Int32Array, Window, cut, text_tokens
+from tersor.evaluation.language.worst import samples
 from tersor.pipeline.language.findings import Findings
 from tersor.pipeline.language.references import Reference
 from tersor.pipeline.steps.stages import run_ahead, start

@@ -9,7 +9,7 @@ from tersor.core.card import Card, card_path
 from tersor.core.errors import FormatError, MissingError
 from tersor.core.evaluation import Benchmark, Evaluation, LayerError
 from tersor.files.atomic import AtomicSet, atomic_set
-from tersor.report import report_page
+from tersor.pages import report_page
 
 __all__ = ["add", "load_card", "read_card", "save_card"]
 

@@ -14,14 +14,14 @@ from tersor.formats import FORMATS
 from tersor.kernels.codec import SEARCHES
 from tersor.models.model import Model
 
-__all__ = ["Choices", "Importance", "make_plan"]
+__all__ = ["Choices", "Importance", "UserChoices", "make_plan"]
 
 Importance = Mapping[str, Float32]
 """GGUF name → weight of each column's squared error, [columns], or [experts, columns] for stacked experts."""
 
 
-class Choices(TypedDict, total=False):
-    """What shapes a plan beyond the file type; every key may be left out.
+class UserChoices(TypedDict, total=False):
+    """What a user may say about formats beyond the file type; every key may be left out.
 
     tensor_formats    "PATTERN=FORMAT" texts: the first that matches a GGUF name wins over the mixture
     output_format     format of the output matrix, or of the embedding that stands in for it
@@ -37,6 +37,15 @@ class Choices(TypedDict, total=False):
     search: str
     importance: Importance | None
     fallback: bool
+
+
+class Choices(UserChoices, total=False):
+    """What shapes a plan beyond the file type.
+
+    method       what chooses the grid points: a key of METHODS, rewrites before it
+    calibration  the text that it knows, in words; it counts as importance where a file type asks for that
+    """
+
     method: str
     calibration: str
 

@@ -1,0 +1,80 @@
+"""The engines that can be timed, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tersor.core.errors import MissingError, UnsupportedError
+from tersor.engines import llama_cpp, transformers_timing
+from tersor.engines.child import Child
+from tersor.engines.llama_cpp import LlamaCpp
+from tersor.engines.transformers_timing import TransformersTiming
+from tersor.evaluation.speed.traffic import Traffic, gguf_traffic, model_traffic
+
+__all__ = ["RUNNERS", "Engine", "Runner", "runner_for"]
+
+
+class Engine(Protocol):
+    """A loaded model that times itself; operations and answers are those of `engines/llama/timing.py`."""
+
+    vocabulary_size: int
+    load_s: float
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it lives."""
+
+    def timed(self, operation: str, **fields: int | Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Do one operation."""
+
+    def version(self) -> str:
+        """Name and release."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """How artefacts of one kind are run.
+
+    suits    whether the path is of that kind
+    opens    loads it: path, threads, timeout in seconds
+    empty    the engine without a model
+    traffic  what the model reads and computes for a token
+    """
+
+    suits: Callable[[Path], bool]
+    opens: Callable[[Path, int, float], Engine]
+    empty: Callable[[int, float], Child]
+    traffic: Callable[[Path], Traffic]
+
+
+RUNNERS = {
+    "llama.cpp": Runner(
+        suits=lambda path: path.suffix == ".gguf" and path.is_file(),
+        opens=lambda path, threads, timeout: LlamaCpp(path, context=0, threads=threads, timeout_s=timeout),
+        empty=lambda threads, timeout: llama_cpp.empty_engine(threads=threads, timeout_s=timeout),
+        traffic=gguf_traffic,
+    ),
+    "transformers": Runner(
+        suits=lambda path: (path / "config.json").is_file(),
+        opens=lambda path, threads, timeout: TransformersTiming(path, threads=threads, timeout_s=timeout),
+        empty=lambda threads, timeout: transformers_timing.empty_engine(threads=threads, timeout_s=timeout),
+        traffic=model_traffic,
+    ),
+}
+"""Name of the engine → how it runs; the first that suits is taken."""
+
+
+def runner_for(path: Path) -> tuple[str, Runner]:
+    """Return name and row of the engine that runs `path`; MissingError or UnsupportedError if there is none."""
+    if not path.exists():
+        raise MissingError(f"{path}: no such file or folder")
+    for name, runner in RUNNERS.items():
+        if runner.suits(path):
+            return name, runner
+    raise UnsupportedError(f"{path}: bench runs a GGUF in llama.cpp and a folder with config.json in transformers")
