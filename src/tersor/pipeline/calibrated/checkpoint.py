@@ -89,7 +89,7 @@ def plan_checkpoint(model: Model, name: str, where: str, choices: Choices) -> Pl
             chosen, reason, wanted = _chosen(tensor, fmt.name, source)
         nbytes = tensor.rows * get(chosen).row_bytes(tensor.columns)
         rows.append(PlannedTensor(tensor.name, tensor.shape, tensor.source_dtype, chosen, reason, wanted, nbytes))
-    if all(row.reason == "kept as it is" for row in rows):
+    if all(row.reason != "matrix of a block" for row in rows):
         raise SchemeError(f"no matrix of {model.name} can be {name} in {where}")
     recipe = Recipe(
         format=f"{name} in {where}",
