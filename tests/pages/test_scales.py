@@ -36,3 +36,10 @@ def test_the_ends_of_the_axis_are_the_outermost_ticks() -> None:
 def test_a_decade_takes_the_same_room_everywhere() -> None:
     scale = log_scale([1e-4, 1.0], 0.0, 400.0)
     assert [round(scale(10.0**power)) for power in range(-4, 1)] == [0, 100, 200, 300, 400]
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-310, -5e-324])
+def test_values_too_small_to_divide_have_a_scale_too(tiny: float) -> None:
+    for zero in (True, False):
+        scale = linear_scale([0.0, tiny], 0.0, 100.0, zero=zero)
+        assert scale.low < scale.high

@@ -54,8 +54,8 @@ def linear_scale(
     low, high = min(known), max(known)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        margin = abs(high) * 0.1 or 1.0
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1 / LARGEST):
+        margin = abs(high) * 0.1 if abs(high) > 1 / LARGEST else 1.0
         low, high = low - margin * (not zero), high + margin
     step = _round_step((high - low) / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
