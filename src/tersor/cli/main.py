@@ -37,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage.",
+    epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage, 3 inconclusive.",
 )
 app.command(short_help="Turn a model into a GGUF that llama.cpp runs.")(quantize)
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
