@@ -47,7 +47,8 @@ def main(loses: bool) -> None:
             "told": ranks.tell({"from": ranks.rank}, OWNER),
             "total": ranks.total([ranks.rank, 1.0]),
         }
-        print(json.dumps(found), flush=True)  # noqa: T201 (the parent reads it)
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -70,13 +70,22 @@ def start(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def documents(text: str) -> list[dict[str, Any]]:
+    """What the ranks printed; two of them may end up on one line."""
+    found, at = [], text.find("{")
+    while at >= 0:
+        document, end = json.JSONDecoder().raw_decode(text, at)
+        found.append(document)
+        at = text.find("{", end)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_add_up_to_the_sums_of_one(size: int) -> None:
     ended = start(size)
     assert ended.returncode == 0, ended.stderr
-    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-    found: list[dict[str, Any]] = sorted((json.loads(line) for line in lines), key=lambda row: int(row["rank"]))
+    found = sorted(documents(ended.stdout), key=lambda row: int(row["rank"]))
     assert list(itertools.chain(*(row["share"] for row in found))) == list(range(12))
     inputs = torch.randn(12, 10, 6, generator=torch.Generator().manual_seed(0))
     whole = Sums.empty(6, hessian=True, cross=True)
