@@ -112,7 +112,8 @@ def test_a_closed_pipe_is_quiet() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_control_c_from_outside_is_130(tmp_path: Path) -> None:
     program = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts with it ignored
         "from tersor.cli import formats\n"
         "from tersor.cli.main import main\n"
         "def wait():\n    sys.stderr.write('ready\\n'); sys.stderr.flush(); time.sleep(30)\n"
