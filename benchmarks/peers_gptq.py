@@ -90,7 +90,7 @@ CANDIDATES = (
     Candidate("tersor gptq, with proof", "tersor", "gptq", proof=True),
     Candidate("tersor best, with proof", "tersor", "best", proof=True),
 )
-LAYER_CANDIDATES = tuple(one for one in CANDIDATES[:5])
+LAYER_CANDIDATES = CANDIDATES[:5]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Goal:
 
 GOALS = (
     Goal("KL", "tersor best", "auto-round, 200 steps", 0.8),
+    Goal("KL", "tersor best", "llm-compressor GPTQ", 0.8),
     Goal("CPU s", "tersor best", "llm-compressor GPTQ", 1.0),
     Goal("CPU s", "tersor gptq", "llm-compressor GPTQ", 0.7),
     Goal("CPU s", "tersor awq", "llm-compressor AWQ", 1 / 3),
@@ -322,6 +323,14 @@ def heading(options: argparse.Namespace) -> str:
     return f"{'':11} {'':24} {quality} {'CPU s':>8} {'wall s':>7} {'peak MiB':>9}"
 
 
+def setting(options: argparse.Namespace) -> str:
+    """Return what the rows have in common."""
+    if options.layers:
+        return f"int{options.bits[0]}-g128, one thread"
+    text = f"{options.sequences} x {options.length} calibration tokens, {options.tokens} held-out tokens"
+    return f"one thread, {text}; tersor without its proof on held-out text, which no peer does, but where it is named"
+
+
 def told(goal: Mapping[str, Any]) -> str:
     """Return a judged goal as text."""
     interval = f" ({goal['low']:.2f} to {goal['high']:.2f})" if "low" in goal else ""
@@ -362,12 +371,12 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
     out = sys.stderr if options.json else sys.stdout
-    pythons = {
-        name: Path(path).absolute() for name in PIP if (path := getattr(options, name))
-    }  # links stay as they are
+    pythons = {name: Path(path).absolute() for name in PIP if (path := getattr(options, name))}  # links stay links
     command = shlex.join(["python", "benchmarks/peers_gptq.py", *(Path(word).name for word in sys.argv[1:])])
     about = {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "command": command}
-    print(f"{about['machine']}, {about['date']}, {command}\n{heading(options)}", file=out, flush=True)
+    about["setting"] = setting(options)
+    print(f"{about['machine']}, {about['date']}, {command}\n{about['setting']}", file=out)
+    print(heading(options), file=out, flush=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="tersor-peers-") as folder, torch.no_grad():
         runner = Runner({"tersor": Path(sys.executable), **pythons}, Path(folder))
