@@ -43,13 +43,14 @@ module = importlib.import_module
 
 def tersor(job: Job) -> Work:
     """`tersor quantize --container gptq`, without its command line."""
+    module("tokenizers")  # the peers import it with transformers
     models, quantize, run = (
         module(f"tersor.{name}") for name in ("models", "pipeline.calibrated.quantize", "pipeline.calibrated.run")
     )
 
     def work() -> None:
         shape = {"sequences": len(job["ids"]), "length": len(job["ids"][0])}
-        text = run.Calibration(source=Path(job["text"]), seed=job["seed"], chunk=BATCH, **shape)
+        text = run.Calibration(source=Path(job["text"]), seed=job["seed"], **shape)
         how = quantize.How(
             method=job["method"], calibration=text, container="gptq", proof=job["proof"], force=True, threads=1
         )

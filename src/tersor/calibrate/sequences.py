@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -72,9 +73,9 @@ def pack(
     head = [encoder.begin] if encoder.begin is not None else []
     step = length - len(head)
     enough = 4 * count * step  # more text than this only costs time; it is read in order
-    stream: list[int] = []
+    stream = array("q")
     for document in order:
-        stream += _ids(document, encoder)
+        stream.extend(_ids(document, encoder))
         if progress is not None:
             progress(len(stream))
         if len(stream) >= enough:

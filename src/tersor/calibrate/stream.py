@@ -4,7 +4,8 @@ Only one block's weights are in memory, and the hidden states of the calibration
 correct the errors of earlier layers, twice: behind the quantized prefix and in full precision.
 
 A block is taken in steps: the matrices of a step share their inputs, and what they became makes the inputs of the next.
-What lies between two halves of a block is computed again rather than kept: two passes over a block in all.
+What lies between the steps of a block is computed again rather than kept: two passes over a block in all, and one for
+the full-precision states, which no step changes.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Setting:
     """
 
     stepwise: bool = True
-    chunk: int = 8
+    chunk: int = 4
     device: str = "cpu"
     spill: Path | None = None
     cross: bool = False
@@ -162,7 +163,8 @@ class _Run:
         else:
             became.weights.update(done)
             for number in range(len(block.halves)):
-                self._advance(block, became, number)
+                self._advance_full(block, number)
+                self._advance(became, number)
         self.visitor.passed(block, done)
         self.setting.progress(layer, 1.0)
 
@@ -175,7 +177,7 @@ class _Run:
                 done.update(made)
                 became.weights.update(made)
                 self.setting.progress(layer, (STEPS * number + step + 1) / (2 * STEPS + 1))
-            self._advance(block, became, number)
+            self._advance(became, number)
         return done
 
     def _at_once(self, layer: int, block: Block, became: Block) -> Weights:
@@ -187,7 +189,7 @@ class _Run:
         done = self.visitor.visit(layer, block.weights, list(found.values()))
         became.weights.update(done)
         for number in range(len(block.halves)):
-            self._advance(block, became, number)
+            self._advance(became, number)
         return done
 
     def _pass(self, block: Block, part: slice, found: dict[Key, Input]) -> None:
@@ -199,9 +201,12 @@ class _Run:
                 pair = theirs.at(seen.step) if theirs is not None and seen.expert is None else None
                 self._add(found, seen, pair)
             hidden, full = ours.made, None if theirs is None else theirs.rest()
+        if self.full is not None and full is not None:
+            self.full.write(part, full)
 
     def _gather(self, block: Block, became: Block, number: int, step: int) -> list[Input]:
-        """Sum up what the matrices of one step see."""
+        """Sum up what the matrices of one step see; the last step takes the full-precision states along."""
+        is_last = step == STEPS - 1 and self._goes_on(block, number)
         found: dict[Key, Input] = {}
         for part in self.hidden.chunks():
             with self.setting.stage("gathering"):
@@ -214,20 +219,29 @@ class _Run:
                     self._add(found, seen, pair)
                     if seen.expert is None:
                         break  # the only input of its step
+                if is_last and self.full is not None and theirs is not None:
+                    self.full.write(part, theirs.rest())
         return list(found.values())
 
-    def _advance(self, block: Block, became: Block, number: int) -> None:
-        """Take the states through half a block, unless nobody asks what they become."""
+    def _advance(self, became: Block, number: int) -> None:
+        """Take the states behind the quantized prefix through half a block, unless nobody asks what they become."""
+        if self._goes_on(became, number):
+            for part in self.hidden.chunks():
+                with self.setting.stage("forward"):
+                    self.hidden.write(part, _Walk(became.halves[number](self._read(self.hidden, part))).rest())
+            self.is_split = True
+
+    def _advance_full(self, block: Block, number: int) -> None:
+        """Take the full-precision states through half a block where no inputs are gathered on the way."""
+        if self.full is not None and self._goes_on(block, number):
+            for part in self.full.chunks():
+                with self.setting.stage("forward"):
+                    self.full.write(part, _Walk(block.halves[number](self._full(part))).rest())
+
+    def _goes_on(self, block: Block, number: int) -> bool:
+        """Whether somebody asks what the states become in this half of a block."""
         is_last = block.layer == self.decoder.layers - 1 and number == len(block.halves) - 1
-        if is_last and not self._wants_output:
-            return
-        for part in self.hidden.chunks():
-            with self.setting.stage("forward"):
-                full = _Walk(block.halves[number](self._full(part))).rest() if self.full is not None else None
-                self.hidden.write(part, _Walk(became.halves[number](self._read(self.hidden, part))).rest())
-                if self.full is not None and full is not None:
-                    self.full.write(part, full)
-        self.is_split = True
+        return not is_last or self._wants_output
 
     def _output(self) -> None:
         """The matrix behind the last block: it sees the normalised hidden states."""

@@ -66,7 +66,7 @@ class Calibration:
     length: int | None = None
     field: str | None = None
     seed: int = 0
-    chunk: int = 8
+    chunk: int = 4
     spill: bool | None = None
 
 
