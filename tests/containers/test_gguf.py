@@ -209,6 +209,7 @@ def test_chunks_that_do_not_fit_the_tensors_are_refused_and_nothing_stays(
         ([PlannedTensor("a", (0, 4), "F32", "f32", "", "", 0)], r"none of them empty"),
         ([PlannedTensor("a", (4,), "F32", "f32", "", "", 15)], r"f32 takes 16 bytes, not 15"),
         ([planned("a", (64,), "nf4")], r"a GGUF cannot hold nf4"),
+        ([planned("a", (64,), "nvfp4")], r"a GGUF cannot hold nvfp4"),
     ],
 )
 def test_tensors_that_a_gguf_cannot_hold_are_refused(tensors: list[PlannedTensor], message: str) -> None:

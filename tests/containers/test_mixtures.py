@@ -183,6 +183,7 @@ def test_a_pure_type_gives_every_matrix_one_format(name: str) -> None:
         ("q4_k_x", r"no file type is called 'q4_k_x'; did you mean q4_k"),
         ("zebra", r"no file type is called 'zebra'; known are f32, "),
         ("nf4", r"no llama\.cpp file type holds 'nf4' matrices"),
+        ("nvfp4", r"no llama\.cpp file type holds 'nvfp4' matrices"),
     ],
 )
 def test_an_unknown_file_type_is_refused_with_near_names(name: str, message: str) -> None:
@@ -198,6 +199,7 @@ def test_an_unknown_file_type_is_refused_with_near_names(name: str, message: str
         ("attn_(=q8_0", r"'attn_\(' is not a regular expression"),
         ("attn_v=q8_9", r"a GGUF cannot hold weights in 'q8_9'; did you mean q8_0"),
         ("attn_v=nf4", r"a GGUF cannot hold weights in 'nf4'"),
+        ("attn_v=nvfp4", r"a GGUF cannot hold weights in 'nvfp4'"),
         ("atn_v=q8_0", r"the pattern 'atn_v' matches no matrix of this model; near it are .*attn_v"),
         ("attn_norm=q8_0", r"the pattern 'attn_norm' matches no matrix"),
     ],

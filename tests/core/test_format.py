@@ -49,7 +49,7 @@ def test_decode_refuses_bytes_of_another_width() -> None:
         get("int4-g32").decode(np.zeros((1, 39), np.uint8), 64)
 
 
-@pytest.mark.parametrize("name", ["q4_0", "f32", "nf4", "fp8_e4m3", "int4-g64", "int8-tensor"])
+@pytest.mark.parametrize("name", ["q4_0", "f32", "nf4", "nvfp4", "fp8_e4m3", "int4-g64", "int8-tensor"])
 def test_matrices_without_rows_are_encoded_and_decoded(name: str) -> None:
     fmt = get(name)
     data = fmt.encode(np.empty((0, 64), np.float32))

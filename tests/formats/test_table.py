@@ -10,7 +10,7 @@ from tersor.kernels.layouts import LAYOUTS
 
 PROMISED = {
     *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k"),
-    *("iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0", "fp8_e4m3", "fp8_e5m2", "nf4", "binary"),
+    *("iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0", "fp8_e4m3", "fp8_e5m2", "nf4", "nvfp4", "binary"),
 }
 
 

@@ -15,7 +15,7 @@ from tersor.kernels.reference.grids import AffineGrid
 
 Float64 = npt.NDArray[np.float64]
 
-SYMMETRIC = ("q8_0", "q4_0", "q5_0", "q3_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0")
+SYMMETRIC = ("q8_0", "q4_0", "q5_0", "q3_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "tq1_0", "tq2_0")
 KINDS = ("gaussian", "heavy", "one-sided")
 WEIGHTED = pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
 COLUMNS = 1024

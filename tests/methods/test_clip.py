@@ -9,7 +9,19 @@ from tersor.core.errors import SchemeError
 from tersor.formats import get
 from tersor.methods import clip, layer_error, rtn
 
-FORMATS = ("q4_0", "q4_1", "q4_k", "q2_k", "q3_k", "iq4_nl", "int4-g32", "int3-g128-asym", "int4-channel", "nf4")
+FORMATS = (
+    "q4_0",
+    "q4_1",
+    "q4_k",
+    "q2_k",
+    "q3_k",
+    "iq4_nl",
+    "int4-g32",
+    "int3-g128-asym",
+    "int4-channel",
+    "nf4",
+    "nvfp4",
+)
 
 
 def problem(rows: int = 16, columns: int = 256) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,6 +27,7 @@ FORMATS = (
     "int4-g32-asym-f16",
     "int3-channel",
     "nf4",
+    "nvfp4",
 )
 ALL = (
     *FORMATS,

@@ -13,9 +13,22 @@ from tersor.methods import METHODS, autoround, best, gptq, hqq, layer_error, out
 from tersor.methods.solving import refine
 from tersor.methods.solving.factor import damped, factor
 
-FORMATS = ("q4_k", "q3_k", "q2_k", "q4_0", "q4_1", "iq4_xs", "mxfp4", "int4-g32-f16", "int3-g128-asym", "nf4", "binary")
+FORMATS = (
+    "q4_k",
+    "q3_k",
+    "q2_k",
+    "q4_0",
+    "q4_1",
+    "iq4_xs",
+    "mxfp4",
+    "int4-g32-f16",
+    "int3-g128-asym",
+    "nf4",
+    "nvfp4",
+    "binary",
+)
 
-GAINS = {"q4_k": 0.98, "q2_k": 0.96, "q3_k": 0.97, "q4_1": 0.98, "int4-g32-f16": 0.985}
+GAINS = {"q4_k": 0.98, "q2_k": 0.96, "q3_k": 0.97, "q4_1": 0.98, "int4-g32-f16": 0.985, "nvfp4": 0.993}
 """What is left of the error after one refit of the scales, at most; a wrong minimum or a stale gradient leaves more."""
 
 
@@ -71,7 +84,7 @@ def test_refinement_never_raises_the_error(name: str, fmt: str) -> None:
     assert last < output_error(weight, found.values(), factored.hessian)
 
 
-@pytest.mark.parametrize("fmt", ["q4_k", "q2_k", "q3_k", "q4_1", "int4-g32-f16"])
+@pytest.mark.parametrize("fmt", GAINS)
 def test_each_part_of_refitting_scales_is_worth_its_while(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian, _ = problem(columns=768)
     factored = factor(hessian)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from tersor.core.errors import SchemeError
 from tersor.core.format import Format
-from tersor.formats import gguf, scaled
+from tersor.formats import gguf, micro, scaled
 from tersor.formats.integer import integer_format
 
 __all__ = ["ALIASES", "FORMATS", "get"]
@@ -21,16 +21,16 @@ INTEGERS = (
 )
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {fmt.name: fmt for fmt in (*gguf.FORMATS, *scaled.FORMATS, *map(integer_format, INTEGERS))}
+    {fmt.name: fmt for fmt in (*gguf.FORMATS, *scaled.FORMATS, *micro.FORMATS, *map(integer_format, INTEGERS))}
 )
-"""Every named format; integer groups of other sizes exist too, `get` makes them."""
+"""Every named format; integer groups of other sizes and nvfp4 of other global scales exist too, `get` makes them."""
 
 ALIASES: Mapping[str, str] = MappingProxyType({"ternary": "tq2_0", "q1_0": "binary", "fp16": "f16", "fp32": "f32"})
 
 
 @lru_cache(maxsize=256)
 def get(name: str) -> Format:
-    """Find a format by its name (upper or lower case), an alias, or the spelling of an integer group.
+    """Find a format by its name (upper or lower case), an alias, or the spelling of an integer group or global scale.
 
     >>> get("Q4_K").bits_per_weight
     4.5
@@ -43,6 +43,8 @@ def get(name: str) -> Format:
         return FORMATS[wanted]
     if wanted.startswith("int"):
         return integer_format(wanted)
+    if wanted.startswith(micro.PREFIX):
+        return micro.micro_named(wanted)
     near = difflib.get_close_matches(wanted, [*FORMATS, *ALIASES], n=4, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(FORMATS)}"
     raise SchemeError(f"no number format {name!r}; {hint}")

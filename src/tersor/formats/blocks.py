@@ -30,16 +30,20 @@ def encode(
     importance: Float32 | None,
     search: str,
 ) -> Bytes:
-    """Fit, round and pack all blocks of a matrix that is not empty; `block` 0: every row is one block."""
+    """Fit, round and pack all blocks of a matrix that is not empty; `block` 0: every row is one block.
+
+    The rules are given the importance as [blocks of a row, width]: it repeats from row to row.
+    """
     if search not in codec.SEARCHES:
         raise SchemeError(f"search must be one of {', '.join(codec.SEARCHES)}, got {search!r}")
-    x, _ = codec.checked(name, weight, importance, largest)  # a plain range: importance cannot change it
+    x, weights = codec.checked(name, weight, importance, largest)
     rows, columns = x.shape
     width = block or columns
     if columns % width:
         raise ShapeError(f"{columns} columns do not divide into blocks of {width} ({name})")
     blocks = codec.tensor(x).reshape(-1, width)
-    grid: Any = rules.fit(blocks, None, search)
+    shares = None if weights is None else codec.tensor(weights).reshape(-1, width)
+    grid: Any = rules.fit(blocks, shares, search)
     packed: Bytes = rules.pack(grid, grid.round_all(blocks)).reshape(rows, -1).numpy()
     return packed
 

@@ -16,7 +16,7 @@ __all__ = ["Geometry", "geometry_of", "nearest_distances"]
 
 _INNER: Mapping[str, int] = {"q2_k": 16, "q3_k": 16, "q4_k": 32, "q5_k": 32, "q6_k": 16, "iq4_xs": 32}
 """Weights that share one scale inside a block that has several."""
-_EDGE: Mapping[str, float] = {"iq4_nl": 24 / 9, "iq4_xs": 24 / 9, "mxfp4": 4.0}
+_EDGE: Mapping[str, float] = {"iq4_nl": 24 / 9, "iq4_xs": 24 / 9, "mxfp4": 4.0, "nvfp4": 4.0}
 """Distance of the outermost two levels / the smallest distance of two, where the levels are not evenly spaced."""
 _RUN = 32
 """Columns judged together where a format has no blocks, or one that is not known here."""

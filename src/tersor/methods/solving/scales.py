@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.core.format import Format
 from tersor.formats.integer import IntegerGrid
+from tersor.formats.micro import MicroRules
 from tersor.kernels.lazy import LazyModule
 from tersor.kernels.reference.grids import AffineGrid, TableGrid
 from tersor.methods.solving.matrix import MatrixGrid
@@ -59,12 +60,13 @@ class Scales:
         inner: Any = grid.grid
         shape = (grid.rows, -1)
         name = grid.format.name
+        is_free = name in FREE or isinstance(grid.format.rules, MicroRules)
         if isinstance(inner, IntegerGrid):
             if grid.format.span == "tensor":
                 return None
             d = inner.scale.reshape(shape).clone()
             return cls(grid, d, torch.zeros_like(d), torch.ones_like(d), None, None)
-        if not isinstance(inner, AffineGrid | TableGrid) or name not in FREE:
+        if not isinstance(inner, AffineGrid | TableGrid) or not is_free:
             return None
         d = inner.d.reshape(shape).clone()
         multiples = inner.scales.to(torch.float32).reshape(shape).clone()
@@ -128,5 +130,7 @@ def stored_scale(fmt: Format, new: Tensor, old: Tensor) -> Tensor:
         kind = {"f16": torch.float16, "bf16": torch.bfloat16}.get(fmt.name.rsplit("-", 1)[-1], torch.float32)
         rounded = new.to(kind).to(torch.float32)
         return torch.where((rounded >= TINIEST) & (rounded <= LARGEST_HALF), rounded, old)
+    if isinstance(fmt.rules, MicroRules):
+        return torch.where(new > 0, fmt.rules.stored(new), old)
     rounded = new if fmt.name == "nf4" else new.to(torch.float16).to(torch.float32)
     return torch.where(rounded.abs() <= LARGEST_HALF, rounded, old)
