@@ -107,6 +107,7 @@ FORMATS = (
     Case("compressed-tensors", "fp8_e4m3"),
     Case("compressed-tensors", "fp8_e4m3", activations=True),
     Case("compressed-tensors", "mxfp4", transformers_dtype="bfloat16"),
+    Case("compressed-tensors", "nvfp4", transformers_dtype="bfloat16"),
     Case("gptq", "int3-g128"),
     Case("gptq", "int8-g128"),
     Case("awq", "int4-g128"),

@@ -39,7 +39,7 @@ SCHEMA = ROOT / "docs" / "reference" / "card.schema.json"
 MEASURED = ROOT / "docs" / "reference" / "reference-model.json"
 INTEGERS = {f"int{bits}": [f"int{bits}-{kind}" for kind in ("g128", "channel", "g128-asym", "channel-asym")]
             for bits in (8, 4, 3, 2)}  # fmt: skip
-OTHERS = ("fp8_e4m3", "mxfp4", "nf4")
+OTHERS = ("fp8_e4m3", "mxfp4", "nvfp4", "nf4")
 """What a checkpoint is asked for; `containers` finds out which container holds which."""
 REGION = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 

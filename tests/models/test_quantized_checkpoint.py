@@ -12,7 +12,8 @@ from tersor.files.checkpoint import Checkpoint
 from tersor.formats.hf.settings import Settings
 from tersor.models.quantized_checkpoint import QuantizedCheckpoint
 
-safetensors = pytest.importorskip("safetensors.numpy", reason="files are written with safetensors")
+torch = pytest.importorskip("torch", reason="files are written with torch: pip install 'tersor[torch]'")
+safetensors = pytest.importorskip("safetensors.torch", reason="files are written with safetensors")
 
 GPTQ = Settings("gptq", 4, 1)
 PACKED = Settings("compressed-tensors", widths=frozenset({4}))
@@ -36,9 +37,22 @@ def packed() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def micro() -> dict[str, Any]:
+    """A matrix [8, 32] of twos (0x44) under scales of 1/2 (0x30) and a global scale of 4."""
+    return {
+        "a.weight_packed": np.full((8, 16), 0x44, np.uint8), "a.weight_scale": eight_bits(0x30, 8, 2),
+        "a.weight_global_scale": np.full(1, 4, np.float32),
+    }  # fmt: skip
+
+
+def eight_bits(code: int, *shape: int) -> Any:
+    """Eight-bit floats, which numpy does not have."""
+    return torch.full(shape, code, dtype=torch.uint8).view(torch.float8_e4m3fn)
+
+
 def opened(folder: Path, tensors: dict[str, Any], settings: Settings) -> QuantizedCheckpoint:
     path = folder / "model.safetensors"
-    safetensors.save_file(tensors, path)
+    safetensors.save_file({name: torch.as_tensor(values) for name, values in tensors.items()}, path)
     return QuantizedCheckpoint(Checkpoint([path]), settings, str(folder))
 
 
@@ -82,6 +96,29 @@ def test_columns_in_activation_order_are_read_but_are_no_quantized_tensor(tmp_pa
         (packed, {"a.weight_scale": None}, "the tensor weight_scale is missing"),
         (packed, {"a.weight_g_idx": np.zeros(32, np.int32)}, "weight_g_idx .* cannot be read"),
         (packed, {"a.weight_packed": np.zeros((8, 16), np.uint8)}, "do not belong to one matrix|is F16"),
+        (packed, {"a.weight_global_scale": np.ones(1, np.float32)}, r"weight_packed is I32 \(8, 4\); U8"),
+        (gptq, {"a.weight_global_scale": np.ones(1, np.float32)}, "a.weight_global_scale cannot be read"),
+        (micro, {"a.weight_global_scale": None}, "the tensor weight_global_scale is missing"),
+        (micro, {"a.weight_scale": None}, "the tensor weight_scale is missing"),
+        (micro, {"a.weight_global_scale": np.zeros(1, np.float32)}, "weight_global_scale is 0; a number from"),
+        (micro, {"a.weight_global_scale": np.full(1, np.nan, np.float32)}, "weight_global_scale is nan; a number from"),
+        (micro, {"a.weight_global_scale": np.full(1, np.inf, np.float32)}, "weight_global_scale is inf; a number from"),
+        (micro, {"a.weight_global_scale": np.full(1, -4, np.float32)}, "weight_global_scale is -4; a number from"),
+        (micro, {"a.weight_global_scale": np.ones(2, np.float32)}, r"weight_global_scale is \(2,\); one number"),
+        (micro, {"a.weight_global_scale": np.ones(1, np.float16)}, r"weight_global_scale is F16 \(1,\); F32"),
+        (
+            micro,
+            {"a.weight_global_scale": np.array(1, np.float32)},
+            r"weight_global_scale is F32 \(\); F32 with 1 axes",
+        ),
+        (micro, {"a.weight_packed": np.zeros((8, 20), np.uint8)}, r"\(8, 20\) .* do not belong to one matrix"),
+        (micro, {"a.weight_packed": np.zeros((9, 16), np.uint8)}, r"\(9, 16\) .* do not belong to one matrix"),
+        (micro, {"a.weight_packed": words(8, 4)}, r"weight_packed is I32 \(8, 4\); U8"),
+        (micro, {"a.weight_scale": np.ones((8, 2), np.uint8)}, r"weight_scale is U8 \(8, 2\); F8_E4M3"),
+        (micro, {"a.weight_scale": eight_bits(0x7F, 8, 2)}, "a scale is negative or not a number"),
+        (micro, {"a.weight_scale": eight_bits(0xFF, 8, 2)}, "a scale is negative or not a number"),
+        (micro, {"a.weight_scale": eight_bits(0xB0, 8, 2)}, "a scale is negative or not a number"),
+        (micro, {"a.input_global_scale": np.ones(1, np.float32)}, "a.input_global_scale cannot be read"),
     ],
 )
 def test_hostile_tensors_are_refused_by_name(
@@ -108,6 +145,19 @@ def test_signed_bytes_have_one_scale_a_row_or_one_for_all(tmp_path: Path, scale:
     checkpoint = opened(tmp_path, tensors, Settings("compressed-tensors", widths=frozenset({8})))
     np.testing.assert_array_equal(checkpoint.read("a.weight", 1, 3), weight[1:].astype(np.float32) / 2)
     assert checkpoint.quantized("a.weight").format.name == "int8-channel-sym"
+
+
+@pytest.mark.parametrize(("number", "name"), [(4, "nvfp4-scale4.0"), (256, "nvfp4"), (300, "nvfp4-scale300.0")])
+def test_four_bit_floats_are_read_under_any_global_scale(tmp_path: Path, number: float, name: str) -> None:
+    tensors = micro() | {"a.weight_global_scale": np.full(1, number, np.float32)}
+    checkpoint = opened(tmp_path, tensors, PACKED)
+    np.testing.assert_array_equal(
+        checkpoint.read("a.weight"), np.full((8, 32), np.float32(0.5) / np.float32(number) * 2)
+    )
+    assert checkpoint.read("a.weight", 2, 5).shape == (3, 32)
+    assert checkpoint.tensors["a.weight"].dtype == checkpoint.format("a.weight").name == name
+    assert (checkpoint.quantized("a.weight").data.reshape(-1, 9) == [0x30] + [0x44] * 8).all()
+    checkpoint.close()
 
 
 def test_blocks_of_rows_and_columns_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from tersor.files.dtypes import Numbers
 from tersor.files.safetensors import TensorInfo, checked_rows
 from tersor.formats import get
 from tersor.formats.hf.awq import Awq
-from tersor.formats.hf.compressed_tensors import PackQuantized, decode_bytes, decode_mx, eight_bit_codes
+from tersor.formats.hf.compressed_tensors import (
+    PackQuantized,
+    decode_bytes,
+    decode_mx,
+    decode_nv,
+    eight_bit_codes,
+    nv_format,
+)
 from tersor.formats.hf.gptq import Gptq
 from tersor.formats.hf.groups import Decoded, Part, checked_part, format_of
 from tersor.formats.hf.settings import Settings
@@ -27,8 +34,11 @@ from tersor.formats.hf.words import Stored
 __all__ = ["QuantizedCheckpoint"]
 
 _WORD_PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_PACKED_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
-_NOT_READ = ("weight_global_scale", "input_scale", "pre_quant_scale", "weight_scale_inv")
+_PACKED_PARTS = (
+    *("weight_packed", "weight_scale", "weight_global_scale"),
+    *("weight_shape", "weight_zero_point", "weight_g_idx"),
+)
+_NOT_READ = ("input_scale", "input_global_scale", "pre_quant_scale", "weight_scale_inv")
 _SCALES = ("F16", "BF16", "F32")
 
 
@@ -118,7 +128,7 @@ class QuantizedCheckpoint:
         marks = ("weight_packed", "weight_scale") if is_packed else ("qweight",)
         for name in names:
             module, _, suffix = name.rpartition(".")
-            if suffix in _NOT_READ:
+            if suffix in _NOT_READ or (suffix == "weight_global_scale" and f"{module}.weight_packed" not in names):
                 raise UnsupportedError(f"{self._place}: {name} cannot be read; load the original model")
             if suffix in marks:
                 found.setdefault(module, {})
@@ -137,6 +147,9 @@ class QuantizedCheckpoint:
                 return self._byte_module(module, parts)
             if "weight_g_idx" in parts:
                 raise UnsupportedError("weight_g_idx (actorder group) cannot be read")
+            scale = parts.get("weight_scale")
+            if "weight_global_scale" in parts or (scale is not None and scale.dtype == "F8_E4M3"):
+                return self._nv_module(module, parts)
             if parts["weight_packed"].dtype == "U8":
                 return self._mx_module(module, parts)
             return self._packed_module(module, parts)
@@ -219,6 +232,25 @@ class QuantizedCheckpoint:
                 self._checkpoint.read(f"{module}.{name}", start, stop) for name in ("weight_packed", "weight_scale")
             )
             return decode_mx(packed, scales, fmt)
+
+        return _Module(module, parts, (rows, 2 * half), fmt.name, decode)
+
+    def _nv_module(self, module: str, parts: Mapping[str, Part]) -> _Module:
+        rows, half = checked_part(parts, "weight_packed", ("U8",), 2).shape
+        scale = checked_part(parts, "weight_scale", ("F8_E4M3",), 2)
+        if scale.shape != (rows, half // 8) or half % 8:
+            raise FormatError(
+                f"weight_packed {(rows, half)} and weight_scale {scale.shape} do not belong to one matrix"
+            )
+        if checked_part(parts, "weight_global_scale", ("F32",), 1).shape != (1,):
+            raise FormatError(f"weight_global_scale is {parts['weight_global_scale'].shape}; one number is needed")
+        fmt = nv_format(self._checkpoint.read(f"{module}.weight_global_scale"))
+
+        def decode(start: int, stop: int) -> Decoded:
+            packed, scales = (
+                self._checkpoint.read(f"{module}.{name}", start, stop) for name in ("weight_packed", "weight_scale")
+            )
+            return decode_nv(packed, scales, fmt)
 
         return _Module(module, parts, (rows, 2 * half), fmt.name, decode)
 

@@ -83,6 +83,27 @@ def test_scales_follow_the_type_of_the_model(container: str, name: str, dtype: s
     assert format_for(container, get(name), dtype).name == expected
 
 
+def test_the_configuration_of_nvfp4_is_the_one_of_weights_alone() -> None:
+    made = settings("compressed-tensors", "nvfp4")
+    assert made["format"] == "nvfp4-pack-quantized"
+    group = made["config_groups"]["group_0"]
+    assert group["weights"] == {
+        "num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16,
+        "dynamic": False, "scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn",
+    }  # fmt: skip
+    assert group["input_activations"] is None
+    with pytest.raises(
+        SchemeError, match="activations of 8 bits go with int8-channel-sym and fp8_e4m3, not with nvfp4"
+    ):
+        settings("compressed-tensors", "nvfp4", activations=True)
+
+
+def test_matrices_of_nvfp4_with_several_global_scales_are_one_group() -> None:
+    formats = {"a": get("nvfp4"), "b": get("nvfp4-scale300"), "c": get("fp8_e4m3")}
+    groups = CONTAINERS["compressed-tensors"].settings(formats, [], False)["config_groups"]
+    assert [group["targets"] for group in groups.values()] == [["a", "b"], ["c"]]
+
+
 @pytest.mark.parametrize("container", ["gptq", "gptq_v2", "awq"])
 def test_transformers_understands_the_configuration(container: str) -> None:
     pytest.importorskip("transformers", reason="its configuration classes judge: pip install 'tersor[torch]'")
@@ -98,7 +119,7 @@ def test_transformers_understands_the_configuration(container: str) -> None:
     "name",
     [
         *("int4-g32-sym-bf16", "int4-g32-asym-bf16", "int4-channel-sym-f16", "int8-channel-asym-f16"),
-        *("int2-g32-asym-f16", "int8-channel-sym", "fp8_e4m3", "mxfp4"),
+        *("int2-g32-asym-f16", "int8-channel-sym", "fp8_e4m3", "mxfp4", "nvfp4", "nvfp4-scale300.0"),
     ],
 )
 def test_the_compressed_tensors_library_decodes_the_same_numbers(write: Any, name: str) -> None:
@@ -118,8 +139,11 @@ def test_the_compressed_tensors_library_decodes_the_same_numbers(write: Any, nam
         for tensor in ours.quantized_names:
             prefix = tensor.removesuffix("weight")
             state = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-            if name != "mxfp4":  # it computes in the type of the scales, and here in float32
+            if "fp4" not in name:  # it computes in the type of the scales, and here in float32
                 state["weight_scale"] = state["weight_scale"].to(torch.float32)
             weight = decoder.decompress(state, scheme)["weight"]
-            np.testing.assert_array_equal(weight.float().numpy(), ours.read(tensor))
+            wanted = torch.from_numpy(ours.read(tensor)).to(weight.dtype)  # codes of 4 bits become bfloat16
+            np.testing.assert_array_equal(weight.float().numpy(), wanted.float().numpy())
+            if name in ("mxfp4", "nvfp4"):
+                np.testing.assert_array_equal(weight.float().numpy(), ours.read(tensor))
         ours.close()

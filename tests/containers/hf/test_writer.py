@@ -34,6 +34,8 @@ CASES = [
     ("compressed-tensors", "int8-channel-sym"),
     ("compressed-tensors", "fp8_e4m3"),
     ("compressed-tensors", "mxfp4"),
+    ("compressed-tensors", "nvfp4"),
+    ("compressed-tensors", "nvfp4-scale300.0"),
 ]
 
 
@@ -98,6 +100,21 @@ def test_containers_convert_into_each_other_and_back_without_a_change(write: Any
         folder = tmp_path / f"step{place}"
     for name in ("model.safetensors", "config.json"):
         assert (folder / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_four_bit_floats_of_another_tool_keep_their_global_scales(write: Any, tmp_path: Path) -> None:
+    names = ("nvfp4", "nvfp4-scale300.0", "nvfp4-scale0.3")
+    layer = "model.layers.0.mlp"
+    some = {f"{layer}.{m}.weight": name for m, name in zip(("up_proj", "gate_proj", "down_proj"), names, strict=True)}
+    first = write("compressed-tensors", some)
+    convert_checkpoint(first, tmp_path / "again", "compressed-tensors")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (first / name).read_bytes()
+    stored = safetensors.load_file(first / "model.safetensors")
+    scales = [stored[name.replace("weight", "weight_global_scale")].tolist() for name in some]
+    assert scales == [[256], [300], [float(np.float32(0.3))]]
+    with pytest.raises(SchemeError, match="gptq stores integer groups, not nvfp4"):
+        convert_checkpoint(write("compressed-tensors", "nvfp4", "third"), tmp_path / "other", "gptq")
 
 
 def test_what_a_container_cannot_hold_is_refused_in_a_conversion(write: Any, source: Path, tmp_path: Path) -> None:

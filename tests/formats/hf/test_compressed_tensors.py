@@ -13,10 +13,14 @@ from tersor.formats.hf.compressed_tensors import (
     byte_parts,
     decode_bytes,
     decode_mx,
+    decode_nv,
     encode_bytes,
     encode_mx,
+    encode_nv,
     is_byte_format,
     mx_parts,
+    nv_format,
+    nv_parts,
 )
 from tersor.formats.hf.groups import Groups, Part, pack_groups
 
@@ -141,3 +145,57 @@ def test_mxfp4_comes_back_verbatim_and_broken_scales_are_refused() -> None:
         decode_mx(packed[:, 1:], scales, fmt)
     with pytest.raises(SchemeError, match="mxfp4-pack-quantized is for mxfp4, not q4_0"):
         mx_parts(get("q4_0"), (4, 32))
+
+
+def test_neighbours_share_a_byte_in_nvfp4_and_scales_are_eight_bit_floats() -> None:
+    fmt = get("nvfp4")
+    block = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6, 6], np.float32)
+    weight = np.concatenate([block / 256, 1.25 * block])[None]
+    stored = encode_nv(QuantizedTensor(fmt, (1, 32), fmt.encode(weight)))
+    half = [0x10, 0x32, 0x54, 0x76, 0xA9, 0xCB, 0xED, 0x7F]
+    assert stored["weight_packed"].tolist() == [half * 2]
+    assert stored["weight_scale"].tolist() == [[0x38, 0x7A]]  # 1 and 320
+    assert stored["weight_global_scale"].tolist() == [256]
+    scales = np.array([[1, 320]], np.float32)
+    np.testing.assert_array_equal(decode_nv(stored["weight_packed"], scales, fmt).dequantize(), weight)
+    doubled = decode_nv(stored["weight_packed"], scales, nv_format(np.array([128], np.float32)))
+    np.testing.assert_array_equal(doubled.dequantize(), 2 * weight)
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "nvfp4-scale2688.0", "nvfp4-scale0.3"])
+def test_nvfp4_comes_back_verbatim_whatever_its_global_scale(name: str) -> None:
+    fmt = get(name)
+    random = np.random.default_rng(7)
+    data = random.integers(0, 256, (14, 8, 9), dtype=np.uint8)
+    data[..., 0] = random.permutation(np.arange(112) + 15).reshape(14, 8)  # up to 448
+    tensor = QuantizedTensor(fmt, (14, 128), data.reshape(14, -1))
+    stored = encode_nv(tensor)
+    parts = {key: part.shape for key, part in nv_parts(fmt, (14, 128)).items()}
+    assert parts == {key: values.shape for key, values in stored.items()}
+    assert nv_format(stored["weight_global_scale"]) == fmt
+    scales = np.ldexp((8 + (data[..., 0] & 7)) / np.float32(8), data[..., 0].astype(np.int32) // 8 - 7)
+    found = decode_nv(stored["weight_packed"], scales.astype(np.float32), fmt)
+    np.testing.assert_array_equal(found.tensor.data, tensor.data)
+
+
+def test_broken_parts_of_nvfp4_are_refused() -> None:
+    fmt = get("nvfp4")
+    packed, scales = np.zeros((2, 16), np.uint8), np.ones((2, 2), np.float32)
+    assert decode_nv(packed, 0 * scales, fmt).tensor.shape == (2, 32)
+    for bad in (np.nan, -1, -0.0):
+        broken = scales.copy()
+        broken[1, 0] = bad
+        with pytest.raises(FormatError, match="a scale is negative or not a number"):
+            decode_nv(packed, broken, fmt)
+    with pytest.raises(FormatError, match="do not belong to one matrix"):
+        decode_nv(packed[:, 1:], scales, fmt)
+    for number in (0, -256, np.nan, np.inf, 1e-38, 1e38):
+        with pytest.raises(FormatError, match=r"weight_global_scale is .*; a number from 2\^-100 to 2\^100 is needed"):
+            nv_format(np.array([number], np.float32))
+    with pytest.raises(SchemeError, match="nvfp4-pack-quantized is for nvfp4, not mxfp4"):
+        nv_parts(get("mxfp4"), (4, 32))
+    data = np.zeros((1, 9), np.uint8)
+    for code in (0x7F, 0x80, 0xFF):
+        data[0, 0] = code
+        with pytest.raises(SchemeError, match="a scale is negative or not a number, which nvfp4-pack-quantized"):
+            encode_nv(QuantizedTensor(fmt, (1, 16), data))

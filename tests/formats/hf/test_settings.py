@@ -21,7 +21,9 @@ def test_each_method_is_read() -> None:
     assert read_settings({"quant_method": "awq", "bits": 4, "version": "GEMM"}, "c") == Settings("awq", 4)
     inner = {**GPTQ, "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}
     assert read_settings(inner, "c") == Settings("gptq", 4, 1)
-    assert read_settings(PACKED, "c") == Settings("compressed-tensors", widths=frozenset({4}))
+    for kind in ("pack-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized"):
+        found = read_settings({**PACKED, "format": kind}, "c")
+        assert found == Settings("compressed-tensors", widths=frozenset({4}))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_each_method_is_read() -> None:
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "awq in version 'gemv'; only gemm"),
         ({"quant_method": "awq", "bits": 8}, "bits = 8; 4 can be read"),
         ({**PACKED, "format": "marlin-24"}, "compressed-tensors as 'marlin-24'"),
-        ({**PACKED, "format": "nvfp4-pack-quantized"}, "compressed-tensors as 'nvfp4-pack-quantized'"),
+        ({**PACKED, "format": "mxfp8-quantized"}, "compressed-tensors as 'mxfp8-quantized'"),
         ({**PACKED, "transform_config": {"r1": 1}}, "transform_config .* changes the weights"),
         ({**PACKED, "config_groups": {}}, "config_groups of quantization_config must be an object"),
         ({**PACKED, "config_groups": {"a": {"weights": {"num_bits": "4"}}}}, "'a' must say weights.num_bits"),

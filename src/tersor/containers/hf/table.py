@@ -18,18 +18,23 @@ from tersor.formats.hf.compressed_tensors import (
     byte_parts,
     encode_bytes,
     encode_mx,
+    encode_nv,
     is_byte_format,
     mx_parts,
+    nv_parts,
 )
 from tersor.formats.hf.gptq import Gptq
 from tersor.formats.hf.groups import Part, integer_rules
 from tersor.formats.hf.words import Stored
 from tersor.formats.integer import IntegerRules
+from tersor.formats.micro import MicroRules
 
 __all__ = ["CONTAINERS", "Container", "container", "format_for"]
 
 Settings: TypeAlias = dict[str, Any]
 HALVES = {"BF16": "bf16"}
+WORDS = {"pack": "pack-quantized", "mx": "mxfp4-pack-quantized", "nv": "nvfp4-pack-quantized"}
+NV_SCALE = "torch.float8_e4m3fn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +116,12 @@ def _refuse_activations(activations: bool, name: str) -> None:
 
 
 def _ct_parts(fmt: Format, shape: tuple[int, ...]) -> dict[str, Part]:
-    return {"pack": PackQuantized().parts, "byte": byte_parts, "mx": mx_parts}[_ct_kind(fmt)](fmt, shape)
+    parts = {"pack": PackQuantized().parts, "byte": byte_parts, "mx": mx_parts, "nv": nv_parts}
+    return parts[_ct_kind(fmt)](fmt, shape)
 
 
 def _ct_encode(tensor: QuantizedTensor) -> dict[str, Stored]:
-    encoders = {"pack": PackQuantized().encode, "byte": encode_bytes, "mx": encode_mx}
+    encoders = {"pack": PackQuantized().encode, "byte": encode_bytes, "mx": encode_mx, "nv": encode_nv}
     return encoders[_ct_kind(tensor.format)](tensor)
 
 
@@ -123,16 +129,19 @@ def _ct_kind(fmt: Format) -> str:
     """Tell which tensors hold a format: 16-bit scales go with packed integers, float32 ones with whole bytes."""
     if fmt.name == "mxfp4":
         return "mx"
+    if isinstance(fmt.rules, MicroRules):
+        return "nv"
     if is_byte_format(fmt) and not (isinstance(fmt.rules, IntegerRules) and fmt.rules.scale_type != "f32"):
         return "byte"
     return "pack"
 
 
 def _ct_settings(formats: Mapping[str, Format], left: Sequence[str], activations: bool) -> Settings:
-    kinds = list(dict.fromkeys(fmt.name for fmt in formats.values()))
+    names = {module: "nvfp4" if isinstance(fmt.rules, MicroRules) else fmt.name for module, fmt in formats.items()}
+    kinds = list(dict.fromkeys(names.values()))  # global scales stand in the tensors, not here
     groups = {}
     for index, name in enumerate(kinds):
-        targets = ["Linear"] if len(kinds) == 1 else [module for module, fmt in formats.items() if fmt.name == name]
+        targets = ["Linear"] if len(kinds) == 1 else [module for module, other in names.items() if other == name]
         groups[f"group_{index}"] = _ct_group(get(name), targets, activations)
     words = {group["format"] for group in groups.values()}
     return {
@@ -158,14 +167,14 @@ def _ct_group(fmt: Format, targets: list[str], activations: bool) -> Settings:
     }
     if kind == "mx":
         weights |= {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
+    if kind == "nv":
+        weights |= {"strategy": "tensor_group", "scale_dtype": NV_SCALE, "zp_dtype": NV_SCALE}
     inputs = None
     if activations:
         if kind != "byte":
             raise SchemeError(f"activations of 8 bits go with int8-channel-sym and fp8_e4m3, not with {fmt.name}")
         inputs = {"num_bits": 8, "type": weights["type"], "symmetric": True, "strategy": "token", "dynamic": True}
-    word = {"pack": "pack-quantized", "mx": "mxfp4-pack-quantized"}.get(
-        kind, "float-quantized" if is_float else "int-quantized"
-    )
+    word = WORDS.get(kind, "float-quantized" if is_float else "int-quantized")
     return {"targets": targets, "weights": weights, "input_activations": inputs, "format": word}
 
 
@@ -177,4 +186,4 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
         "compressed-tensors": Container("compressed-tensors", _ct_parts, _ct_encode, _ct_settings, mixes=True),
     }
 )
-"""Every checkpoint container; nvfp4 has none, because there is no such number format here yet."""
+"""Every checkpoint container."""

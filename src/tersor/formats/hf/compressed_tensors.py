@@ -1,4 +1,4 @@
-"""The tensors of compressed-tensors: pack-quantized, int-quantized, float-quantized and mxfp4-pack-quantized.
+"""The tensors of compressed-tensors: pack-, int- and float-quantized, mxfp4- and nvfp4-pack-quantized.
 
 Source: facts of the files that llm-compressor writes and transformers and vLLM read. Codes are stored as they are here:
 its signed value plus half of the codes.
@@ -34,6 +34,7 @@ from tersor.formats.hf.groups import (
 )
 from tersor.formats.hf.words import Stored, pack_words, unpack_words, words_for
 from tersor.formats.integer import IntegerRules
+from tersor.formats.micro import GLOBAL_SCALES, MICRO_BLOCK, MicroRules, micro_format
 from tersor.kernels import codec
 from tersor.kernels.lazy import LazyModule
 
@@ -47,11 +48,15 @@ __all__ = [
     "byte_parts",
     "decode_bytes",
     "decode_mx",
+    "decode_nv",
     "eight_bit_codes",
     "encode_bytes",
     "encode_mx",
+    "encode_nv",
     "is_byte_format",
     "mx_parts",
+    "nv_format",
+    "nv_parts",
 ]
 
 SAFE_BITS = (2, 4, 8)
@@ -184,6 +189,10 @@ def eight_bit_codes(values: Float32) -> Bytes:
     """Return the bits of numbers that are eight-bit floats (e4m3); FormatError for NaN."""
     if not bool(np.isfinite(values).all()):
         raise FormatError("a weight is not a number")
+    return _eight_bits(values)
+
+
+def _eight_bits(values: Float32) -> Bytes:
     codes: Bytes = codec.tensor(np.ascontiguousarray(values)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
     return codes
 
@@ -219,3 +228,48 @@ def decode_mx(packed: Bytes, scales: Bytes, fmt: Format) -> Decoded:
     codes = np.stack((packed & 15, packed >> 4), axis=2).reshape(rows, groups, 32)
     blocks = np.concatenate((scales[..., None], codes[..., :16] | codes[..., 16:] << 4), axis=2)
     return Decoded(QuantizedTensor(fmt, (rows, 32 * groups), blocks.reshape(rows, -1)))
+
+
+def nv_parts(fmt: Format, shape: tuple[int, ...]) -> dict[str, Part]:
+    """Return the tensors of nvfp4-pack-quantized: two codes a byte, an eight-bit float for 16 columns, one for all."""
+    if not isinstance(fmt.rules, MicroRules):
+        raise SchemeError(f"nvfp4-pack-quantized is for nvfp4, not {fmt.name}")
+    rows, columns, groups = checked_columns(fmt, shape, "compressed-tensors")
+    return {
+        "weight_packed": Part("U8", (rows, columns // 2)),
+        "weight_scale": Part("F8_E4M3", (rows, groups)),
+        "weight_global_scale": Part("F32", (1,)),
+    }
+
+
+def encode_nv(tensor: QuantizedTensor) -> dict[str, Stored]:
+    """Return weight_packed, weight_scale and weight_global_scale: the bytes of the rows, taken apart."""
+    parts = nv_parts(tensor.format, tensor.shape)
+    rules: MicroRules = tensor.format.rules  # type: ignore[assignment]  # checked with the parts
+    blocks = tensor.data.reshape(*parts["weight_scale"].shape, 1 + MICRO_BLOCK // 2)
+    if bool((blocks[..., 0] >= 0x7F).any()):
+        raise SchemeError("a scale is negative or not a number, which nvfp4-pack-quantized has no use for")
+    return {
+        "weight_packed": blocks[..., 1:].reshape(parts["weight_packed"].shape),
+        "weight_scale": np.ascontiguousarray(blocks[..., 0]),
+        "weight_global_scale": np.array([rules.global_scale], "<f4"),
+    }
+
+
+def nv_format(global_scale: Float32) -> Format:
+    """Return the format of a tensor with this weight_global_scale, [1]; FormatError where it cannot be divided by."""
+    value = float(global_scale[0])
+    if not GLOBAL_SCALES[0] <= value <= GLOBAL_SCALES[1]:
+        raise FormatError(f"weight_global_scale is {value:g}; a number from 2^-100 to 2^100 is needed")
+    return micro_format(value)
+
+
+def decode_nv(packed: Bytes, scales: Float32, fmt: Format) -> Decoded:
+    """Invert `encode_nv`, `scales` the values of weight_scale; FormatError for one that is negative or no number."""
+    rows, groups = scales.shape
+    if packed.shape != (rows, MICRO_BLOCK // 2 * groups):
+        raise FormatError(f"weight_packed {packed.shape} and weight_scale {scales.shape} do not belong to one matrix")
+    if bool((~np.isfinite(scales) | np.signbit(scales)).any()):
+        raise FormatError("a scale is negative or not a number")
+    blocks = np.concatenate((_eight_bits(scales)[..., None], packed.reshape(rows, groups, -1)), axis=2)
+    return Decoded(QuantizedTensor(fmt, (rows, MICRO_BLOCK * groups), blocks.reshape(rows, -1)))

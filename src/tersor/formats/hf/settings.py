@@ -12,8 +12,8 @@ __all__ = ["Method", "Settings", "read_settings"]
 
 Method: TypeAlias = Literal["gptq", "awq", "compressed-tensors"]
 _FORMATS = (
-    "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mxfp4-pack-quantized", "mixed-precision",
-    "dense",
+    "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mxfp4-pack-quantized",
+    "nvfp4-pack-quantized", "mixed-precision", "dense",
 )  # fmt: skip
 _INNER = {"auto_round:auto_gptq": "gptq", "auto_round:gptq": "gptq", "auto_round:auto_awq": "awq"}
 
