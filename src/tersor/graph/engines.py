@@ -1,0 +1,113 @@
+"""What engines run on integers: a table, so that quantizers stand where an engine fuses them, and nowhere else.
+
+Source: the documentation and the graph transformers of each engine, read for these versions, and what was measured here
+(docs/log.md). ONNX Runtime 1.32 (QDQ transformers of its CPU provider), OpenVINO 2026.4 (low precision
+transformations), TensorRT 10 ("Working with Quantized Types"), XNNPACK as ExecuTorch 1.5 uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tersor.core.errors import SchemeError
+from tersor.graph.scheme import Scheme
+
+__all__ = ["ENGINES", "PASSING", "Engine", "engine"]
+
+PASSING = (
+    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Expand"),
+    *("DepthToSpace", "SpaceToDepth", "Gather", "Tile"),
+)
+"""Operators that move numbers and make none: what comes out lies on the grid of what went in."""
+
+_UNSIGNED = Scheme(8, signed=False, symmetric=False)
+_SIGNED = Scheme(8, signed=True, symmetric=False)
+_SYMMETRIC = Scheme(8, signed=True, symmetric=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A row.
+
+    activations  how inputs and outputs are rounded
+    weighted     operators with constant weights that have integer kernels
+    products     whether MatMul of two activations has one
+    joining      operators that run on integers where all their inputs are integers already
+    passing      operators that move codes without decoding them
+    closed       operators whose output has to be rounded, else they run in float
+    fused        activation functions that disappear in the operator before them
+    fuses_sum    an Add takes the unrounded output of the convolution before it
+    rounds_bias  biases are int32 on the scale of input times weight
+    source       where this is from
+    """
+
+    name: str
+    activations: Scheme
+    weighted: tuple[str, ...]
+    joining: tuple[str, ...]
+    closed: tuple[str, ...]
+    fused: tuple[str, ...]
+    source: str
+    products: bool = True
+    passing: tuple[str, ...] = PASSING
+    fuses_sum: bool = False
+    rounds_bias: bool = True
+
+
+_SUMS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean")
+
+ENGINES: Mapping[str, Engine] = MappingProxyType(
+    {
+        "onnxruntime": Engine(
+            "onnxruntime",
+            activations=_UNSIGNED,  # signed ones leave the fast path of x86
+            weighted=("Conv", "ConvTranspose", "Gemm", "MatMul"),
+            joining=_SUMS,
+            closed=("Conv", "ConvTranspose"),
+            fused=("Relu", "Clip"),
+            source="onnxruntime 1.32, core/optimizer/qdq_transformer; signedness measured on AVX-512 VNNI",
+        ),
+        "openvino": Engine(
+            "openvino",
+            activations=_UNSIGNED,
+            weighted=("Conv", "ConvTranspose", "Gemm", "MatMul"),
+            joining=("Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "Add", "Mul"),
+            closed=(),
+            fused=("Relu", "Clip", "PRelu", "LeakyRelu", "Sigmoid", "HardSwish", "Gelu", "Tanh", "Elu"),
+            source="OpenVINO 2026.4, low precision transformations of its CPU plugin",
+            fuses_sum=True,
+            rounds_bias=False,
+        ),
+        "tensorrt": Engine(
+            "tensorrt",
+            activations=_SYMMETRIC,
+            weighted=("Conv", "ConvTranspose", "Gemm", "MatMul"),
+            joining=("Add", "AveragePool", "GlobalAveragePool", "Concat"),
+            closed=(),
+            fused=("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSwish"),
+            source="TensorRT 10, Working with Quantized Types: explicit quantization, symmetric int8",
+            fuses_sum=True,
+            rounds_bias=False,
+        ),
+        "xnnpack": Engine(
+            "xnnpack",
+            activations=_SIGNED,
+            weighted=("Conv", "ConvTranspose", "Gemm", "MatMul"),
+            joining=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"),
+            closed=("Conv", "ConvTranspose", "Gemm", "MatMul"),
+            fused=("Relu", "Clip"),
+            source="XNNPACK as ExecuTorch 1.5 uses it: qs8 kernels, per-channel weights (qs8-qc8w)",
+            products=False,
+        ),
+    }
+)
+"""Every engine; "onnxruntime" is what others read at full speed too."""
+
+
+def engine(name: str) -> Engine:
+    """Return a row; SchemeError names what there is."""
+    if name not in ENGINES:
+        raise SchemeError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
+    return ENGINES[name]

@@ -1,0 +1,301 @@
+"""Where a net is rounded: which values, weights and biases become integers, so that an engine has whole operators.
+
+An operator runs on integers when all its inputs are; what it makes is rounded where the next one needs it. Functions
+that an engine fuses into the operator before them are passed over, operators that only move numbers keep the grid of
+what they move, and inputs of a Concat share one. Everything else stays in float, by name and with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from tersor.core.errors import SchemeError
+from tersor.graph.engines import Engine
+from tersor.graph.net import Net, attribute, constant
+from tersor.graph.scheme import Scheme
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Kept", "Kind", "Placement", "Site", "place", "weight_axis"]
+
+Kind: TypeAlias = Literal["activation", "weight", "bias"]
+WEIGHT, BIAS = 1, 2
+"""Which input of an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A tensor that is rounded.
+
+    value  its name in the graph
+    nodes  the operators that read it rounded; one for weights and biases
+    group  the value whose scale it has: its own, or that of a value that it shares a grid with
+    """
+
+    value: str
+    kind: Kind
+    scheme: Scheme
+    nodes: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An operator that could run on integers and stays in float, and why."""
+
+    node: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All sites of a net for one engine, in the order of the graph.
+
+    integer  names of the operators that run on integers
+    kept     those with weights, or that multiply, that do not
+    """
+
+    engine: Engine
+    sites: tuple[Site, ...]
+    integer: tuple[str, ...]
+    kept: tuple[Kept, ...]
+
+    @cached_property
+    def activations(self) -> dict[str, Site]:
+        """By value."""
+        return {site.value: site for site in self.sites if site.kind == "activation"}
+
+    @cached_property
+    def weights(self) -> dict[str, Site]:
+        """By node."""
+        return {site.nodes[0]: site for site in self.sites if site.kind == "weight"}
+
+    @cached_property
+    def biases(self) -> dict[str, Site]:
+        """By node."""
+        return {site.nodes[0]: site for site in self.sites if site.kind == "bias"}
+
+
+def place(net: Net, row: Engine, *, weight_bits: int = 8, left: Collection[str] = ()) -> Placement:
+    """Return the sites of `net` for an engine.
+
+    weight_bits  of all weights
+    left         names of operators that stay in float; SchemeError for one that is not there
+    """
+    absent = sorted(set(left) - {str(node.name) for node in net.nodes})
+    if absent:
+        raise SchemeError(f"{net.name} has no operator {', '.join(map(repr, absent))}")
+    return _Placing(net, row, weight_bits, frozenset(left)).placed()
+
+
+@dataclass
+class _Placing:
+    net: Net
+    row: Engine
+    weight_bits: int
+    left: frozenset[str]
+    integer: dict[str, ir.Node] = field(default_factory=dict)
+    kept: list[Kept] = field(default_factory=list)
+    wanted: dict[str, str] = field(default_factory=dict)
+    """Value → the group it is in, as far as is known."""
+
+    def placed(self) -> Placement:
+        for node in self.net.nodes:
+            if self._is_integer(node):
+                self.integer[str(node.name)] = node
+        for node in self.integer.values():
+            for value in self._data(node):
+                self._want(value)
+            if node.op_type in self.row.closed:
+                self._want(self._final(node.outputs[0]))
+            if node.op_type == "Concat" and str(node.outputs[0].name) in self.wanted:
+                self._join(node)
+        order = {name: place for place, name in enumerate(self.net.values())}
+        sites = [self._activation(name) for name in sorted(self.wanted, key=order.__getitem__)]
+        return Placement(self.row, (*sites, *self._constants()), tuple(self.integer), tuple(self.kept))
+
+    # Which operators run on integers
+
+    def _is_integer(self, node: ir.Node) -> bool:
+        if node.op_type in self.row.weighted:
+            reason = self._against_weighted(node)
+        elif node.op_type in self.row.joining:
+            return str(node.name) not in self.left and self._joins(node)
+        else:
+            return False
+        if reason:
+            self.kept.append(Kept(str(node.name), node.op_type, reason))
+        return not reason
+
+    def _against_weighted(self, node: ir.Node) -> str:
+        """Return why an operator with weights, or a product, stays in float; nothing where it does not."""
+        weight = constant(node.inputs[WEIGHT])
+        may_multiply = node.op_type == "MatMul" and self.row.products
+        transposes = attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0
+        against = {
+            "asked for": str(node.name) in self.left,
+            "not in float32": any(value is not None and not _is_float(value) for value in node.inputs),
+            "its first input is constant": constant(node.inputs[0]) is not None,
+            "its weights are computed, not constant": weight is None and not may_multiply,
+            "its weights are not finite": weight is not None and not np.isfinite(weight).all(),
+            "its weight is no matrix": weight is not None and (weight.ndim < 2 or not weight.size),
+            "a Gemm with transA or alpha": node.op_type == "Gemm" and transposes,
+            "a ConvTranspose in groups": node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1,
+        }
+        return next((reason for reason, holds in against.items() if holds), "")
+
+    def _joins(self, node: ir.Node) -> bool:
+        """Whether all that an operator reads is made of integers already."""
+        data = [value for value in node.inputs if value is not None and _is_float(value)]
+        return len(data) > 0 and all(constant(value) is None and self._is_made(value) for value in data)
+
+    def _is_made(self, value: ir.Value) -> bool:
+        """Whether a value comes out of an operator on integers, through functions that are fused and moves."""
+        node = value.producer()
+        while node is not None and str(node.name) not in self.integer:
+            if not (node.op_type in self.row.passing or self._is_fused(node)):
+                return False
+            source = self._source(node)
+            node = None if source is None else source.producer()
+        return node is not None
+
+    def _is_fused(self, node: ir.Node) -> bool:
+        """Whether the engine computes this function, or adds this constant, within the operator before it."""
+        if node.op_type in self.row.fused:
+            source = node.inputs[0]
+        elif node.op_type == "Add":
+            source = self._source(node)
+        else:
+            return False
+        before = None if source is None else source.producer()
+        if before is None or source is None or len(source.uses()) != 1 or source.is_graph_output():
+            return False
+        if node.op_type == "Add":
+            return before.op_type in ("MatMul", "Gemm") and str(before.name) in self.integer
+        return str(before.name) in self.integer or self._is_fused(before)
+
+    @staticmethod
+    def _source(node: ir.Node) -> ir.Value | None:
+        """Return the one input that is not constant; None where there are more."""
+        moving = [value for value in node.inputs if value is not None and constant(value) is None and _is_float(value)]
+        return moving[0] if len(moving) == 1 else None
+
+    # Which values are rounded
+
+    def _data(self, node: ir.Node) -> Iterator[ir.Value]:
+        """Yield the inputs that are rounded as activations."""
+        if node.op_type in self.row.weighted:
+            yield from (value for value in node.inputs[:BIAS] if value is not None and constant(value) is None)
+            return
+        for value in node.inputs:
+            if value is None or not _is_float(value):
+                continue
+            if node.op_type == "Add" and self.row.fuses_sum and self._is_summed(value):
+                continue
+            yield value
+
+    def _is_summed(self, value: ir.Value) -> bool:
+        """Whether an Add can take this output of a convolution before it is rounded: the last one of its inputs."""
+        node = value.producer()
+        if node is None or node.op_type not in self.row.weighted or len(value.uses()) != 1:
+            return False
+        others = [other for other in next(iter(value.uses())).node.inputs if other is not value]
+        return not any(
+            (made := other.producer()) is not None
+            and made.op_type in self.row.weighted
+            and len(other.uses()) == 1
+            and _comes_after(self.net, made, node)
+            for other in others
+            if other is not None
+        )
+
+    def _final(self, value: ir.Value) -> ir.Value:
+        """Return what an operator makes once the functions behind it are fused."""
+        while len(value.uses()) == 1 and not value.is_graph_output():
+            node = next(iter(value.uses())).node
+            if not self._is_fused(node):
+                break
+            value = node.outputs[0]
+        return value
+
+    def _want(self, value: ir.Value) -> None:
+        name = str(value.name)
+        if name in self.wanted:
+            return
+        self.wanted[name] = name
+        node = value.producer()
+        if node is None or node.op_type not in self.row.passing:
+            return
+        source = self._source(node)
+        if source is not None and self._is_made(source):
+            self._want(source)
+            self._unite(str(source.name), name)
+
+    def _join(self, node: ir.Node) -> None:
+        """Give all inputs of a Concat the grid of its output."""
+        for value in node.inputs:
+            if value is not None:
+                self._unite(str(value.name), str(node.outputs[0].name))
+
+    def _unite(self, one: str, other: str) -> None:
+        kept, gone = self.wanted[one], self.wanted[other]
+        for name, group in self.wanted.items():
+            if group == gone:
+                self.wanted[name] = kept
+
+    # What comes out
+
+    def _activation(self, name: str) -> Site:
+        value = self.net.value(name)
+        is_made = self._is_made(value)
+        readers = [use.node for use in value.uses()]
+        taking = [str(node.name) for node in readers if is_made or self._takes(node)]
+        return Site(name, "activation", self.row.activations, tuple(dict.fromkeys(taking)), self.wanted[name])
+
+    def _takes(self, node: ir.Node) -> bool:
+        """Whether an operator reads codes: one on integers, or one that moves them to one."""
+        moves = node.op_type in self.row.passing and any(str(value.name) in self.wanted for value in node.outputs)
+        return str(node.name) in self.integer or moves
+
+    def _constants(self) -> Iterator[Site]:
+        for name, node in self.integer.items():
+            weight = node.inputs[WEIGHT] if node.op_type in self.row.weighted else None
+            if weight is None or constant(weight) is None:
+                continue
+            scheme = Scheme(self.weight_bits, signed=True, symmetric=True, axis=weight_axis(node))
+            yield Site(str(weight.name), "weight", scheme, (name,), str(weight.name))
+            bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+            if bias is not None and constant(bias) is not None and self.row.rounds_bias:
+                yield Site(str(bias.name), "bias", replace(scheme, axis=0), (name,), str(bias.name))
+
+
+def weight_axis(node: ir.Node) -> int | None:
+    """Return the axis of the outputs in the weight of an operator; None: one scale for all.
+
+    Conv has [outputs, …], ConvTranspose [inputs, outputs, …], Gemm [inputs, outputs] or that transposed, MatMul
+    [inputs, outputs]; a stack of matrices gets one scale.
+    """
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    weight = constant(node.inputs[WEIGHT])
+    return 1 if weight is not None and weight.ndim == 2 else None
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.name == "FLOAT"
+
+
+def _comes_after(net: Net, one: ir.Node, other: ir.Node) -> bool:
+    order = {str(node.name): place for place, node in enumerate(net.nodes)}
+    return order[str(one.name)] > order[str(other.name)]

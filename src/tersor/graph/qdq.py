@@ -1,0 +1,171 @@
+"""Write quantizers into a graph as QuantizeLinear and DequantizeLinear: the portable form of a net on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tersor.graph.net import Array, Net, constant
+from tersor.graph.placement import BIAS, WEIGHT, Placement, Site
+from tersor.graph.scheme import Quantizer
+from tersor.graph.weights import RoundedWeight
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+else:
+    ir, passes = LazyModule("onnx_ir", "onnx"), LazyModule("onnx_ir.passes.common", "onnx")
+
+__all__ = ["with_quantizers"]
+
+BIAS_LIMIT = (1 << 31) - 1
+
+
+def with_quantizers(
+    net: Net,
+    placement: Placement,
+    activations: Mapping[str, Quantizer],
+    weights: Mapping[str, RoundedWeight],
+    biases: Mapping[str, Array] | None = None,
+) -> Net:
+    """Return the net on integers.
+
+    activations  value → quantizer, of every site of the placement
+    weights      node → its rounded weight
+    biases       node → a bias to put in the place of its own, float32
+    Weights are stored as integers, and biases as int32 where the engine reads them so.
+    """
+    made = net.copy()
+    nodes = {str(node.name): node for node in made.nodes}
+    values = made.values()
+    for node, bias in (biases or {}).items():
+        _set_bias(made, nodes[node], bias)
+    for name, site in placement.activations.items():
+        _round_activation(made, values[name], site, activations[name], nodes)
+    for name, site in placement.weights.items():
+        weight = weights[name]
+        _put_before(made, nodes[name], WEIGHT, _stored(made, site.value, weight.codes, weight.quantizer))
+        source = activations.get(_input_name(nodes[name]))
+        if placement.engine.rounds_bias and source is not None:
+            _round_bias(made, nodes[name], source, weight.quantizer)
+    passes.RemoveUnusedNodesPass()(made.model)
+    return made
+
+
+def _round_activation(
+    net: Net, value: ir.Value, site: Site, quantizer: Quantizer, nodes: Mapping[str, ir.Node]
+) -> None:
+    """Let the readers of a value read it rounded, and the caller too where only operators on integers make it."""
+    name = str(value.name)
+    scale, zero = _parameters(net, name, quantizer)
+    quantize = ir.node("QuantizeLinear", [value, scale, zero], _axis(quantizer), name=f"{name}_quantize")
+    codes = quantize.outputs[0]
+    codes.name, codes.shape, codes.type = f"{name}_quantized", value.shape, zero.type
+    restore = ir.node("DequantizeLinear", [codes, scale, zero], _axis(quantizer), name=f"{name}_dequantize")
+    values = restore.outputs[0]
+    values.name, values.shape, values.type = f"{name}_dequantized", value.shape, value.type
+    producer = value.producer()
+    first = next(iter(net.graph)) if producer is None else None
+    if producer is None:
+        assert first is not None, "a graph without operators"
+        net.graph.insert_before(first, [quantize, restore])
+    else:
+        net.graph.insert_after(producer, [quantize, restore])
+    taking = {nodes[node] for node in site.nodes}
+    for use in list(value.uses()):
+        if use.node in taking:
+            use.node.replace_input_with(use.idx, values)
+    quantize.replace_input_with(0, _without_clips(value, quantizer))
+
+
+def _without_clips(value: ir.Value, quantizer: Quantizer) -> ir.Value:
+    """Return what is rounded to the very same codes before a Relu or Clip as behind it, where nobody else reads it.
+
+    Saturation does their work: engines then need to fuse nothing into the operator before.
+    """
+    while True:
+        node = value.producer()
+        if node is None or value.is_graph_output() or len(value.uses()) > 1 or quantizer.scheme.axis is not None:
+            return value
+        bounds = _bounds(node)
+        source = node.inputs[0] if bounds is not None else None
+        if source is None or bounds is None:
+            return value
+        codes = quantizer.codes(np.asarray(bounds, np.float32))
+        if (int(codes[0]), int(codes[1])) != (quantizer.scheme.lowest, quantizer.scheme.highest):
+            return value
+        value = source
+
+
+def _bounds(node: ir.Node) -> tuple[float, float] | None:
+    """Return what a Relu or Clip cuts off at; None for other operators, and where that is computed."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type != "Clip":
+        return None
+    given = [*node.inputs[1:3], None, None][:2]
+    numbers = [constant(value) for value in given]
+    if any(value is not None and number is None for value, number in zip(given, numbers, strict=True)):
+        return None
+    low, high = numbers
+    return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
+
+
+def _parameters(net: Net, name: str, quantizer: Quantizer) -> tuple[ir.Value, ir.Value]:
+    scale = net.new_constant(f"{name}_scale", quantizer.scale)
+    return scale, net.new_constant(f"{name}_zero_point", quantizer.zero_point)
+
+
+def _axis(quantizer: Quantizer) -> dict[str, int]:
+    return {} if quantizer.scheme.axis is None else {"axis": quantizer.scheme.axis}
+
+
+def _stored(net: Net, name: str, codes: Array, quantizer: Quantizer) -> ir.Node:
+    """Return the node that decodes stored codes; it stands nowhere yet."""
+    stored = net.new_constant(f"{name}_quantized", codes)
+    scale, zero = _parameters(net, name, quantizer)
+    node = ir.node("DequantizeLinear", [stored, scale, zero], _axis(quantizer), name=f"{stored.name}_dequantize")
+    made = node.outputs[0]
+    made.name, made.shape, made.type = f"{stored.name}_dequantized", stored.shape, ir.TensorType(ir.DataType.FLOAT)
+    return node
+
+
+def _put_before(net: Net, node: ir.Node, place: int, decoder: ir.Node) -> None:
+    net.graph.insert_before(node, [decoder])
+    node.replace_input_with(place, decoder.outputs[0])
+
+
+def _set_bias(net: Net, node: ir.Node, bias: Array) -> None:
+    if len(node.inputs) <= BIAS:
+        node.resize_inputs(BIAS + 1)
+    node.replace_input_with(BIAS, net.new_constant(f"{node.name}_bias", bias.astype(np.float32)))
+
+
+def _round_bias(net: Net, node: ir.Node, source: Quantizer, weight: Quantizer) -> None:
+    """Store a bias as int32 on the grid of the sums that it is added to: scale of input times scale of weight."""
+    bias = constant(node.inputs[BIAS]) if len(node.inputs) > BIAS else None
+    if bias is None or bias.ndim != 1 or weight.scheme.axis is None:
+        return
+    scale = (source.scale * weight.scale).astype(np.float32)
+    if not (scale > 0).all():
+        return  # the product of the scales is too small to divide by: the bias stays in float
+    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+    if not (np.abs(codes) <= BIAS_LIMIT).all():
+        return
+    quantizer = Quantizer(scale, np.zeros(scale.shape, np.int32), replace(weight.scheme, axis=0))
+    _put_before(net, node, BIAS, _stored(net, f"{node.name}_bias", codes.astype(np.int32), quantizer))
+
+
+def _input_name(node: ir.Node) -> str:
+    """Return the value that an operator read before it was given the rounded one."""
+    value = node.inputs[0]
+    for operator in ("DequantizeLinear", "QuantizeLinear"):
+        producer = None if value is None else value.producer()
+        if producer is None or producer.op_type != operator:
+            return ""
+        value = producer.inputs[0]
+    return "" if value is None else str(value.name)

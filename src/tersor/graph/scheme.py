@@ -1,0 +1,110 @@
+"""How a tensor of a net is rounded to integers: the scheme, and the scale and zero point that a tensor got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tersor.core.arrays import Float32
+from tersor.core.errors import SchemeError
+from tersor.graph.net import Array
+
+__all__ = ["Integers", "Quantizer", "Scheme"]
+
+Integers = npt.NDArray[np.integer]
+LARGEST_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Integers of `bits` bits that share a scale.
+
+    signed     whether codes may be negative
+    symmetric  the zero point is 0 (signed) or half of the codes
+    axis       one scale for each index of this axis; None: one for the tensor
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= LARGEST_BITS:
+            raise SchemeError(f"a net is rounded to 2 to {LARGEST_BITS} bits, not {self.bits}")
+
+    @property
+    def lowest(self) -> int:
+        """Smallest code."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def highest(self) -> int:
+        """Largest code."""
+        return (1 << (self.bits - (1 if self.signed else 0))) - 1
+
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """The type that holds the codes."""
+        size = 8 if self.bits <= 8 else 16
+        return np.dtype(f"{'' if self.signed else 'u'}int{size}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantizer:
+    """x becomes round(x / scale) + zero_point, saturated; a code q means (q - zero_point)·scale.
+
+    scale       float32, [] or [channels]
+    zero_point  whole numbers of the same shape
+    """
+
+    scale: Float32
+    zero_point: Integers
+    scheme: Scheme
+
+    @classmethod
+    def of_range(cls, low: float, high: float, scheme: Scheme) -> Quantizer:
+        """Spread the codes over low … high, widened to contain 0, which is met exactly.
+
+        >>> q = Quantizer.of_range(0.0, 2.55, Scheme(8, signed=False, symmetric=False))
+        >>> round(float(q.scale), 6), int(q.zero_point)
+        (0.01, 0)
+        """
+        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        if not np.isfinite(high - low):
+            raise SchemeError(f"a range of {low} to {high} cannot be divided into steps")
+        if scheme.symmetric:
+            middle = 0 if scheme.signed else 1 << (scheme.bits - 1)
+            top = scheme.highest - middle
+            scale = np.float32(max(-low, high) / top)
+            zero = middle
+        else:
+            scale = np.float32((high - low) / (scheme.highest - scheme.lowest))
+            zero = scheme.lowest - round(low / float(scale)) if scale > 0 else scheme.lowest
+            zero = min(max(zero, scheme.lowest), scheme.highest)
+        if not scale >= np.finfo(np.float32).tiny:  # nothing but zeros, or too small to divide by
+            scale = np.float32(1.0)
+        return cls(np.asarray(scale, np.float32), np.asarray(zero, scheme.dtype), scheme)
+
+    def codes(self, values: Array) -> Integers:
+        """Return the codes of float values, rounded half to even as QuantizeLinear does."""
+        scale, zero = self._along(values)
+        made = np.rint(values.astype(np.float32) / scale) + zero.astype(np.float32)
+        codes: Integers = np.clip(made, self.scheme.lowest, self.scheme.highest).astype(self.scheme.dtype)
+        return codes
+
+    def values(self, codes: Integers) -> Float32:
+        """Return what codes mean, float32."""
+        scale, zero = self._along(codes)
+        made: Float32 = (codes.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
+        return made
+
+    def _along(self, values: Array) -> tuple[Float32, Integers]:
+        """Return scale and zero point, shaped to stand beside `values`."""
+        if self.scheme.axis is None:
+            return self.scale, self.zero_point
+        shape = [1] * values.ndim
+        shape[self.scheme.axis] = -1
+        return self.scale.reshape(shape), self.zero_point.reshape(shape)

@@ -1,0 +1,129 @@
+"""Running a net in ONNX Runtime, and what may be fed to it: batches in whatever shape a user's loader gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from tersor.core.errors import EngineError, FormatError, SchemeError, ShapeError
+from tersor.graph.net import Array, Net
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime
+else:
+    ir, onnxruntime = LazyModule("onnx_ir", "onnx"), LazyModule("onnxruntime", "onnx")
+
+__all__ = ["Feeds", "Session", "feeds_of", "read_batches"]
+
+Feeds: TypeAlias = dict[str, Array]
+QUIET = 4  # of onnxruntime's log levels: only what is fatal, errors come as exceptions
+
+
+class Session:
+    """A net ready to run.
+
+    watched    names of values that are returned beside the outputs
+    optimized  False: node by node as the graph stands, with the numbers that the standard defines
+    threads    0: as many as there are cores
+    """
+
+    def __init__(self, net: Net, watched: Iterable[str] = (), *, optimized: bool = True, threads: int = 0) -> None:
+        self.outputs = [str(value.name) for value in net.outputs]
+        self.watched = [name for name in dict.fromkeys(watched) if name not in self.outputs]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = QUIET
+        options.intra_op_num_threads = threads
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        data = _watching(net, self.watched).to_bytes()
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base but Exception
+            raise EngineError(f"{net.name}: ONNX Runtime cannot load it: {_words(error)}") from error
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Return outputs and watched values by name."""
+        names = [*self.outputs, *self.watched]
+        try:
+            made = self._session.run(names, feeds)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {_words(error)}") from error
+        return dict(zip(names, made, strict=True))
+
+    def first(self, feeds: Feeds) -> Array:
+        """Return the first output."""
+        return self.run(feeds)[self.outputs[0]]
+
+
+def _watching(net: Net, names: Sequence[str]) -> Net:
+    if not names:
+        return net
+    copy = net.copy()
+    values = copy.values()
+    copy.graph.outputs.extend(values[name] for name in names)
+    return copy
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+def read_batches(net: Net, data: Iterable[Any], *, limit: int | None = None) -> Iterator[Feeds]:
+    """Yield what each batch of a loader feeds to the net, checked; SchemeError where there is none.
+
+    data   batches: an array or tensor, a tuple or list of them (a label behind the inputs is left out), or a mapping
+           from input names
+    limit  how many batches to take
+    """
+    number = -1
+    for number, batch in enumerate(data):
+        if limit is not None and number >= limit:
+            return
+        yield feeds_of(net, batch, f"calibration batch {number}")
+    if number < 0:
+        raise SchemeError("the calibration data is empty: give at least one batch")
+
+
+def feeds_of(net: Net, batch: Any, place: str) -> Feeds:
+    """Return one batch by input name; ShapeError, FormatError and SchemeError name what does not fit."""
+    inputs = net.inputs
+    if isinstance(batch, Mapping):
+        absent = [str(value.name) for value in inputs if value.name not in batch]
+        if absent:
+            raise SchemeError(f"{place}: has {', '.join(map(str, batch))}, but the net takes {', '.join(absent)} too")
+        given = [batch[value.name] for value in inputs]
+    elif isinstance(batch, (tuple, list)):
+        if len(batch) < len(inputs):
+            raise SchemeError(f"{place}: {len(batch)} arrays for {len(inputs)} inputs")
+        given = list(batch[: len(inputs)])  # what stands behind are labels
+    else:
+        given = [batch]
+    if len(given) != len(inputs):
+        names = ", ".join(str(value.name) for value in inputs)
+        raise SchemeError(f"{place}: one array, but the net takes {names}: give a tuple or a mapping")
+    return {str(value.name): _checked(value, item, place) for value, item in zip(inputs, given, strict=True)}
+
+
+def _checked(value: ir.Value, item: Any, place: str) -> Array:
+    array = np.asarray(item.detach().cpu().numpy() if hasattr(item, "detach") else item)
+    assert value.dtype is not None, "inputs of a checked model have a type"
+    wanted = value.dtype.numpy()
+    if array.dtype != wanted:
+        if array.dtype.kind in "OUS" or (array.dtype.kind == "f") != (wanted.kind == "f"):
+            raise SchemeError(f"{place}: {value.name} is {array.dtype}, the net takes {wanted}")
+        array = array.astype(wanted)
+    shape = [None if not isinstance(size, int) else size for size in (value.shape or ())]
+    fits = len(array.shape) == len(shape) and all(w in (None, s) for w, s in zip(shape, array.shape, strict=False))
+    if value.shape is not None and not fits:
+        told = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ShapeError(f"{place}: {value.name} is {list(array.shape)}, the net takes [{told}]")
+    if not array.size:
+        raise ShapeError(f"{place}: {value.name} is empty, {list(array.shape)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        spot = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise FormatError(f"{place}: {value.name} holds {array[spot]} at {spot}: mend the data or its preparation")
+    return np.ascontiguousarray(array)

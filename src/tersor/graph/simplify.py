@@ -1,0 +1,128 @@
+"""Make a graph plain before it is rounded: batch norms folded, nothing that does nothing, every operator named.
+
+A batch norm at rest is a factor and a summand for each channel; in front of a rounding it would be a second one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tersor.graph.net import Array, Net, attribute, constant
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+else:
+    ir, passes = LazyModule("onnx_ir", "onnx"), LazyModule("onnx_ir.passes.common", "onnx")
+
+__all__ = ["simplified"]
+
+FOLDED = ("Conv", "ConvTranspose", "Gemm")
+EPSILON = 1e-5
+IDLE = ("Identity", "Dropout")
+"""What does nothing at rest."""
+
+
+def simplified(net: Net) -> Net:
+    """Return a net of the same function, up to rounding, with fewer operators; names of values that stay are kept."""
+    made = net.copy()
+    for node in list(made.nodes):
+        if node.op_type in IDLE and not any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+            _bypass(made, node)
+    for node in list(made.nodes):
+        if node.op_type == "BatchNormalization":
+            _fold(made, node)
+        elif node.op_type == "ReduceMean":
+            _pool(made, node)
+    passes.RemoveUnusedNodesPass()(made.model)
+    _name_nodes(made)
+    return made
+
+
+def _bypass(net: Net, node: ir.Node) -> None:
+    source, value = node.inputs[0], node.outputs[0]
+    if source is None or value.is_graph_output():
+        return
+    value.replace_all_uses_with(source)
+    net.graph.remove(node)
+
+
+def _fold(net: Net, node: ir.Node) -> None:
+    """Multiply a batch norm into the weights before it, where nobody else reads what they make."""
+    source = node.inputs[0]
+    before = None if source is None else source.producer()
+    if before is None or source is None or before.op_type not in FOLDED or source.is_graph_output():
+        return
+    numbers = [constant(value) for value in node.inputs[1:5]]
+    weight = constant(before.inputs[1])
+    bias = constant(before.inputs[2]) if len(before.inputs) > 2 and before.inputs[2] is not None else np.zeros(1)
+    if len(source.uses()) != 1 or weight is None or bias is None or any(number is None for number in numbers):
+        return
+    if before.op_type == "ConvTranspose" and attribute(before, "group", 1) != 1:
+        return
+    gamma, beta, mean, variance = (np.asarray(number, np.float64) for number in numbers)
+    factor = gamma / np.sqrt(variance + attribute(node, "epsilon", EPSILON))
+    folded = weight * factor.reshape(_along(before, weight)).astype(np.float64)
+    shifted = (bias * attribute(before, "beta", 1.0) - mean) * factor + beta
+    _put(net, before, 1, folded.astype(weight.dtype))
+    _put(net, before, 2, shifted.astype(weight.dtype))
+    if before.op_type == "Gemm" and "beta" in before.attributes:
+        del before.attributes["beta"]
+    if node.outputs[0].is_graph_output():
+        node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+        name, node.outputs[0].name = node.outputs[0].name, None
+        source.name = name
+    else:
+        node.outputs[0].replace_all_uses_with(source)
+    net.graph.remove(node)
+
+
+def _pool(net: Net, node: ir.Node) -> None:
+    """Write a mean over all places of an image as the pooling that engines have integer kernels for."""
+    source, value = node.inputs[0], node.outputs[0]
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes", None)
+    if source is None or source.shape is None or axes is None or not attribute(node, "keepdims", 1):
+        return
+    rank = len(source.shape)
+    if rank < 3 or sorted(int(axis) % rank for axis in np.atleast_1d(axes)) != list(range(2, rank)):
+        return
+    pool = ir.node("GlobalAveragePool", [source], name=node.name)
+    pool.outputs[0].shape, pool.outputs[0].type = value.shape, value.type
+    name = value.name
+    value.name = None
+    pool.outputs[0].name = name
+    net.graph.insert_before(node, [pool])
+    value.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
+    net.graph.remove(node)
+
+
+def _along(node: ir.Node, weight: Array) -> list[int]:
+    """Return the shape in which a number for each output stands beside a weight."""
+    axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, 0 if attribute(node, "transB", 0) else 1)
+    return [-1 if place == axis else 1 for place in range(weight.ndim)]
+
+
+def _put(net: Net, node: ir.Node, place: int, values: Array) -> None:
+    """Give an operator a constant of its own: others may read the old one."""
+    old = node.inputs[place] if len(node.inputs) > place else None
+    name = f"{node.name or node.op_type}_bias" if old is None else str(old.name)
+    if old is not None and len(old.uses()) == 1:
+        net.set_constant(name, values)
+        return
+    if len(node.inputs) <= place:
+        node.resize_inputs(place + 1)
+    node.replace_input_with(place, net.new_constant(name, values))
+
+
+def _name_nodes(net: Net) -> None:
+    """Give every operator a name that no other has: files may come without, or with one twice."""
+    taken: set[str] = set()
+    for number, node in enumerate(net.nodes):
+        wanted = node.name or f"{node.op_type}_{number}"
+        while wanted in taken:
+            wanted = f"{wanted}_{number}"
+        node.name = wanted
+        taken.add(wanted)

@@ -1,0 +1,84 @@
+"""Weights of a net as integers, by any rounding method of `methods/`: a weight is a matrix, one row for each output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tersor.core.arrays import Float32
+from tersor.core.errors import SchemeError
+from tersor.formats import get
+from tersor.formats.hf.groups import unpack_groups
+from tersor.graph.net import Array, Net, constant
+from tersor.graph.placement import WEIGHT, Placement, Site
+from tersor.graph.scheme import Integers, Quantizer
+from tersor.kernels.lazy import LazyModule
+from tersor.methods import METHODS
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["RoundedWeight", "as_matrix", "round_weights", "rounded_weight"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundedWeight:
+    """Codes in the shape of the weight, and what they mean."""
+
+    codes: Integers
+    quantizer: Quantizer
+
+    @property
+    def values(self) -> Float32:
+        """What the codes decode to."""
+        return self.quantizer.values(self.codes)
+
+
+def as_matrix(weight: Array, axis: int | None) -> Float32:
+    """Return a weight as [outputs, all else], float32; one row where it has one scale."""
+    if axis is None:
+        return np.array(weight.reshape(1, -1), np.float32, order="C")
+    return np.array(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1), np.float32, order="C")
+
+
+def rounded_weight(weight: Array, site: Site, method: str = "rtn", **statistics: Any) -> RoundedWeight:
+    """Round one weight.
+
+    method      a key of METHODS; rtn with `importance` searches for the scale with the least weighted error
+    statistics  what the method needs: hessian [columns, columns], importance [columns] of the matrix of the weight
+    """
+    if method not in METHODS:
+        raise SchemeError(f"no method {method!r} for weights; there are {', '.join(METHODS)}")
+    scheme = site.scheme
+    matrix = as_matrix(weight, scheme.axis)
+    fmt = get(f"int{scheme.bits}-channel-sym")
+    found = METHODS[method].function(torch.from_numpy(matrix), fmt, **statistics)
+    groups = unpack_groups(found, 0, len(matrix))
+    codes = groups.codes.astype(np.int16) - (1 << (scheme.bits - 1))
+    scale = groups.scales[:, 0].astype(np.float32)
+    shape = weight.shape
+    if scheme.axis is None:
+        made, scale = codes.reshape(shape), scale[0]
+    else:
+        rest = [size for place, size in enumerate(shape) if place != scheme.axis]
+        made = np.moveaxis(codes.reshape(shape[scheme.axis], *rest), 0, scheme.axis)
+    zero = np.zeros(np.shape(scale), scheme.dtype)
+    return RoundedWeight(np.ascontiguousarray(made.astype(scheme.dtype)), Quantizer(np.asarray(scale), zero, scheme))
+
+
+def round_weights(
+    net: Net, placement: Placement, method: str = "rtn", statistics: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, RoundedWeight]:
+    """Round the weights of all operators on integers, by node; `statistics` by node too."""
+    nodes = {str(node.name): node for node in net.nodes}
+    made = {}
+    for name, site in placement.weights.items():
+        weight = constant(nodes[name].inputs[WEIGHT])
+        assert weight is not None, "a weight site without a constant"
+        made[name] = rounded_weight(weight, site, method, **(statistics or {}).get(name, {}))
+    return made
