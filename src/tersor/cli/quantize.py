@@ -165,7 +165,7 @@ def quantize(
     ] = None,
     calibration_chunk: Annotated[
         int, typer.Option(min=1, metavar="N", help="Sequences that go through a block at once: memory against speed.")
-    ] = 8,
+    ] = 4,
     seed: Annotated[int, typer.Option(metavar="N", help="Shuffles the calibration documents; 0: their own order.")] = 0,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take the importance of columns from llama.cpp's imatrix file.")
