@@ -1,0 +1,61 @@
+"""Where the tensors of a graph live in a module: nested by the dots of their names, as in the net they came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, fx
+    from torch.nn import Module
+else:
+    torch, fx = LazyModule("torch", "torch"), LazyModule("torch.fx", "torch")
+
+__all__ = ["identifier", "put", "stored_values"]
+
+
+def put(root: Module, name: str, tensor: Tensor, *, trained: bool) -> str:
+    """Register a parameter or buffer under an ONNX name, and return its key in the state dict.
+
+    The key is the name, but for parts that a module cannot have: those get underscores.
+    """
+    taken = fx.GraphModule(torch.nn.Module(), fx.Graph())
+    *path, leaf = [part or "_" for part in re.sub(r'["\\\r\n]', "_", name).split(".")]
+    owner, key = root, []
+    for wanted in path:
+        part = wanted
+        while hasattr(taken, part) or not isinstance(getattr(owner, part, torch.nn.Module()), torch.nn.Module):
+            part += "_"
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+        key.append(part)
+    while hasattr(taken, leaf) or hasattr(owner, leaf):
+        leaf += "_"
+    if trained:
+        owner.register_parameter(leaf, torch.nn.Parameter(tensor))
+    else:
+        owner.register_buffer(leaf, tensor)
+    return ".".join([*key, leaf])
+
+
+def stored_values(module: fx.GraphModule) -> Iterator[tuple[str, str]]:
+    """Yield ONNX name and state-dict key of every parameter and buffer that stands for a value of the graph."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and "value" in node.meta:
+            yield node.meta["value"], str(node.target)
+
+
+def identifier(name: str, taken: set[str]) -> str:
+    """Return a Python name for an input that is not taken, and take it."""
+    found = re.sub(r"\W", "_", name) or "_"
+    if found[0].isdigit():
+        found = f"_{found}"
+    while found in taken:
+        found += "_"
+    taken.add(found)
+    return found
