@@ -6,7 +6,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,50 +42,87 @@ def capture(net: Module, example_inputs: Any, *, name: str | None = None) -> Net
     """
     if not isinstance(net, torch.nn.Module):
         raise SchemeError(f"a net is a torch.nn.Module, got {type(net).__name__}")
-    arguments, keywords = _arguments(example_inputs)
+    inputs = _Inputs.of(example_inputs)
+    where = name or type(net).__name__
     was_training = [module for module in net.modules() if module.training]
     net.eval()
     try:
         with torch.no_grad(), _quiet():
-            made = net(*arguments, **keywords)
-            program = _exported(net, arguments, keywords)
+            made = _run(net, inputs)
+            program, seen = _exported(net, inputs)
+            made_of_seen = made if seen is inputs else _run(net, seen)
     finally:
         for module in was_training:
             module.training = True
-    captured = Net.parse(program, name or type(net).__name__)
-    captured = Net(captured.model, name or type(net).__name__)
-    _check(captured, [*arguments, *keywords.values()], made)
+    captured = Net(Net.parse(program, where).model, where)
+    _check(captured, seen, made_of_seen)
+    if seen is not inputs:
+        _check(captured, inputs, made)
     return captured
 
 
-def _arguments(example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Return positional and keyword tensors, two items in every batch of one: torch takes a one for a fixed size."""
-    keywords = dict(example) if isinstance(example, Mapping) else {}
-    arguments = () if keywords else tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    for item in (*arguments, *keywords.values()):
-        if not isinstance(item, torch.Tensor):
-            raise SchemeError(f"example inputs are tensors, got {type(item).__name__}")
-        if item.ndim == 0 or not item.numel():
-            raise SchemeError(f"an example input has the shape {list(item.shape)}: it needs a batch of at least one")
-    twice = {key: _twice(item) for key, item in keywords.items()}
-    return tuple(_twice(item) for item in arguments), twice
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """What forward is called with."""
+
+    arguments: tuple[Tensor, ...]
+    keywords: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, example: Any) -> _Inputs:
+        keywords = dict(example) if isinstance(example, Mapping) else {}
+        arguments = () if keywords else tuple(example) if isinstance(example, (tuple, list)) else (example,)
+        made = cls(arguments, keywords)
+        if not made.all:
+            raise SchemeError("there are no example inputs: give a tensor, a tuple of them, or a mapping of keywords")
+        for item in made.all:
+            if not isinstance(item, torch.Tensor):
+                raise SchemeError(f"example inputs are tensors, got {type(item).__name__}")
+            if item.ndim == 0 or not item.numel():
+                raise SchemeError(
+                    f"an example input has the shape {list(item.shape)}: it needs a batch of at least one"
+                )
+        return made
+
+    @property
+    def all(self) -> tuple[Tensor, ...]:
+        """All tensors."""
+        return (*self.arguments, *self.keywords.values())
+
+    def twice(self) -> _Inputs:
+        """Return them with two items in every batch of one: torch takes a one for a fixed size."""
+        if all(len(item) != 1 for item in self.all):
+            return self
+        keywords = {key: _twice(item) for key, item in self.keywords.items()}
+        return _Inputs(tuple(_twice(item) for item in self.arguments), keywords)
 
 
 def _twice(item: Tensor) -> Tensor:
     return torch.cat((item, item)) if len(item) == 1 else item
 
 
-def _exported(net: Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> bytes:
-    """Return the bytes of the graph: with a free batch if that can be, else with the one of the example."""
+def _run(net: Module, inputs: _Inputs) -> Any:
+    try:
+        return net(*inputs.arguments, **inputs.keywords)
+    except Exception as error:  # whatever forward raises
+        shapes = ", ".join(str(list(item.shape)) for item in inputs.all)
+        raise SchemeError(
+            f"{type(net).__name__} cannot be run on example inputs of {shapes}: {_reason(error)}"
+        ) from error
+
+
+def _exported(net: Module, inputs: _Inputs) -> tuple[bytes, _Inputs]:
+    """Return the bytes of the graph, and what it was made with: with a free batch if that can be, else with its own."""
     failure: Exception | None = None
     for free in (True, False):
         batch = {0: torch.export.Dim("batch")} if free else None
-        shapes: Any = dict.fromkeys(keywords, batch) if keywords else tuple(batch for _ in arguments)
+        seen = inputs.twice() if free else inputs
+        shapes: Any = dict.fromkeys(seen.keywords, batch) if seen.keywords else tuple(batch for _ in seen.arguments)
         try:
             program = torch.onnx.export(
                 net,
-                arguments,
-                kwargs=keywords or None,
+                seen.arguments,
+                kwargs=seen.keywords or None,
                 dynamo=True,
                 dynamic_shapes=shapes if free else None,
                 opset_version=OPSET,
@@ -95,18 +133,15 @@ def _exported(net: Module, arguments: tuple[Tensor, ...], keywords: dict[str, Te
             failure = failure or error
             continue
         if not free:
-            log.warning("the batch of %s is fixed to %d: %s", type(net).__name__, _batch(arguments, keywords), failure)
+            size = len(seen.all[0])
+            log.warning("the batch of %s is fixed to %d: %s", type(net).__name__, size, _reason(failure))
         assert program is not None
         data: bytes = program.model_proto.SerializeToString()
-        return data
+        return data, seen
     raise UnsupportedError(
         f"{type(net).__name__} cannot be exported: {_reason(failure)}. What torch.export takes can be "
         "quantized: move branches on values of tensors and calls into other libraries out of forward"
     ) from failure
-
-
-def _batch(arguments: Sequence[Tensor], keywords: Mapping[str, Tensor]) -> int:
-    return len(next(iter((*arguments, *keywords.values()))))
 
 
 def _reason(error: Exception | None) -> str:
@@ -117,12 +152,18 @@ def _reason(error: Exception | None) -> str:
     return (lines or [type(error).__name__])[0][:300]
 
 
-def _check(captured: Net, inputs: Sequence[Tensor], made: Any) -> None:
+def _check(captured: Net, inputs: _Inputs, made: Any) -> None:
     """Run the graph on the example and compare."""
     wanted = [item.detach().cpu().numpy() for item in _tensors(made)]
-    batch = tuple(item.detach().cpu() for item in inputs)
-    found = Session(captured, optimized=False).run(feeds_of(captured, batch, "the example"))
-    for (name, ours), theirs in zip(found.items(), wanted, strict=False):
+    found = Session(captured, optimized=False).run(
+        feeds_of(captured, inputs.keywords or inputs.arguments, "the example")
+    )
+    if len(found) != len(wanted):
+        raise UnsupportedError(
+            f"{captured.name}: forward returns {type(made).__name__} with {len(wanted)} tensors, the graph "
+            f"{len(found)}: return a tensor, or a tuple, list or mapping of different ones"
+        )
+    for (name, ours), theirs in zip(found.items(), wanted, strict=True):
         off = _difference(ours, theirs)
         if not off <= AGREEMENT:
             raise FormatError(

@@ -14,13 +14,15 @@ from types import MappingProxyType
 from tersor.core.errors import SchemeError
 from tersor.graph.scheme import Scheme
 
-__all__ = ["ENGINES", "PASSING", "Engine", "engine"]
+__all__ = ["ENGINES", "PASSING", "WITH_WEIGHTS", "Engine", "engine"]
 
 PASSING = (
     *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Expand"),
     *("DepthToSpace", "SpaceToDepth", "Gather", "Tile"),
 )
 """Operators that move numbers and make none: what comes out lies on the grid of what went in."""
+WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "DeformConv")
+"""Operators that multiply by weights: those that an engine has no integers for stay in float, by name."""
 
 _UNSIGNED = Scheme(8, signed=False, symmetric=False)
 _SIGNED = Scheme(8, signed=True, symmetric=False)
@@ -40,6 +42,7 @@ class Engine:
     fused        activation functions that disappear in the operator before them
     fuses_sum    an Add takes the unrounded output of the convolution before it
     rounds_bias  biases are int32 on the scale of input times weight
+    one_grid     all inputs of a Concat have to lie on one
     source       where this is from
     """
 
@@ -54,20 +57,20 @@ class Engine:
     passing: tuple[str, ...] = PASSING
     fuses_sum: bool = False
     rounds_bias: bool = True
+    one_grid: bool = True
 
-
-_SUMS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean")
 
 ENGINES: Mapping[str, Engine] = MappingProxyType(
     {
         "onnxruntime": Engine(
             "onnxruntime",
             activations=_UNSIGNED,  # signed ones leave the fast path of x86
-            weighted=("Conv", "ConvTranspose", "Gemm", "MatMul"),
-            joining=_SUMS,
-            closed=("Conv", "ConvTranspose"),
+            weighted=("Conv", "Gemm", "MatMul"),  # ConvTranspose runs in float, whatever stands around it
+            joining=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
+            closed=("Conv",),
             fused=("Relu", "Clip"),
             source="onnxruntime 1.32, core/optimizer/qdq_transformer; signedness measured on AVX-512 VNNI",
+            one_grid=False,  # QLinearConcat takes any; a Relu whose grid has negative codes keeps its Conv in float
         ),
         "openvino": Engine(
             "openvino",

@@ -6,8 +6,10 @@ that has just copied it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,7 +29,7 @@ else:
     ir, onnx = LazyModule("onnx_ir", "onnx"), LazyModule("onnx", "onnx")
     passes = LazyModule("onnx_ir.passes.common", "onnx")
 
-__all__ = ["Array", "Net", "attribute", "constant"]
+__all__ = ["Array", "Net", "attribute", "constant", "inner_nodes", "operator"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -35,6 +37,10 @@ OLDEST_OPSET = 13
 """The first in which scales of QuantizeLinear may differ along an axis."""
 LARGEST_BYTES = (1 << 31) - 1
 """A protobuf message cannot be larger; weights beyond it lie in files of their own."""
+STANDARD = ("", "ai.onnx")
+"""Names of the domain whose operators the standard defines."""
+INTEGER = re.compile(r"QLinear|QGemm|.*QuantizeLinear$|.*Integer(ToFloat)?$|.*QuantizeMatMul$|MatMulNBits")
+"""Operators that only a net that is quantized already has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +68,15 @@ class Net:
             raise FormatError(f"{name}: not an ONNX file ({error})") from error
         if not proto.graph.node:
             raise FormatError(f"{name}: not an ONNX file, or one without a single node")
+        _check_opset(proto, name)
         _check_external(proto, name, folder)
         try:
             if folder is not None:
                 onnx.load_external_data_for_model(proto, str(folder))
             onnx.checker.check_model(proto)
             model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError) as error:
+            _make_plain(model)
+        except Exception as error:  # of protobuf, of the checker, of shape inference, of the bindings: no common base
             raise FormatError(f"{name}: {' '.join(str(error).split())[:300]}") from error
         return cls(_supported(model, name), Path(name).stem)
 
@@ -129,12 +137,24 @@ class Net:
         self.graph.initializers[name].shape = ir.Shape(values.shape)
         self.graph.initializers[name].dtype = tensor.dtype
 
-    def new_constant(self, name: str, values: Array, dtype: Any = None) -> ir.Value:
-        """Add an initializer under that name, or under it with a number behind it, and return it."""
-        taken, wanted, number = self.graph.initializers, name, 1
-        while name in taken:
+    @cached_property
+    def _taken(self) -> set[str]:
+        """Names that values have, those within loops and branches too: none may hide another."""
+        inner = {str(value.name) for node in inner_nodes(self.graph) for value in node.outputs}
+        return set(self.values()) | inner
+
+    def free_name(self, name: str) -> str:
+        """Return that name, or it with a number behind it, which no value has; it is taken from now on."""
+        wanted, number = name, 1
+        while name in self._taken:
             number += 1
             name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+    def new_constant(self, name: str, values: Array, dtype: Any = None) -> ir.Value:
+        """Add an initializer under that name, or under it with a number behind it, and return it."""
+        name = self.free_name(name)
         tensor = ir.tensor(np.asarray(values, order="C"), dtype=dtype, name=name)
         shape = ir.Shape(np.shape(values))
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
@@ -156,35 +176,76 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return default if found is None else found.value
 
 
+def operator(node: ir.Node) -> str:
+    """Return which operator of the standard a node is; of other domains "domain.operator", which is none of them."""
+    return node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
+
+
+def inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes of the loops and branches of a graph, at any depth."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.graph is not graph:
+            yield node
+
+
+def _make_plain(model: ir.Model) -> None:
+    """Put functions in the place of their calls, and constants among the weights."""
+    if model.functions:
+        passes.InlinePass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
 def _supported(model: ir.Model, name: str) -> ir.Model:
-    opset = model.opset_imports.get("", 0)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if INTEGER.match(node.op_type):
+            raise UnsupportedError(
+                f"{name}: has a {node.op_type} ({node.name}), so it is quantized: take the float net"
+            )
+    for value in model.graph.inputs:
+        if not isinstance(value.type, ir.TensorType):
+            raise UnsupportedError(f"{name}: the input {value.name} is no tensor but {value.type}")
+    return model
+
+
+def _check_opset(proto: Any, name: str) -> None:
+    opset = max((each.version for each in proto.opset_import if each.domain in STANDARD), default=0)
     if opset < OLDEST_OPSET:
         raise UnsupportedError(
             f"{name}: opset {opset} is older than {OLDEST_OPSET}, the first whose scales differ by channel: export it "
             "again, or convert it with onnx.version_converter"
         )
-    for node in model.graph:
-        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
-            raise UnsupportedError(
-                f"{name}: has a {node.op_type} ({node.name}), so it is quantized: take the float net"
-            )
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    return model
 
 
 def _check_external(proto: Any, name: str, folder: Path | None) -> None:
     """Refuse weights in files outside the folder of the net, and broken ones, before anything is read."""
-    for tensor in proto.graph.initializer:
+    whole = 0
+    for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         told = {entry.key: entry.value for entry in tensor.external_data}
         where = told.get("location", "")
         if folder is None or not where:
             raise FormatError(f"{name}: the weight {tensor.name!r} lies in another file ({where or 'not named'})")
-        size = inside(folder, where).stat().st_size
         try:
+            size = inside(folder, where).stat().st_size
             offset, length = int(told.get("offset", 0)), int(told.get("length", size))
         except ValueError as error:
             raise FormatError(f"{name}: {tensor.name!r}: {error}") from error
         if offset < 0 or length < 0 or offset + length > size:
             raise FormatError(f"{name}: {tensor.name!r} lies at {offset} + {length} of {where}, which has {size} bytes")
+        whole += length
+    if whole > LARGEST_BYTES:
+        raise UnsupportedError(f"{name}: {whole:,} bytes of weights are more than ONNX Runtime takes in one piece")
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yield every tensor of a model, wherever it lies: weights, attributes, loops, branches, functions."""
+    waiting = [message]
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, onnx.TensorProto):
+            yield here
+            continue
+        for field, held in here.ListFields():
+            if field.message_type is not None:
+                waiting += [held] if hasattr(held, "ListFields") else held

@@ -2,7 +2,8 @@
 
 An operator runs on integers when all its inputs are; what it makes is rounded where the next one needs it. Functions
 that an engine fuses into the operator before them are passed over, operators that only move numbers keep the grid of
-what they move, and inputs of a Concat share one. Everything else stays in float, by name and with the reason.
+what they move, and inputs of a Concat share one where the engine needs it. Everything else stays in float, by name and
+with the reason.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from tersor.core.errors import SchemeError
-from tersor.graph.engines import Engine
-from tersor.graph.net import Net, attribute, constant
+from tersor.graph.engines import WITH_WEIGHTS, Engine
+from tersor.graph.net import Net, attribute, constant, inner_nodes, operator
 from tersor.graph.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Site:
     value  its name in the graph
     nodes  the operators that read it rounded; one for weights and biases
     group  the value whose scale it has: its own, or that of a value that it shares a grid with
+    returned  whether the caller of the net gets it rounded too
     """
 
     value: str
@@ -43,6 +45,7 @@ class Site:
     scheme: Scheme
     nodes: tuple[str, ...]
     group: str
+    returned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,11 @@ class _Placing:
         for node in self.integer.values():
             for value in self._data(node):
                 self._want(value)
-            if node.op_type in self.row.closed:
+            if operator(node) in self.row.closed:
                 self._want(self._final(node.outputs[0]))
-            if node.op_type == "Concat" and str(node.outputs[0].name) in self.wanted:
-                self._join(node)
+        for node in self.net.nodes:
+            self._join(node)
+        self.kept += list(self._within())
         order = {name: place for place, name in enumerate(self.net.values())}
         sites = [self._activation(name) for name in sorted(self.wanted, key=order.__getitem__)]
         return Placement(self.row, (*sites, *self._constants()), tuple(self.integer), tuple(self.kept))
@@ -124,10 +128,12 @@ class _Placing:
     # Which operators run on integers
 
     def _is_integer(self, node: ir.Node) -> bool:
-        if node.op_type in self.row.weighted:
+        if operator(node) in self.row.weighted:
             reason = self._against_weighted(node)
-        elif node.op_type in self.row.joining:
+        elif operator(node) in self.row.joining:
             return str(node.name) not in self.left and self._joins(node)
+        elif operator(node) in WITH_WEIGHTS:
+            reason = f"{self.row.name} has no integer kernel for it"
         else:
             return False
         if reason:
@@ -137,7 +143,7 @@ class _Placing:
     def _against_weighted(self, node: ir.Node) -> str:
         """Return why an operator with weights, or a product, stays in float; nothing where it does not."""
         weight = constant(node.inputs[WEIGHT])
-        may_multiply = node.op_type == "MatMul" and self.row.products
+        may_multiply = operator(node) == "MatMul" and self.row.products
         transposes = attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0
         against = {
             "asked for": str(node.name) in self.left,
@@ -151,6 +157,12 @@ class _Placing:
         }
         return next((reason for reason, holds in against.items() if holds), "")
 
+    def _within(self) -> Iterator[Kept]:
+        """Yield what loops and branches hold: they are not looked into."""
+        for node in inner_nodes(self.net.graph):
+            if operator(node) in WITH_WEIGHTS:
+                yield Kept(str(node.name), node.op_type, "inside a loop or branch")
+
     def _joins(self, node: ir.Node) -> bool:
         """Whether all that an operator reads is made of integers already."""
         data = [value for value in node.inputs if value is not None and _is_float(value)]
@@ -160,7 +172,7 @@ class _Placing:
         """Whether a value comes out of an operator on integers, through functions that are fused and moves."""
         node = value.producer()
         while node is not None and str(node.name) not in self.integer:
-            if not (node.op_type in self.row.passing or self._is_fused(node)):
+            if not (operator(node) in self.row.passing or self._is_fused(node)):
                 return False
             source = self._source(node)
             node = None if source is None else source.producer()
@@ -168,17 +180,17 @@ class _Placing:
 
     def _is_fused(self, node: ir.Node) -> bool:
         """Whether the engine computes this function, or adds this constant, within the operator before it."""
-        if node.op_type in self.row.fused:
+        if operator(node) in self.row.fused:
             source = node.inputs[0]
-        elif node.op_type == "Add":
+        elif operator(node) == "Add":
             source = self._source(node)
         else:
             return False
         before = None if source is None else source.producer()
         if before is None or source is None or len(source.uses()) != 1 or source.is_graph_output():
             return False
-        if node.op_type == "Add":
-            return before.op_type in ("MatMul", "Gemm") and str(before.name) in self.integer
+        if operator(node) == "Add":
+            return operator(before) in ("MatMul", "Gemm") and str(before.name) in self.integer
         return str(before.name) in self.integer or self._is_fused(before)
 
     @staticmethod
@@ -191,25 +203,25 @@ class _Placing:
 
     def _data(self, node: ir.Node) -> Iterator[ir.Value]:
         """Yield the inputs that are rounded as activations."""
-        if node.op_type in self.row.weighted:
+        if operator(node) in self.row.weighted:
             yield from (value for value in node.inputs[:BIAS] if value is not None and constant(value) is None)
             return
         for value in node.inputs:
             if value is None or not _is_float(value):
                 continue
-            if node.op_type == "Add" and self.row.fuses_sum and self._is_summed(value):
+            if operator(node) == "Add" and self.row.fuses_sum and self._is_summed(value):
                 continue
             yield value
 
     def _is_summed(self, value: ir.Value) -> bool:
         """Whether an Add can take this output of a convolution before it is rounded: the last one of its inputs."""
         node = value.producer()
-        if node is None or node.op_type not in self.row.weighted or len(value.uses()) != 1:
+        if node is None or operator(node) not in self.row.weighted or len(value.uses()) != 1:
             return False
         others = [other for other in next(iter(value.uses())).node.inputs if other is not value]
         return not any(
             (made := other.producer()) is not None
-            and made.op_type in self.row.weighted
+            and operator(made) in self.row.weighted
             and len(other.uses()) == 1
             and _comes_after(self.net, made, node)
             for other in others
@@ -231,7 +243,7 @@ class _Placing:
             return
         self.wanted[name] = name
         node = value.producer()
-        if node is None or node.op_type not in self.row.passing:
+        if node is None or operator(node) not in self.row.passing:
             return
         source = self._source(node)
         if source is not None and self._is_made(source):
@@ -239,10 +251,14 @@ class _Placing:
             self._unite(str(source.name), name)
 
     def _join(self, node: ir.Node) -> None:
-        """Give all inputs of a Concat the grid of its output."""
-        for value in node.inputs:
-            if value is not None:
-                self._unite(str(value.name), str(node.outputs[0].name))
+        """Give all inputs of a Concat the grid of its output, and what is only moved the grid that it had."""
+        is_joining = operator(node) == "Concat" and self.row.one_grid and str(node.name) in self.integer
+        source = self._source(node) if operator(node) in self.row.passing else None
+        names = [str(value.name) for value in (node.inputs if is_joining else [source]) if value is not None]
+        for made in node.outputs:
+            for name in names:
+                if name in self.wanted and str(made.name) in self.wanted:
+                    self._unite(name, str(made.name))
 
     def _unite(self, one: str, other: str) -> None:
         kept, gone = self.wanted[one], self.wanted[other]
@@ -255,24 +271,26 @@ class _Placing:
     def _activation(self, name: str) -> Site:
         value = self.net.value(name)
         is_made = self._is_made(value)
-        readers = [use.node for use in value.uses()]
-        taking = [str(node.name) for node in readers if is_made or self._takes(node)]
-        return Site(name, "activation", self.row.activations, tuple(dict.fromkeys(taking)), self.wanted[name])
+        readers = [use.node for use in value.uses() if use.node.graph is self.net.graph]
+        taking = tuple(dict.fromkeys(str(node.name) for node in readers if is_made or self._takes(node)))
+        returned = is_made and value.is_graph_output()
+        return Site(name, "activation", self.row.activations, taking, self.wanted[name], returned)
 
     def _takes(self, node: ir.Node) -> bool:
         """Whether an operator reads codes: one on integers, or one that moves them to one."""
-        moves = node.op_type in self.row.passing and any(str(value.name) in self.wanted for value in node.outputs)
+        moves = operator(node) in self.row.passing and any(str(value.name) in self.wanted for value in node.outputs)
         return str(node.name) in self.integer or moves
 
     def _constants(self) -> Iterator[Site]:
         for name, node in self.integer.items():
-            weight = node.inputs[WEIGHT] if node.op_type in self.row.weighted else None
+            weight = node.inputs[WEIGHT] if operator(node) in self.row.weighted else None
             if weight is None or constant(weight) is None:
                 continue
             scheme = Scheme(self.weight_bits, signed=True, symmetric=True, axis=weight_axis(node))
             yield Site(str(weight.name), "weight", scheme, (name,), str(weight.name))
             bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
-            if bias is not None and constant(bias) is not None and self.row.rounds_bias:
+            numbers = constant(bias)
+            if bias is not None and numbers is not None and numbers.ndim == 1 and self.row.rounds_bias:
                 yield Site(str(bias.name), "bias", replace(scheme, axis=0), (name,), str(bias.name))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.graph.net import Array, Net, constant
+from tersor.graph.net import Array, Net, constant, operator
 from tersor.graph.placement import BIAS, WEIGHT, Placement, Site
 from tersor.graph.scheme import Quantizer
 from tersor.graph.weights import RoundedWeight
@@ -44,12 +44,13 @@ def with_quantizers(
     values = made.values()
     for node, bias in (biases or {}).items():
         _set_bias(made, nodes[node], bias)
+    decoded: dict[ir.Value | None, Quantizer] = {}
     for name, site in placement.activations.items():
-        _round_activation(made, values[name], site, activations[name], nodes)
+        decoded[_round_activation(made, values[name], site, activations[name], nodes)] = activations[name]
     for name, site in placement.weights.items():
         weight = weights[name]
         _put_before(made, nodes[name], WEIGHT, _stored(made, site.value, weight.codes, weight.quantizer))
-        source = activations.get(_input_name(nodes[name]))
+        source = decoded.get(nodes[name].inputs[0])
         if placement.engine.rounds_bias and source is not None:
             _round_bias(made, nodes[name], source, weight.quantizer)
     passes.RemoveUnusedNodesPass()(made.model)
@@ -58,16 +59,19 @@ def with_quantizers(
 
 def _round_activation(
     net: Net, value: ir.Value, site: Site, quantizer: Quantizer, nodes: Mapping[str, ir.Node]
-) -> None:
-    """Let the readers of a value read it rounded, and the caller too where only operators on integers make it."""
+) -> ir.Value:
+    """Let the readers of a value read it rounded, and the caller too where only operators on integers make it.
+
+    Returns what they read.
+    """
     name = str(value.name)
     scale, zero = _parameters(net, name, quantizer)
     quantize = ir.node("QuantizeLinear", [value, scale, zero], _axis(quantizer), name=f"{name}_quantize")
     codes = quantize.outputs[0]
-    codes.name, codes.shape, codes.type = f"{name}_quantized", value.shape, zero.type
+    codes.name, codes.shape, codes.type = net.free_name(f"{name}_quantized"), value.shape, zero.type
     restore = ir.node("DequantizeLinear", [codes, scale, zero], _axis(quantizer), name=f"{name}_dequantize")
     values = restore.outputs[0]
-    values.name, values.shape, values.type = f"{name}_dequantized", value.shape, value.type
+    values.name, values.shape, values.type = net.free_name(f"{name}_dequantized"), value.shape, value.type
     producer = value.producer()
     first = next(iter(net.graph)) if producer is None else None
     if producer is None:
@@ -79,7 +83,13 @@ def _round_activation(
     for use in list(value.uses()):
         if use.node in taking:
             use.node.replace_input_with(use.idx, values)
+    if site.returned:
+        for place, returned in enumerate(net.graph.outputs):
+            if returned is value:
+                net.graph.outputs[place] = values
+        value.name, values.name = net.free_name(f"{name}_unrounded"), name
     quantize.replace_input_with(0, _without_clips(value, quantizer))
+    return values
 
 
 def _without_clips(value: ir.Value, quantizer: Quantizer) -> ir.Value:
@@ -103,9 +113,9 @@ def _without_clips(value: ir.Value, quantizer: Quantizer) -> ir.Value:
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
     """Return what a Relu or Clip cuts off at; None for other operators, and where that is computed."""
-    if node.op_type == "Relu":
+    if operator(node) == "Relu":
         return 0.0, np.inf
-    if node.op_type != "Clip":
+    if operator(node) != "Clip":
         return None
     given = [*node.inputs[1:3], None, None][:2]
     numbers = [constant(value) for value in given]
@@ -130,7 +140,11 @@ def _stored(net: Net, name: str, codes: Array, quantizer: Quantizer) -> ir.Node:
     scale, zero = _parameters(net, name, quantizer)
     node = ir.node("DequantizeLinear", [stored, scale, zero], _axis(quantizer), name=f"{stored.name}_dequantize")
     made = node.outputs[0]
-    made.name, made.shape, made.type = f"{stored.name}_dequantized", stored.shape, ir.TensorType(ir.DataType.FLOAT)
+    made.name, made.shape, made.type = (
+        net.free_name(f"{stored.name}_dequantized"),
+        stored.shape,
+        ir.TensorType(ir.DataType.FLOAT),
+    )
     return node
 
 
@@ -158,14 +172,3 @@ def _round_bias(net: Net, node: ir.Node, source: Quantizer, weight: Quantizer) -
         return
     quantizer = Quantizer(scale, np.zeros(scale.shape, np.int32), replace(weight.scheme, axis=0))
     _put_before(net, node, BIAS, _stored(net, f"{node.name}_bias", codes.astype(np.int32), quantizer))
-
-
-def _input_name(node: ir.Node) -> str:
-    """Return the value that an operator read before it was given the rounded one."""
-    value = node.inputs[0]
-    for operator in ("DequantizeLinear", "QuantizeLinear"):
-        producer = None if value is None else value.producer()
-        if producer is None or producer.op_type != operator:
-            return ""
-        value = producer.inputs[0]
-    return "" if value is None else str(value.name)

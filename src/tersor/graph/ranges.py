@@ -47,7 +47,7 @@ class Seen:
     def add_extremes(self, values: npt.NDArray[np.float32]) -> None:
         """Take a batch; not finite values end up in the extremes."""
         low, high = float(values.min()), float(values.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.low, self.high = float(np.minimum(self.low, low)), float(np.maximum(self.high, high))  # NaN stays
         self.lows, self.highs, self.batches = self.lows + low, self.highs + high, self.batches + 1
 
     def add_counts(self, values: npt.NDArray[np.float32]) -> None:

@@ -15,6 +15,8 @@ __all__ = ["Integers", "Quantizer", "Scheme"]
 
 Integers = npt.NDArray[np.integer]
 LARGEST_BITS = 16
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""Of a scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +80,23 @@ class Quantizer:
         if scheme.symmetric:
             middle = 0 if scheme.signed else 1 << (scheme.bits - 1)
             top = scheme.highest - middle
-            scale = np.float32(max(-low, high) / top)
+            scale = max(-low, high) / top
             zero = middle
         else:
-            scale = np.float32((high - low) / (scheme.highest - scheme.lowest))
-            zero = scheme.lowest - round(low / float(scale)) if scale > 0 else scheme.lowest
+            scale = (high - low) / (scheme.highest - scheme.lowest)
+            zero = scheme.lowest - round(low / scale) if scale > 0 else scheme.lowest
             zero = min(max(zero, scheme.lowest), scheme.highest)
-        if not scale >= np.finfo(np.float32).tiny:  # nothing but zeros, or too small to divide by
-            scale = np.float32(1.0)
+        if scale < SMALLEST:  # nothing but zeros, or too small to divide by
+            scale = 1.0
+        if scale > LARGEST:
+            raise SchemeError(f"a range of {low} to {high} cannot be divided into steps of float32")
         return cls(np.asarray(scale, np.float32), np.asarray(zero, scheme.dtype), scheme)
 
     def codes(self, values: Array) -> Integers:
         """Return the codes of float values, rounded half to even as QuantizeLinear does."""
         scale, zero = self._along(values)
-        made = np.rint(values.astype(np.float32) / scale) + zero.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinities saturate
+            made = np.rint(values.astype(np.float32) / scale) + zero.astype(np.float32)
         codes: Integers = np.clip(made, self.scheme.lowest, self.scheme.highest).astype(self.scheme.dtype)
         return codes
 

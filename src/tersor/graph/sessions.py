@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -79,10 +80,12 @@ def read_batches(net: Net, data: Iterable[Any], *, limit: int | None = None) -> 
            from input names
     limit  how many batches to take
     """
+    if limit is not None and limit < 1:
+        raise SchemeError(f"{limit} batches of calibration data are not enough: take at least one")
+    if isinstance(data, (Mapping, str, bytes)) or not isinstance(data, Iterable):
+        raise SchemeError(f"calibration data is a list or loader of batches, got {type(data).__name__}")
     number = -1
-    for number, batch in enumerate(data):
-        if limit is not None and number >= limit:
-            return
+    for number, batch in enumerate(itertools.islice(data, limit)):
         yield feeds_of(net, batch, f"calibration batch {number}")
     if number < 0:
         raise SchemeError("the calibration data is empty: give at least one batch")
@@ -108,14 +111,29 @@ def feeds_of(net: Net, batch: Any, place: str) -> Feeds:
     return {str(value.name): _checked(value, item, place) for value, item in zip(inputs, given, strict=True)}
 
 
+def _array(item: Any, place: str) -> Array:
+    """Return what a loader gives as an array; bfloat16, which numpy has not, as float32."""
+    if hasattr(item, "detach"):
+        tensor = item.detach().cpu()
+        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+    try:
+        return np.asarray(item)
+    except ValueError as error:  # rows of different lengths
+        raise SchemeError(f"{place} is no array: {error}") from error
+
+
 def _checked(value: ir.Value, item: Any, place: str) -> Array:
-    array = np.asarray(item.detach().cpu().numpy() if hasattr(item, "detach") else item)
+    array = _array(item, f"{place}: {value.name}")
     assert value.dtype is not None, "inputs of a checked model have a type"
     wanted = value.dtype.numpy()
     if array.dtype != wanted:
-        if array.dtype.kind in "OUS" or (array.dtype.kind == "f") != (wanted.kind == "f"):
+        if array.dtype.kind not in "fiub" or (array.dtype.kind == "f") != (wanted.kind == "f"):
             raise SchemeError(f"{place}: {value.name} is {array.dtype}, the net takes {wanted}")
-        array = array.astype(wanted)
+        with np.errstate(over="ignore"):  # an infinity is found below
+            fitting = array.astype(wanted)
+        if wanted.kind in "iu" and not np.array_equal(fitting, array):
+            raise FormatError(f"{place}: {value.name} holds {array.min()} to {array.max()}, the net takes {wanted}")
+        array = fitting
     shape = [None if not isinstance(size, int) else size for size in (value.shape or ())]
     fits = len(array.shape) == len(shape) and all(w in (None, s) for w, s in zip(shape, array.shape, strict=False))
     if value.shape is not None and not fits:

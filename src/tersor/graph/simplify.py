@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.graph.net import Array, Net, attribute, constant
+from tersor.graph.net import Array, Net, attribute, constant, inner_nodes, operator
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -24,22 +24,50 @@ FOLDED = ("Conv", "ConvTranspose", "Gemm")
 EPSILON = 1e-5
 IDLE = ("Identity", "Dropout")
 """What does nothing at rest."""
+MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
+"""What is done at once where it is done to a weight."""
+POOLED = ("FLOAT", "FLOAT16", "DOUBLE")
+"""What GlobalAveragePool takes."""
 
 
 def simplified(net: Net) -> Net:
     """Return a net of the same function, up to rounding, with fewer operators; names of values that stay are kept."""
     made = net.copy()
     for node in list(made.nodes):
-        if node.op_type in IDLE and not any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        if operator(node) in IDLE and not _is_active(node):
             _bypass(made, node)
+        elif operator(node) in MOVING:
+            _move(made, node)
     for node in list(made.nodes):
-        if node.op_type == "BatchNormalization":
+        if operator(node) == "BatchNormalization":
             _fold(made, node)
-        elif node.op_type == "ReduceMean":
+        elif operator(node) == "ReduceMean":
             _pool(made, node)
     passes.RemoveUnusedNodesPass()(made.model)
     _name_nodes(made)
     return made
+
+
+def _is_active(node: ir.Node) -> bool:
+    """Whether a Dropout drops something, or somebody asks which."""
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    switch = constant(training)
+    is_on = training is not None and (switch is None or bool(switch.any()))
+    return is_on or any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
+
+
+def _move(net: Net, node: ir.Node) -> None:
+    """Do at once what only moves the numbers of a weight: MatMul with a Transpose of its weight, as exporters write."""
+    numbers = [constant(value) for value in node.inputs if value is not None]
+    made = node.outputs[0]
+    shape = [] if made.shape is None else [size for size in made.shape if isinstance(size, int)]
+    if any(number is None for number in numbers) or made.is_graph_output() or numbers[0] is None:
+        return
+    if made.shape is None or len(shape) != len(made.shape):
+        return
+    moved = numbers[0].transpose(attribute(node, "perm", None)) if operator(node) == "Transpose" else numbers[0]
+    made.replace_all_uses_with(net.new_constant(str(made.name), moved.reshape(shape), made.dtype))
+    net.graph.remove(node, safe=True)
 
 
 def _bypass(net: Net, node: ir.Node) -> None:
@@ -47,15 +75,17 @@ def _bypass(net: Net, node: ir.Node) -> None:
     if source is None or value.is_graph_output():
         return
     value.replace_all_uses_with(source)
-    net.graph.remove(node)
+    net.graph.remove(node, safe=True)
 
 
 def _fold(net: Net, node: ir.Node) -> None:
     """Multiply a batch norm into the weights before it, where nobody else reads what they make."""
     source = node.inputs[0]
     before = None if source is None else source.producer()
-    if before is None or source is None or before.op_type not in FOLDED or source.is_graph_output():
+    if before is None or source is None or operator(before) not in FOLDED or source.is_graph_output():
         return
+    if attribute(node, "training_mode", 0):
+        return  # counts anew in every batch
     numbers = [constant(value) for value in node.inputs[1:5]]
     weight = constant(before.inputs[1])
     bias = constant(before.inputs[2]) if len(before.inputs) > 2 and before.inputs[2] is not None else np.zeros(1)
@@ -77,7 +107,7 @@ def _fold(net: Net, node: ir.Node) -> None:
         source.name = name
     else:
         node.outputs[0].replace_all_uses_with(source)
-    net.graph.remove(node)
+    net.graph.remove(node, safe=True)
 
 
 def _pool(net: Net, node: ir.Node) -> None:
@@ -87,7 +117,8 @@ def _pool(net: Net, node: ir.Node) -> None:
     if source is None or source.shape is None or axes is None or not attribute(node, "keepdims", 1):
         return
     rank = len(source.shape)
-    if rank < 3 or sorted(int(axis) % rank for axis in np.atleast_1d(axes)) != list(range(2, rank)):
+    places = sorted(int(axis) % max(rank, 1) for axis in np.atleast_1d(axes))
+    if rank < 3 or places != list(range(2, rank)) or source.dtype is None or source.dtype.name not in POOLED:
         return
     pool = ir.node("GlobalAveragePool", [source], name=node.name)
     pool.outputs[0].shape, pool.outputs[0].type = value.shape, value.type
@@ -96,7 +127,7 @@ def _pool(net: Net, node: ir.Node) -> None:
     pool.outputs[0].name = name
     net.graph.insert_before(node, [pool])
     value.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
-    net.graph.remove(node)
+    net.graph.remove(node, safe=True)
 
 
 def _along(node: ir.Node, weight: Array) -> list[int]:
@@ -118,11 +149,16 @@ def _put(net: Net, node: ir.Node, place: int, values: Array) -> None:
 
 
 def _name_nodes(net: Net) -> None:
-    """Give every operator a name that no other has: files may come without, or with one twice."""
-    taken: set[str] = set()
-    for number, node in enumerate(net.nodes):
+    """Give every operator a name that no other has: files may come without, or with one twice.
+
+    The first that has a name keeps it.
+    """
+    nodes = [*net.nodes, *inner_nodes(net.graph)]
+    taken = {node.name for node in nodes}
+    given: set[str] = set()
+    for number, node in enumerate(nodes):
         wanted = node.name or f"{node.op_type}_{number}"
-        while wanted in taken:
+        while wanted in given or (wanted != node.name and wanted in taken):
             wanted = f"{wanted}_{number}"
         node.name = wanted
-        taken.add(wanted)
+        given.add(wanted)
