@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tersor.cli.options.images import MeanOption, SizeOption, StdOption, preparation_of
 from tersor.cli.screen.evaluations import print_evaluation, print_limits
 from tersor.cli.screen.layers import print_layers
-from tersor.cli.screen.output import JsonOption, console, print_json
+from tersor.cli.screen.output import JsonOption, console, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import MissingError, SchemeError
 from tersor.core.evaluation import Evaluation, LayerError
@@ -114,13 +114,9 @@ def evaluate(
         bool,
         typer.Option("--layers", help="Also compare layer by layer: where error enters and grows, what is broken."),
     ] = False,
-    mean: Annotated[
-        str, typer.Option(metavar="R,G,B", help="Nets: what is subtracted from each channel, of pixels in 0 … 1.")
-    ] = "0,0,0",
-    std: Annotated[str, typer.Option(metavar="R,G,B", help="Nets: what each channel is then divided by.")] = "1,1,1",
-    size: Annotated[
-        str, typer.Option(metavar="HxW", help="Nets: what images of a folder are resized to. Default: as they are.")
-    ] = "",
+    mean: MeanOption = "0,0,0",
+    std: StdOption = "1,1,1",
+    size: SizeOption = "",
     save: Annotated[
         bool, typer.Option("--save/--no-save", help="Add the result to the Card beside the artefact, if there is one.")
     ] = True,
@@ -151,11 +147,11 @@ def evaluate(
     }
     functions = {name.rpartition(":")[2]: _function(name) for name in metric or ()}
     if is_net_name(artefact):
-        _refuse_given(context, _OF_LANGUAGE, "a net")
-        preparation = Preparation(mean=_numbers("--mean", mean), std=_numbers("--std", std), size=_size(size))
+        refuse_given(context, _OF_LANGUAGE, "a net")
+        preparation = preparation_of(mean, std, size)
         found = _net(artefact, against, data, preparation, functions, layers=layers, command=command, demands=demands)
     else:
-        _refuse_given(context, ("mean", "std", "size"), "a GGUF")
+        refuse_given(context, ("mean", "std", "size"), "a GGUF")
         settings: pipeline.Settings = {
             **demands,
             "context": window,
@@ -257,31 +253,6 @@ def _show(found: Evaluation, rows: tuple[LayerError, ...], *, as_json: bool) -> 
     code = EXIT_CODES[found.outcome]
     if code:
         raise typer.Exit(code)
-
-
-def _refuse_given(context: typer.Context, names: tuple[str, ...], subject: str) -> None:
-    """Say which option was given that means nothing here, instead of passing it over."""
-    options = {str(option.name): option.opts[0] for option in context.command.params}
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise SchemeError(f"{options[name]} means nothing for {subject}")
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError as error:
-        raise SchemeError(f"{option} takes numbers with commas between, such as 0.5,0.5,0.5; got {text!r}") from error
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
-    if match is None:
-        raise SchemeError(f"--size is height x width, such as 224x224, or one number for both; got {text!r}")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def _function(name: str) -> Any:

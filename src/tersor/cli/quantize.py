@@ -13,7 +13,37 @@ from typing import Annotated
 import typer
 
 from tersor.calibrate.text import BUILT_IN
-from tersor.cli.screen.output import JsonOption, print_json
+from tersor.cli.nets import NetArguments, quantize_net_command
+from tersor.cli.options.images import MeanOption, StdOption, preparation_of
+from tersor.cli.options.language import (
+    CalibrationOption,
+    ContainerOption,
+    DryRunOption,
+    EmbeddingFormatOption,
+    FallbackOption,
+    FileTypeOption,
+    IgnoreConfigOption,
+    MethodOption,
+    ModelArgument,
+    OutputFormatOption,
+    OutputOption,
+    SearchOption,
+    SplitSizeOption,
+    SplitTensorsOption,
+    TensorFormatOption,
+    ThreadsOption,
+)
+from tersor.cli.options.nets import (
+    OF_LANGUAGE,
+    OF_NETS,
+    DataOption,
+    EngineOption,
+    LeaveOption,
+    MaxDropOption,
+    NetSizeOption,
+    WeightsOption,
+)
+from tersor.cli.screen.output import JsonOption, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
@@ -23,6 +53,7 @@ from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.conversion import plainly
+from tersor.pipeline.nets.quantizing import is_network
 from tersor.pipeline.steps.lossless import quantized_source
 from tersor.pipeline.steps.planning import Choices
 
@@ -31,102 +62,6 @@ __all__ = ["parse_size", "quantize"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 SHOWN_FALLBACKS = 3
-
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder with config.json and weights, a .safetensors, .bin, .pt or .gguf file, or a Hugging Face "
-        "id such as org/name.",
-    ),
-]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The GGUF to write.")]
-FileTypeOption = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        "-f",
-        metavar="F",
-        help="Which numbers the weights become: q4_k_m is the usual choice (4.9 bits a weight), q8_0 is nearly "
-        "lossless, bf16 and f32 change nothing. `tersor formats --files` lists all.",
-    ),
-]
-TensorFormatOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tensor-format",
-        metavar="PATTERN=FORMAT",
-        help="Another format for all tensors whose GGUF name the regular expression finds, such as "
-        "'ffn_down=q6_k' or 'blk\\.0\\.=q8_0'. May be repeated; the first that matches wins.",
-    ),
-]
-OutputFormatOption = Annotated[
-    str | None, typer.Option(metavar="F", help="Format of the output matrix: rounding it costs the most.")
-]
-EmbeddingFormatOption = Annotated[
-    str | None, typer.Option(metavar="F", help="Format of the token embedding: rounding it costs the least.")
-]
-SearchOption = Annotated[
-    str,
-    typer.Option(
-        metavar="best|ggml", help="How grid points are found: 'best' is ours; 'ggml' gives llama.cpp's very bytes."
-    ),
-]
-FallbackOption = Annotated[
-    bool,
-    typer.Option(
-        "--fallback/--no-fallback",
-        help="A row that does not divide into blocks of its format takes a near one, named in the Card; "
-        "--no-fallback stops instead.",
-    ),
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show the plan and exact sizes; read and write no weight.")
-]
-SplitSizeOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Begin a new file before it exceeds this size, such as 2GiB.")
-]
-SplitTensorsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Begin a new file after N tensors.")]
-ThreadsOption = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Threads of the encoder; 0: all cores. Never changes the bytes.")
-]
-IgnoreConfigOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KEY", help="A key of config.json that tersor does not know and that you know to be harmless."
-    ),
-]
-
-
-MethodOption = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        "-m",
-        metavar="M",
-        help="What chooses the grid points: rtn and hqq know no text; clip, gptq, gptaq, foem, qronos, autoround and "
-        "best put errors where the calibration text feels them least. Rewrites stand before, as in awq+gptq or "
-        "hadamard+best; awq alone means awq+clip. Default: best where --calibration is given, else rtn.",
-    ),
-]
-CalibrationOption = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration",
-        "-c",
-        metavar="TEXT",
-        help="Text like that of your use: a file, a folder, JSON lines, Parquet, a dataset id, or 'builtin'.",
-    ),
-]
-ContainerOption = Annotated[
-    str,
-    typer.Option(
-        metavar="C",
-        help="gguf for llama.cpp; gptq, gptq_v2, awq or compressed-tensors for transformers and vLLM: OUT is a folder "
-        "then, and --format a plain one such as int4-g128.",
-    ),
-]
 
 
 def quantize(
@@ -183,9 +118,17 @@ def quantize(
         bool, typer.Option("--proof/--no-proof", help="Measure the gain on calibration sequences that are kept back.")
     ] = True,
     device: Annotated[str, typer.Option(metavar="D", help="Where calibration computes: cpu, cuda, cuda:1.")] = "cpu",
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    max_drop: MaxDropOption = None,
+    engine: EngineOption = "onnxruntime",
+    leave: LeaveOption = None,
+    mean: MeanOption = "0,0,0",
+    std: StdOption = "1,1,1",
+    size_of: NetSizeOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a model into a GGUF that stock llama.cpp runs, with a Card that says what it cost.
+    """Turn a model into a GGUF that stock llama.cpp runs, or a net into an ONNX file on integers, with its Card.
 
     With --calibration, every block is quantized knowing what its matrices see; a run that is stopped goes on with
     --resume, and torchrun spreads it over processes.
@@ -198,15 +141,20 @@ def quantize(
       tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
       tersor quantize org/name -o name.gguf --format q4_k_m --calibration my-text/
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
+      tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
     """
-    limit = None if split_max_size is None else parse_size(split_max_size)
-    choices = Choices(
-        tensor_formats=tensor_format or (),
-        output_format=output_format,
-        embedding_format=embedding_format,
-        search=search,
-        fallback=fallback,
-    )
+    if is_network(model):
+        refuse_given(context, OF_LANGUAGE, "a net")
+        made = NetArguments(
+            calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of)
+        )
+        made = replace(made, threads=threads, force=force, method=method)
+        made = replace(made, command=_command(context.obj or [], model, output))
+        quantize_net_command(model, output, file_type, made, as_json=as_json)
+        return
+    refuse_given(context, OF_NETS, "a language model")
+    choices = Choices(tensor_formats=tensor_format or (), output_format=output_format, search=search, fallback=fallback)
+    choices["embedding_format"] = embedding_format
     source = load(model, ignore_config=ignore_config or ())
     if imatrix is not None:
         choices["importance"] = importance_from(imatrix, source)
@@ -229,22 +177,28 @@ def quantize(
         save_imatrix=save_imatrix,
         device=device,
         threads=threads,
-        split_max_bytes=limit,
+        split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         split_max_tensors=split_max_tensors,
         command=_command(context.obj or [], model, output),
     )
-    is_rounded = how.method == "rtn" and calibration is None
-    if is_rounded and not dry_run and container != "gguf" and quantized_source(source):
-        card: Card | None = convert(source, file_type, output, container, command=how.command)
-    else:
-        is_plain = dry_run or (is_rounded and container == "gguf")
-        card = (_plainly if is_plain else _calibrated)(source, file_type, output, how, choices, dry_run=dry_run)
+    card = _made(source, file_type, output, how, choices, dry_run=dry_run, is_calibrated=calibration is not None)
     if card is None:  # another rank writes and speaks
         return
     if as_json:
         print_json(card.to_object())
     else:
         sys.stdout.write(_summary(card, model, output))
+
+
+def _made(
+    source: Model, file_type: str, output: Path, how: How, choices: Choices, *, dry_run: bool, is_calibrated: bool
+) -> Card | None:
+    """Take the way that method and container ask for."""
+    is_rounded = how.method == "rtn" and not is_calibrated
+    if is_rounded and not dry_run and how.container != "gguf" and quantized_source(source):
+        return convert(source, file_type, output, how.container, command=how.command)
+    is_plain = dry_run or (is_rounded and how.container == "gguf")
+    return (_plainly if is_plain else _calibrated)(source, file_type, output, how, choices, dry_run=dry_run)
 
 
 def _plainly(model: Model, name: str, output: Path, how: How, choices: Choices, *, dry_run: bool) -> Card:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from tersor.calibrate.text import BUILT_IN
 from tersor.core.card import Card
 from tersor.core.errors import SchemeError
+from tersor.graph.net import Net
+from tersor.graph.ptq import Recipe
 from tersor.models import Model, load
 from tersor.pipeline import quantize as pipeline
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, is_network, quantize_network
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import UserChoices, make_plan
 
-__all__ = ["Options", "plainly", "quantize"]
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+__all__ = ["NetOptions", "Options", "plainly", "quantize"]
 
 
 class Options(UserChoices, total=False):
@@ -42,16 +48,51 @@ class Options(UserChoices, total=False):
     device: str
 
 
+class NetOptions(TypedDict, total=False):
+    """What `tersor.quantize` takes for a net; see `tersor.pipeline.nets.quantizing.NetHow`."""
+
+    example_inputs: Any
+    weights: Path | None
+    recipe: Recipe
+    data: Any
+    max_drop: float | None
+    force: bool
+    limit: int | None
+    bench: bool
+    threads: int
+    command: str
+
+
+@overload
 def quantize(
     model: str | Path | Model,
-    format: str = "q4_k_m",  # noqa: A002 (the word of the command line)
+    format: str = "q4_k_m",
     *,
     output: str | Path,
     method: str | None = None,
     calibration: str | Path | Calibration | None = None,
     **options: Unpack[Options],
-) -> Card:
-    """Write `model` in `format` to `output`, with its Card beside, and return the Card.
+) -> Card: ...
+
+
+@overload
+def quantize(
+    model: Module | Net, format: str = "int8", *, calibration: object, **options: Unpack[NetOptions]
+) -> QuantizedResult: ...
+
+
+def quantize(
+    model: str | Path | Model | Module | Net,
+    format: str | None = None,  # noqa: A002 (the word of the command line)
+    *,
+    calibration: Any = None,
+    **options: Any,
+) -> Card | QuantizedResult:
+    """Write a language model in `format` to `output`, with its Card beside, and return the Card; or round a net.
+
+    A torch module, a Net, an .onnx file or "package.module:factory" is a net with activations: `format` is "int8" (or
+    "int4" to "int2" for its weights), `calibration` yields batches or is a path, options are those of `NetHow`. What is
+    returned can be called and saved; with `output` it is saved, and its Card returned. For a language model:
 
     model        what `tersor.load` takes, or what it returned
     format       a file type such as "q4_k_m" (`tersor formats --files` lists them); for another container than
@@ -63,6 +104,31 @@ def quantize(
     `tersor.pipeline.calibrated.quantize.quantize_calibrated`. Under torchrun only one rank has a Card: the others raise
     SchemeError, use the command line there.
     """
+    if is_network(model):
+        return _quantized_net(model, format or "int8", calibration, **options)
+    return _quantized_model(model, format or "q4_k_m", calibration, **options)  # type: ignore[arg-type]  # is_network
+
+
+def _quantized_net(
+    net: Any, name: str, calibration: Any, output: str | Path | None = None, **options: Any
+) -> Card | QuantizedResult:
+    odd = sorted(set(options) - set(NetHow.__dataclass_fields__))
+    if odd or calibration is None:
+        told = f"no option {', '.join(odd)}" if odd else "calibration data is needed: batches, or a path"
+        raise SchemeError(f"quantizing a net: {told}; there are {', '.join(NetHow.__dataclass_fields__)}")
+    made = quantize_network(net, name, NetHow(calibration=calibration, **options))
+    return made if output is None else made.save(output)
+
+
+def _quantized_model(
+    model: str | Path | Model,
+    format: str,  # noqa: A002
+    calibration: str | Path | Calibration | None,
+    *,
+    output: str | Path,
+    method: str | None = None,
+    **options: Unpack[Options],
+) -> Card:
     source = model if isinstance(model, Model) else load(model)
     chosen = method or ("rtn" if calibration is None else "best")
     where, is_rounded = options.get("container", "gguf"), chosen == "rtn" and calibration is None

@@ -15,7 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["JsonOption", "console", "print_json", "significant", "table"]
+from tersor.core.errors import SchemeError
+
+__all__ = ["JsonOption", "console", "print_json", "refuse_given", "significant", "table"]
 
 PIPE_WIDTH = 100
 """Columns of a table that does not go to a terminal."""
@@ -71,3 +73,12 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def refuse_given(context: typer.Context, names: tuple[str, ...], subject: str) -> None:
+    """Say which option was given that means nothing here, instead of passing it over."""
+    options = {str(option.name): option.opts[0] for option in context.command.params}
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise SchemeError(f"{options[name]} means nothing for {subject}")

@@ -1,0 +1,113 @@
+"""The half of `tersor quantize` that is for nets with activations: its call, and what it prints."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+
+from tersor.cli.screen.output import console, print_json, significant, table
+from tersor.cli.screen.progress import progress_bar
+from tersor.core.card import Card, card_path
+from tersor.core.errors import SchemeError
+from tersor.core.quantities import size
+from tersor.evaluation.nets.images import Preparation
+from tersor.graph.ptq import Recipe
+from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, quantize_network
+
+__all__ = ["NetArguments", "quantize_net_command"]
+
+METHODS = ("ptq",)
+
+
+@dataclass(frozen=True, slots=True)
+class NetArguments:
+    """What was typed, as `NetHow` wants it."""
+
+    calibration: str | None
+    weights: Path | None
+    data: Path | None
+    max_drop: float | None
+    engine: str
+    leave: tuple[str, ...]
+    preparation: Preparation = field(default_factory=Preparation)
+    threads: int = 0
+    force: bool = False
+    method: str | None = None
+    command: str = ""
+
+
+def quantize_net_command(model: str, output: Path, file_type: str, given: NetArguments, *, as_json: bool) -> None:
+    """Quantize a net, write it and its Card, and tell what became of it."""
+    if given.calibration is None:
+        raise SchemeError(
+            "a net needs data to know the ranges of its activations by: --calibration with a folder of images, an "
+            ".npz, or package.module:function that returns batches"
+        )
+    if given.method not in (None, *METHODS):
+        raise SchemeError(f"nets are quantized by {', '.join(METHODS)}, not {given.method!r}")
+    if output.suffix != ".onnx":
+        raise SchemeError(f"nets are written as ONNX: give a name like {output.stem}.onnx, not {output.name}")
+    with progress_bar(unit="items") as progress:
+        how = NetHow(
+            calibration=given.calibration,
+            weights=given.weights,
+            recipe=Recipe(engine=given.engine, left=given.leave),
+            data=given.data,
+            max_drop=given.max_drop,
+            force=given.force,
+            preparation=given.preparation,
+            threads=given.threads,
+            command=given.command,
+            progress=progress,
+        )
+        result = quantize_network(model, "int8" if file_type == "q4_k_m" else file_type, how)
+        card = result.save(output)
+    if as_json:
+        print_json(card.to_object())
+    else:
+        _show(result, card, output)
+
+
+def _show(result: QuantizedResult, card: Card, output: Path) -> None:
+    screen = console()
+    screen.print(
+        f"{card.name} → {card.plan.recipe.format}: {size(card.source_bytes)} → {size(card.nbytes)} "
+        f"({card.ratio:.2f}× smaller)"
+    )
+    made = table("", ">float", ">integers", ">95 % interval")
+    for evaluation in card.evaluations:
+        for name in ("top1_accuracy", "top5_accuracy"):
+            ours, theirs = evaluation.metric(name), evaluation.metric(f"reference_{name}")
+            if ours is not None and theirs is not None:
+                interval = f"{ours.low:.2%} … {ours.high:.2%}" if ours.low is not None and ours.high is not None else ""
+                made.add_row(name.replace("_", " "), f"{theirs.value:.2%}", f"{ours.value:.2%}", interval)
+        drop, noise = evaluation.metric("accuracy_drop"), evaluation.metric("output_sqnr")
+        if drop is not None and drop.low is not None and drop.high is not None:
+            made.add_row("lost, points", "", f"{100 * drop.value:.2f}", f"{100 * drop.low:.2f} … {100 * drop.high:.2f}")
+        if noise is not None:
+            made.add_row("output SQNR, dB", "", f"{noise.value:.1f}", "")
+    for race in card.benchmarks:
+        ours, ratio = race.metric("latency_p50_ms"), race.ratios[0]
+        if ours is not None and ratio.value > 0:
+            times = f"{significant(ours.value / ratio.value)}", f"{significant(ours.value)}"
+            made.add_row(f"ms, batch {race.settings['batch']}", *times, f"{1 / ratio.value:.2f}× faster")
+    if made.row_count:
+        screen.print(made)
+    for note in card.notes:
+        screen.print(f"note: {note}")
+    if result.ranking:
+        screen.print(_ranking(result))
+    sys.stdout.write(f"wrote {output} in {card.seconds.total:.1f} s\n")
+    sys.stdout.write(f"Card  {card_path(output, 'html')} (and .md, .json)\n")
+
+
+def _ranking(result: QuantizedResult) -> Table:
+    made = table("operator", "kind", ">weights", ">alone, dB", ">share of noise", "now")
+    left = set(result.returned.left) if result.returned else set()
+    for row in result.ranking:
+        where = "float" if row.node in left else "integers"
+        made.add_row(row.node, row.operator, f"{row.weights:,}", f"{row.alone_db:.1f}", f"{row.gain:.1%}", where)
+    return made

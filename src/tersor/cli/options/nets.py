@@ -1,0 +1,62 @@
+"""What `tersor quantize` asks of a net with activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "OF_LANGUAGE",
+    "OF_NETS",
+    "DataOption",
+    "EngineOption",
+    "LeaveOption",
+    "MaxDropOption",
+    "NetSizeOption",
+    "WeightsOption",
+]
+
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Nets: weights to load into module:factory first, .safetensors or .pt."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DATA",
+        help="Nets: labelled images to judge by, a folder with a subfolder a class or an .npz of images and labels.",
+    ),
+]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS",
+        help="Nets: percentage points of accuracy that may be lost on --data; without it, of agreement with the float "
+        "net on the calibration data. As few operators as possible go back to float until it is met.",
+    ),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="E",
+        help="Nets: whose rules say what runs on integers: onnxruntime (others read that too), openvino, tensorrt, "
+        "xnnpack.",
+    ),
+]
+LeaveOption = Annotated[
+    list[str] | None, typer.Option(metavar="NODE", help="Nets: an operator that stays in float. May be repeated.")
+]
+NetSizeOption = Annotated[
+    str, typer.Option("--size", metavar="HxW", help="Nets: what images of a folder are resized to.")
+]
+
+OF_NETS = ("weights", "data", "max_drop", "engine", "leave", "mean", "std", "size_of")
+"""Parameters that mean nothing for a language model."""
+OF_LANGUAGE = (
+    *("tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),
+    *("split_max_tensors", "ignore_config", "container", "activations", "calibration_sequences", "calibration_length"),
+    *("calibration_field", "calibration_chunk", "seed", "imatrix", "save_imatrix", "resume", "proof", "device"),
+)
+"""Parameters that mean nothing for a net."""

@@ -1,0 +1,124 @@
+"""The Card of a net on integers: every tensor and what it became, every operator and what it lost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+
+import numpy as np
+
+from tersor.core.card import Card, Seconds, TensorError
+from tersor.core.evaluation import LayerError
+from tersor.core.plan import Plan, PlannedTensor, Recipe
+from tersor.evaluation.layers.weights import Sums
+from tersor.graph.net import constant
+from tersor.graph.ptq import QuantizedNet
+from tersor.graph.sensitivity.operators import Sensitivity
+from tersor.graph.sensitivity.search import Returned
+from tersor.graph.sessions import Feeds, Session
+from tersor.pipeline.steps.provenance import machine, peak_memory_bytes, versions
+
+__all__ = ["card_of", "notes_of", "operator_errors"]
+
+ENGINES = ("onnx", "onnxruntime")
+SHOWN = 8
+
+
+def card_of(quantized: QuantizedNet, files: Mapping[str, str], name: str, calibration: str, began: float) -> Card:
+    """Return the Card of a net that is not written yet.
+
+    files        name → SHA-256 of what was read
+    name         of the format
+    calibration  in words
+    began        when the work began, as `time.perf_counter` has it
+    """
+    recipe = quantized.recipe
+    rows = list(_tensors(quantized))
+    method = f"ptq for {recipe.engine}, ranges {recipe.ranges}, weights {recipe.weights}"
+    made = Recipe(format=name, mixture="", method=method, calibration=calibration)
+    found = {**versions(), **{package: version(package) for package in ENGINES}}
+    return Card(
+        name=quantized.source.name,
+        plan=Plan(quantized.source.name, "onnx", made, tuple(row for row, _ in rows)),
+        sources=dict(files),
+        source_bytes=sum(4 * row.weights for row, _ in rows),
+        artefacts=(),
+        errors=tuple(error for _, error in rows),
+        seconds=Seconds(total=time.perf_counter() - began),
+        peak_memory_bytes=peak_memory_bytes(),
+        versions=found,
+        platform=machine(),
+        command="",
+    )
+
+
+def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorError]]:
+    """Yield every weight of the float net with what became of it."""
+    weights = {site.value: name for name, site in quantized.placement.weights.items()}
+    biases = {site.value for site in quantized.placement.biases.values()}
+    kept = {row.node: row.reason for row in quantized.placement.kept}
+    for name, value in quantized.source.graph.initializers.items():
+        numbers = constant(value)
+        if numbers is None or numbers.dtype != np.float32:
+            continue
+        shape = tuple(numbers.shape)
+        if name in weights:
+            rounded = quantized.weights[weights[name]]
+            scheme = rounded.quantizer.scheme
+            form = f"int{scheme.bits}-{'tensor' if scheme.axis is None else 'channel'}-sym"
+            nbytes = rounded.codes.size + 4 * rounded.quantizer.scale.size
+            row = PlannedTensor(name, shape, "F32", form, weights[name], "", nbytes)
+            yield row, TensorError(name, _relative(numbers, rounded.values), method=quantized.recipe.weights)
+        elif name in biases:
+            yield PlannedTensor(name, shape, "F32", "int32", "bias", "", 4 * numbers.size), TensorError(name, None)
+        else:
+            reason = next(
+                (f"kept: {kept[str(use.node.name)]}" for use in value.uses() if use.node.name in kept), "float"
+            )
+            yield PlannedTensor(name, shape, "F32", "f32", reason, "", 4 * numbers.size), TensorError(name, 0.0)
+
+
+def _relative(before: np.ndarray, after: np.ndarray) -> float | None:
+    power = float(np.square(before.astype(np.float64)).sum())
+    return math.sqrt(float(np.square(after.astype(np.float64) - before).sum()) / power) if power else None
+
+
+def operator_errors(quantized: QuantizedNet, batches: Sequence[Feeds]) -> tuple[LayerError, ...]:
+    """Return what integers did to the output of every operator on integers, everything before it on integers too."""
+    nodes = {str(node.name): node for node in quantized.source.nodes}
+    names = {name: str(nodes[name].outputs[0].name) for name in quantized.placement.integer}
+    there = quantized.net.values()
+    watched = {name: value for name, value in names.items() if value in there}
+    ours, theirs = (Session(net, watched.values(), optimized=False) for net in (quantized.net, quantized.source))
+    sums = {name: Sums() for name in watched}
+    for feeds in batches:
+        made, wanted = ours.run(feeds), theirs.run(feeds)
+        for name, value in watched.items():
+            sums[name].add(*(np.asarray(side[value], np.float32).reshape(1, -1) for side in (wanted, made)))
+    return tuple(
+        LayerError(name, nodes[name].op_type, None, found.sqnr_db, found.cosine, None, arriving_db=found.sqnr_db)
+        for name, found in sums.items()
+    )
+
+
+def notes_of(
+    quantized: QuantizedNet, ranking: Sequence[Sensitivity], returned: Returned | None, max_drop: float | None
+) -> tuple[str, ...]:
+    """Return what a reader of the Card must know: what stays in float and why, and what was tried."""
+    notes = []
+    integer = len(quantized.placement.weights)
+    notes.append(f"{integer} operators with weights run on integers, {len(quantized.placement.kept)} stay in float")
+    notes += [f"{row.node} ({row.operator}) stays in float: {row.reason}" for row in quantized.placement.kept]
+    if returned is not None:
+        met = "met" if returned.meets else "NOT met"
+        notes.append(
+            f"largest drop of {max_drop:g} points {met}: {returned.drop:.2f} after {len(returned.trials)} trials"
+        )
+        if returned.left:
+            notes.append(f"went back to float, the most sensitive first: {', '.join(returned.left)}")
+    worst = [f"{row.node} {row.gain:.0%}" for row in ranking[:SHOWN]]
+    if worst:
+        notes.append(f"share of the output's noise that goes with each operator: {', '.join(worst)}")
+    return tuple(notes)

@@ -1,0 +1,79 @@
+"""Calibration data as users name it: arrays in an .npz, a folder of images, or a function that returns batches."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor.core.errors import FormatError, MissingError, SchemeError, ShapeError
+from tersor.evaluation.nets.images import Preparation, open_images
+from tersor.graph.net import Net
+from tersor.pipeline.nets.naming import is_net_name, load_named
+
+__all__ = ["calibration_batches"]
+
+BATCH = 32
+
+
+def calibration_batches(
+    source: Any, net: Net | None = None, preparation: Preparation | None = None, *, images: str = "images"
+) -> Iterable[Any]:
+    """Return the batches that `source` stands for.
+
+    source       batches (a DataLoader, a list), passed on as they are; "package.module:function" that returns such; an
+                 .npz whose arrays are named as the inputs of `net`, as they are fed, or that holds images, under the
+                 name `images`; or a folder of images, in subfolders by class
+    net          whose inputs are looked for in the .npz; None: an array must be called as `images`
+    preparation  how pixels of images become numbers
+    Raises MissingError, FormatError and SchemeError by name.
+    """
+    if not isinstance(source, (str, Path)):
+        if not isinstance(source, Iterable):
+            raise SchemeError(f"calibration data is a path or yields batches, got {type(source).__name__}")
+        return source
+    if is_net_name(str(source)):
+        made = load_named(str(source))
+        found = made() if callable(made) else made
+        if not isinstance(found, Iterable):
+            raise SchemeError(f"{source} returned a {type(found).__name__}; batches are needed")
+        return found
+    path = Path(source).expanduser()
+    if path.suffix == ".npz":
+        return _arrays(path, net, preparation or Preparation(), images)
+    return [batch for batch, _ in open_images(path, preparation)]
+
+
+def _arrays(path: Path, net: Net | None, preparation: Preparation, images: str) -> Iterator[Any]:
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file")
+    wanted = [] if net is None else [str(value.name) for value in net.inputs]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if wanted and all(name in arrays for name in wanted):
+                yield from _rows({name: arrays[name] for name in wanted}, path)
+                return
+            if images not in arrays:
+                named = f"{', '.join(wanted)} (as the net's inputs) or " if wanted else ""
+                raise FormatError(f"{path} has no array called {named}{images}; there are {', '.join(arrays.files)}")
+            pixels = arrays[images]
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path}: not an .npz of plain arrays ({error})") from error
+    if pixels.ndim != 4:
+        raise ShapeError(f"{path}: {images} must be [n, height, width, channels], got {list(pixels.shape)}")
+    for start in range(0, len(pixels), BATCH):
+        yield preparation.tensor(pixels[start : start + BATCH])
+
+
+def _rows(arrays: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1 or not counts - {0}:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise ShapeError(f"{path}: arrays need as many rows each, at least one: {shapes}")
+    for start in range(0, counts.pop(), BATCH):
+        yield {name: array[start : start + BATCH] for name, array in arrays.items()}

@@ -1,0 +1,262 @@
+"""From a net and data to an ONNX file on integers with its Card: what a user calls."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.core.card import Artefact, Card
+from tersor.core.errors import FormatError, QualityError, SchemeError
+from tersor.core.evaluation import Evaluation
+from tersor.evaluation.nets.accuracy import evaluate_net
+from tersor.evaluation.nets.calling import is_module
+from tersor.evaluation.nets.images import Preparation, open_images
+from tersor.evaluation.nets.latency import race_nets
+from tersor.files.checkpoint import Checkpoint
+from tersor.files.hashing import sha256
+from tersor.graph.capture import capture
+from tersor.graph.net import Net
+from tersor.graph.observe import Progress
+from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
+from tersor.graph.sensitivity.operators import Sensitivity, sensitivities
+from tersor.graph.sensitivity.search import Returned, return_to_float
+from tersor.graph.sessions import Feeds, feeds_of
+from tersor.kernels.lazy import LazyModule
+from tersor.pipeline.nets.cards import card_of, notes_of, operator_errors
+from tersor.pipeline.nets.data import calibration_batches
+from tersor.pipeline.nets.judge import Judge, scores_by
+from tersor.pipeline.nets.naming import is_net_name, load_net
+from tersor.pipeline.steps.cards import save_card
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["FORMATS", "NetHow", "QuantizedResult", "is_network", "quantize_network"]
+
+FORMATS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+"""Name → bits of the weights; activations have 8."""
+RANKED_ITEMS = 256
+"""Of the calibration data, for the ranking of operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetHow:
+    """How to go about it.
+
+    calibration     batches, or what `calibration_batches` opens
+    example_inputs  of a torch net, None: the first calibration batch
+    weights         a file to load into a torch net first
+    recipe          how numbers are rounded; `bits` is set by the format
+    data            labelled data to judge by: batches of (inputs, labels), an .npz or a folder of images
+    max_drop        percentage points of accuracy that may be lost on `data` (without data: of agreement with the float
+                    net on the calibration data); operators go back to float until it is met
+    force           write the file even where `max_drop` is not met
+    limit           calibration batches that are taken at most
+    preparation     how pixels of images become numbers
+    bench           measure latency too
+    """
+
+    calibration: Any
+    example_inputs: Any = None
+    weights: Path | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    data: Any = None
+    max_drop: float | None = None
+    force: bool = False
+    limit: int | None = None
+    preparation: Preparation | None = None
+    images: str = "images"
+    labels: str = "labels"
+    bench: bool = True
+    threads: int = 0
+    command: str = ""
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedResult:
+    """A net on integers, with what it cost.
+
+    ranking   what each operator costs, the most sensitive first; empty where nobody asked
+    returned  what went back to float, None where nothing had to be met
+    """
+
+    quantized: QuantizedNet
+    card: Card
+    ranking: tuple[Sensitivity, ...] = ()
+    returned: Returned | None = None
+
+    def save(self, path: str | Path) -> Card:
+        """Write the ONNX file and its Card beside it; both appear whole. Returns the Card with the hash of the file."""
+        target = Path(path)
+        nbytes = self.quantized.net.save(target)
+        card = replace(self.card, artefacts=(Artefact(target.name, nbytes, sha256(target)),))
+        save_card(card, target)
+        return card
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run it in ONNX Runtime: the first output as an array."""
+        return scores_by(self.quantized.net)(*inputs, **named)
+
+
+def is_network(model: object) -> bool:
+    """Whether `model` is a net with activations, not a language model: a module, an .onnx file, module:factory."""
+    if isinstance(model, (str, Path)):
+        return Path(str(model)).suffix == ".onnx" or is_net_name(str(model))
+    return isinstance(model, Net) or (hasattr(model, "forward") and is_module(model))
+
+
+def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # noqa: A002 (the option's word)
+    """Return `net` on integers, and its Card.
+
+    net     a torch module, a Net, an .onnx file, or "package.module:factory"
+    format  "int8", or "int4" to "int2" for weights of fewer bits
+    Raises SchemeError, ShapeError and FormatError by name for data and options that do not fit, UnsupportedError for a
+    net that cannot be exported, QualityError where `max_drop` cannot be met even in float (unless `force`).
+    """
+    if format not in FORMATS:
+        raise SchemeError(f"nets are written as {', '.join(FORMATS)}, not {format!r}")
+    began = time.perf_counter()
+    source, files = _opened(net, how)
+    batches = _batches(source, how)
+    recipe = replace(how.recipe, bits=FORMATS[format])
+    quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
+    ranking: tuple[Sensitivity, ...] = ()
+    returned: Returned | None = None
+    if how.max_drop is not None:
+        ranking, returned = _meeting(quantized, batches, how)
+        quantized = returned.net
+    evaluations = tuple(_evaluations(quantized, how))
+    race = [race_nets(quantized.net, quantized.source, _one(batches[0]), threads=how.threads)] * how.bench
+    card = replace(
+        card_of(quantized, files, format, _described(how, batches), began),
+        layers=operator_errors(quantized, _few(batches)),
+        evaluations=evaluations,
+        benchmarks=tuple(race),
+        notes=notes_of(quantized, ranking, returned, how.max_drop),
+        command=how.command,
+    )
+    return QuantizedResult(quantized, card, tuple(ranking), returned)
+
+
+def _opened(net: Any, how: NetHow) -> tuple[Net, dict[str, str]]:
+    """Return the graph, and the files it came from with their hashes."""
+    if isinstance(net, Net):
+        return net, {}
+    if isinstance(net, (str, Path)) and not is_net_name(str(net)):
+        path = Path(net).expanduser()
+        if how.weights is not None:
+            raise SchemeError(f"--weights belong to a PyTorch net; {path.name} has its own")
+        return Net.open(path), {path.name: sha256(path)}
+    module: Any = load_net(str(net)) if isinstance(net, (str, Path)) else net
+    if not is_module(module):
+        raise SchemeError(f"{net} is no torch.nn.Module: only such a net can be captured")
+    files = {}
+    if how.weights is not None:
+        _load_weights(module, how.weights)
+        files[how.weights.name] = sha256(how.weights)
+    example = how.example_inputs if how.example_inputs is not None else _first(how)
+    return capture(module, example), files
+
+
+def _load_weights(module: Any, path: Path) -> None:
+    """Put the tensors of a safetensors or .pt file into a module; every name must be met."""
+    with contextlib.closing(Checkpoint([path])) as checkpoint:
+        found = {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.tensors}
+    wanted = module.state_dict()
+    odd = sorted(set(found) - set(wanted))
+    absent = sorted(name for name in set(wanted) - set(found) if not name.endswith("num_batches_tracked"))
+    if odd or absent:
+        told = [f"no place for {odd[0]!r}"] * bool(odd) + [f"{absent[0]!r} is absent"] * bool(absent)
+        raise FormatError(f"{path}: are these the weights of {type(module).__name__}? {', '.join(told)}")
+    try:
+        module.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        raise FormatError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _first(how: NetHow) -> Any:
+    """Return the inputs of the first calibration batch, as tensors."""
+    batches = calibration_batches(how.calibration, None, how.preparation, images=how.images)
+    first = next(iter(batches), None)
+    if first is None:
+        raise SchemeError("the calibration data is empty: give at least one batch")
+    first = first[0] if isinstance(first, (tuple, list)) and len(first) == 2 else first  # (inputs, labels)
+    if isinstance(first, dict):
+        return {key: torch.as_tensor(value) for key, value in first.items()}
+    return tuple(map(torch.as_tensor, first)) if isinstance(first, (tuple, list)) else torch.as_tensor(first)
+
+
+def _batches(net: Net, how: NetHow) -> list[Feeds]:
+    data = calibration_batches(how.calibration, net, how.preparation, images=how.images)
+    taken = itertools.islice(data, how.limit)
+    batches = [feeds_of(net, batch, f"calibration batch {number}") for number, batch in enumerate(taken)]
+    if not batches:
+        raise SchemeError("the calibration data is empty: give at least one batch")
+    return batches
+
+
+def _labelled(how: NetHow) -> Iterable[Any]:
+    if not isinstance(how.data, (str, Path)):
+        return how.data  # type: ignore[no-any-return]  # whatever yields batches
+    return open_images(Path(how.data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
+
+
+def _meeting(
+    quantized: QuantizedNet, batches: Sequence[Feeds], how: NetHow
+) -> tuple[tuple[Sensitivity, ...], Returned]:
+    assert how.max_drop is not None
+    if not 0 <= how.max_drop <= 100:
+        raise SchemeError(f"max_drop is in percentage points, from 0 to 100, got {how.max_drop}")
+    is_labelled = how.data is not None
+    judge = Judge.open(quantized.source, _labelled(how) if is_labelled else batches, labelled=is_labelled)
+    if judge.drop(quantized) <= how.max_drop:
+        return (), return_to_float(quantized, (), judge.drop, how.max_drop)
+    ranking = sensitivities(quantized, _few(batches), progress=how.progress)
+    returned = return_to_float(quantized, ranking, judge.drop, how.max_drop)
+    if not returned.meets and not how.force:
+        raise QualityError(
+            f"{quantized.source.name}: even with all weights in float {returned.drop:.2f} points are lost, not at most "
+            f"{how.max_drop:g}: allow more, or write it all the same with --force"
+        )
+    return ranking, returned
+
+
+def _few(batches: Sequence[Feeds]) -> list[Feeds]:
+    """Return the first batches, of about RANKED_ITEMS items."""
+    taken, items = [], 0
+    for feeds in batches:
+        taken.append(feeds)
+        items += len(next(iter(feeds.values())))
+        if items >= RANKED_ITEMS:
+            break
+    return taken
+
+
+def _one(feeds: Feeds) -> Feeds:
+    """Return the first item of a batch."""
+    return {name: values[:1] for name, values in feeds.items()}
+
+
+def _evaluations(quantized: QuantizedNet, how: NetHow) -> Iterator[Evaluation]:
+    """Yield the comparison with the float net on labelled data, where there is any that has classes."""
+    if how.data is None:
+        return
+    pair = [scores_by(net, how.threads) for net in (quantized.net, quantized.source)]
+    found = evaluate_net(pair[0], against=pair[1], data=_labelled(how))
+    engines = {"subject": "onnxruntime, integers", "reference": "onnxruntime, float32"}
+    yield replace(found, reference=f"{quantized.source.name} in float", engines=engines, command=how.command)
+
+
+def _described(how: NetHow, batches: Sequence[Feeds]) -> str:
+    items = sum(len(next(iter(feeds.values()))) for feeds in batches)
+    source = how.calibration
+    name = Path(str(source)).name if isinstance(source, (str, Path)) else type(source).__name__
+    return f"{name}: {items} items in {len(batches)} batches"
