@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,12 @@ onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'te
 pytest.importorskip("onnxruntime", reason="runs them: pip install 'tersor[onnx]'")
 pytest.importorskip("onnx_ir", reason="holds them: pip install 'tersor[onnx]'")
 
-from tersor.graph.net import Net  # noqa: E402
+from tersor.graph.net import Net, constant  # noqa: E402
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net  # noqa: E402
 from tersor.graph.sessions import Feeds, Session  # noqa: E402
 
 Array = npt.NDArray[Any]
-Shape = Sequence[int | str | None]
+Shape = Sequence[Any]
 
 TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "string": 8, "bool": 9, "float16": 10, "float64": 11}
 
@@ -46,16 +47,15 @@ class Drawing:
 
     def weight(self, *shape: int, name: str | None = None) -> str:
         """Return normal numbers that keep the size of what they multiply, over all axes but the first."""
-        spread = np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.2
+        spread = math.sqrt(2 / max(math.prod(shape[1:]), 1)) if len(shape) > 1 else 0.2
         return self.constant(self.random.standard_normal(shape) * spread, name)
 
-    def add(self, operator: str, *inputs: str, name: str | None = None, made: str | None = None, **more: Any) -> str:
-        """more: attributes, `outputs` for their number, `domain`"""
+    def add(self, operator: str, *inputs: str, **more: Any) -> str:
+        """more: attributes, `name` of the operator, `made` of what it makes, `outputs` for their number, `domain`"""
         place = len(self.nodes)
-        count = more.pop("outputs", 1)
-        made = made or f"v{place}"
+        count, made = more.pop("outputs", 1), str(more.pop("made", f"v{place}"))
+        name = more.pop("name", f"{operator.lower()}{place}")
         names = [made, *(f"{made}_{number}" for number in range(1, count))]
-        name = f"{operator.lower()}{place}" if name is None else name
         self.nodes.append(onnx.helper.make_node(operator, list(inputs), names, name=name, **more))
         return made
 
@@ -107,6 +107,13 @@ def sqnr(wanted: Array, got: Array) -> float:
     """Return the signal-to-noise ratio, decibels."""
     noise = float(np.square(wanted.astype(np.float64) - got).sum())
     return 10 * float(np.log10(max(float(np.square(wanted.astype(np.float64)).sum()), 1e-30) / max(noise, 1e-30)))
+
+
+def numbers(value: Any) -> Array:
+    """Return the numbers of a constant."""
+    found = constant(value)
+    assert found is not None, value
+    return found
 
 
 def operators(net: Net) -> dict[str, int]:
@@ -167,3 +174,66 @@ def mobilenet(*, opset: int = 17) -> Drawing:
     x = d.add("Flatten", d.add("GlobalAveragePool", x))
     d.add("Gemm", x, d.weight(10, 32), d.weight(10), transB=1, made="logits")
     return d.output("logits", shape=["batch", 10])
+
+
+def simulated(made: QuantizedNet, feeds: Feeds) -> dict[str, Array]:
+    """Return what the integers of a net mean, by definition.
+
+    Its float operators run one at a time, on what the placement says is rounded; there is no QuantizeLinear, no Relu
+    that was removed and no fused operator anywhere.
+    """
+    placement, values = made.placement, dict(feeds)
+    rounded: dict[str, Array] = {}
+    for value in made.source.graph.initializers.values():
+        values[str(value.name)] = numbers(value)
+    for node in [None, *made.source.nodes]:
+        if node is not None:
+            given = [None if value is None else str(value.name) for value in node.inputs]
+            name = str(node.name)
+            inputs = {
+                key: rounded[key] if key in rounded and name in placement.activations[key].nodes else values[key]
+                for key in given
+                if key
+            }
+            if name in placement.weights:
+                inputs[str(given[1])] = made.weights[name].values
+                source = made.activations.get(str(given[0]))
+                if name in placement.biases and source is not None and given[2]:
+                    inputs[given[2]] = _bias(values[given[2]], source.scale * made.weights[name].quantizer.scale)
+            values |= _alone(made.source, node, inputs)
+        for name, quantizer in made.activations.items():
+            if name in values and name not in rounded:
+                rounded[name] = quantizer.values(quantizer.codes(values[name]))
+    names = [str(value.name) for value in made.source.outputs]
+    return {
+        name: rounded[name] if name in rounded and placement.activations[name].returned else values[name]
+        for name in names
+    }
+
+
+def _bias(bias: Array, scale: Array) -> Array:
+    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+    return codes.astype(np.float32) * scale
+
+
+def _alone(net: Net, node: Any, inputs: Feeds) -> dict[str, Array]:
+    """Run one operator of a net in ONNX Runtime."""
+    import onnx_ir  # noqa: PLC0415 (skipped where it is not installed)
+    import onnxruntime  # noqa: PLC0415
+
+    made = [str(value.name) for value in node.outputs if value.name]
+    infos = [onnx.helper.make_tensor_value_info(key, TYPES[x.dtype.name], x.shape) for key, x in inputs.items()]
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in made]
+    graph = onnx.helper.make_graph([onnx_ir.to_proto(node)], "alone", infos, outputs)
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in net.model.opset_imports.items()]
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return dict(zip(made, session.run(made, inputs), strict=True))
+
+
+def by_name(net: Net) -> dict[str, Any]:
+    return {str(node.name): node for node in net.nodes}

@@ -120,7 +120,7 @@ def branching(self: Any, x: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
-    "a branch on values": (lambda: Called(branching), lambda: torch.randn(2, 3), UnsupportedError, "cannot be exported"),
+    "a branch": (lambda: Called(branching), lambda: torch.ones(2, 3), UnsupportedError, "cannot be exported"),
     "random numbers": (
         lambda: Called(lambda self, x: x + torch.rand_like(x)), lambda: torch.randn(2, 3), FormatError, "random",
     ),

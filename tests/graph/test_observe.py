@@ -42,7 +42,8 @@ def test_extremes_and_counts_are_those_of_the_values_themselves() -> None:
 
 
 def test_without_counts_the_data_is_run_once() -> None:
-    net, told = two_branches(), []
+    net = two_branches()
+    told: list[tuple[str, int, int]] = []
     batches = batches_of(net, images(1, 4, 6, 6, count=3))
     seen = observe(net, batches, ["x"], counts=False, threads=1, progress=lambda *what: told.append(what))
     assert len(told) == 3
@@ -54,6 +55,8 @@ def test_the_order_of_batches_changes_no_range_but_that_of_rounding() -> None:
     batches = batches_of(net, images(1, 4, 6, 6, count=4))
     one, other = (observe(net, each, ["x"], threads=1)["x"] for each in (batches, batches[::-1]))
     assert (one.low, one.high) == (other.low, other.high)
+    assert one.counts is not None
+    assert other.counts is not None
     np.testing.assert_array_equal(one.counts, other.counts)
 
 
@@ -75,7 +78,7 @@ def test_values_of_a_group_get_the_range_that_covers_all() -> None:
     placement = place(net, ENGINES["openvino"])
     seen = {name: Seen() for name in placement.activations}
     for number, name in enumerate(seen):
-        seen[name].add_extremes(np.float32([-number, 10 * number + 1]))
+        seen[name].add_extremes(np.array([-number, 10 * number + 1], np.float32))
     found = activation_quantizers(placement, seen, "minmax")
     (joined,) = (node for node in net.nodes if node.op_type == "Concat")
     group = [str(value.name) for value in (*joined.inputs, joined.outputs[0]) if value is not None]

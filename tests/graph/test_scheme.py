@@ -22,7 +22,7 @@ def rounding_graph(quantizer: Quantizer, rank: int) -> Any:
     kind = quantizer.scheme.dtype.name
     x = d.input("x", [None] * rank)
     d.constants |= {"scale": np.asarray(quantizer.scale), "zero": np.asarray(quantizer.zero_point)}
-    axis = {} if quantizer.scheme.axis is None else {"axis": quantizer.scheme.axis}
+    axis: dict[str, Any] = {} if quantizer.scheme.axis is None else {"axis": quantizer.scheme.axis}
     d.add("QuantizeLinear", x, "scale", "zero", made="codes", **axis)
     d.add("DequantizeLinear", "codes", "scale", "zero", made="values", **axis)
     d.output("values", shape=[None] * rank)
@@ -73,7 +73,7 @@ def test_codes_and_values_are_those_of_quantize_linear_to_the_bit(scheme: Scheme
     steps = random.integers(2 * scheme.lowest - 9, 2 * scheme.highest + 9, 400)
     x = np.concatenate([
         random.normal(0, max(abs(low), abs(high)), 400), steps * scale, (steps + 0.5) * scale,  # ties
-        np.nextafter(np.float32((steps + 0.5) * scale), np.float32(0)), [0.0, -0.0, low, high, 1e-45, -1e-45],
+        np.nextafter(((steps + 0.5) * scale).astype(np.float32), np.float32(0)), [0.0, -0.0, low, high, 1e-45, -1e-45],
     ]).astype(np.float32)  # fmt: skip
     assert_equal_to_the_standard(quantizer, x)
 
@@ -141,8 +141,9 @@ def test_bits_that_no_engine_has_are_refused(bits: int) -> None:
 
 
 def test_a_scheme_knows_its_codes_and_their_type() -> None:
-    found = {bits: (s.lowest, s.highest, s.dtype.name) for bits in (2, 8, 9) if (s := Scheme(bits, True, True))}
-    assert found == {2: (-2, 1, "int8"), 8: (-128, 127, "int8"), 9: (-256, 255, "int16")}
+    for bits, lowest, highest, kind in ((2, -2, 1, "int8"), (8, -128, 127, "int8"), (9, -256, 255, "int16")):
+        scheme = Scheme(bits, signed=True, symmetric=True)
+        assert (scheme.lowest, scheme.highest, scheme.dtype.name) == (lowest, highest, kind)
     unsigned = Scheme(8, signed=False, symmetric=True)
     assert (unsigned.lowest, unsigned.highest, unsigned.dtype.name) == (0, 255, "uint8")
     assert int(Quantizer.of_range(-3, 2, unsigned).zero_point) == 128
@@ -161,4 +162,4 @@ def test_the_drawn_graph_is_a_net_too() -> None:
     d.add("Relu", d.input("x", [2]), made="y")
     net = d.output("y").net()
     assert isinstance(net, Net)
-    np.testing.assert_array_equal(run(net, {"x": np.float32([-1, 2])})["y"], [0, 2])
+    np.testing.assert_array_equal(run(net, {"x": np.array([-1, 2], np.float32)})["y"], [0, 2])

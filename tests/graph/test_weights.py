@@ -56,7 +56,7 @@ def test_a_matrix_has_a_row_for_each_output() -> None:
 
 
 def test_a_method_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(SchemeError, match="no method 'nearest' for weights; there are .*rtn"):
+    with pytest.raises(SchemeError, match=r"no method 'nearest' for weights; there are .*rtn"):
         rounded_weight(np.ones((2, 2), np.float32), site(0), "nearest")
 
 

@@ -139,12 +139,13 @@ class Net:
 
     @cached_property
     def _taken(self) -> set[str]:
-        """Names that values have, those within loops and branches too: none may hide another."""
-        inner = {str(value.name) for node in inner_nodes(self.graph) for value in node.outputs}
-        return set(self.values()) | inner
+        """Names that values and nodes have, those within loops and branches too: none may hide another."""
+        nodes = [*self.graph, *inner_nodes(self.graph)]
+        made = {str(value.name) for node in nodes for value in node.outputs}
+        return set(self.values()) | made | {str(node.name) for node in nodes}
 
     def free_name(self, name: str) -> str:
-        """Return that name, or it with a number behind it, which no value has; it is taken from now on."""
+        """Return that name, or it with a number behind it, which nothing has; it is taken from now on."""
         wanted, number = name, 1
         while name in self._taken:
             number += 1

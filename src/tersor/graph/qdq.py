@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tersor.core.errors import SchemeError
 from tersor.graph.net import Array, Net, constant, operator
 from tersor.graph.placement import BIAS, WEIGHT, Placement, Site
 from tersor.graph.scheme import Quantizer
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 else:
     ir, passes = LazyModule("onnx_ir", "onnx"), LazyModule("onnx_ir.passes.common", "onnx")
 
-__all__ = ["with_quantizers"]
+__all__ = ["bias_place", "with_quantizers"]
 
 BIAS_LIMIT = (1 << 31) - 1
+EVERYTHING = (-np.inf, np.inf)
 
 
 def with_quantizers(
@@ -66,10 +68,11 @@ def _round_activation(
     """
     name = str(value.name)
     scale, zero = _parameters(net, name, quantizer)
-    quantize = ir.node("QuantizeLinear", [value, scale, zero], _axis(quantizer), name=f"{name}_quantize")
+    quantize = ir.node("QuantizeLinear", [value, scale, zero], _axis(quantizer), name=net.free_name(f"{name}_quantize"))
     codes = quantize.outputs[0]
     codes.name, codes.shape, codes.type = net.free_name(f"{name}_quantized"), value.shape, zero.type
-    restore = ir.node("DequantizeLinear", [codes, scale, zero], _axis(quantizer), name=f"{name}_dequantize")
+    called = net.free_name(f"{name}_dequantize")
+    restore = ir.node("DequantizeLinear", [codes, scale, zero], _axis(quantizer), name=called)
     values = restore.outputs[0]
     values.name, values.shape, values.type = net.free_name(f"{name}_dequantized"), value.shape, value.type
     producer = value.producer()
@@ -121,8 +124,10 @@ def _bounds(node: ir.Node) -> tuple[float, float] | None:
     numbers = [constant(value) for value in given]
     if any(value is not None and number is None for value, number in zip(given, numbers, strict=True)):
         return None
-    low, high = numbers
-    return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
+    low, high = (
+        default if number is None else float(number) for number, default in zip(numbers, EVERYTHING, strict=True)
+    )
+    return None if np.isnan(low) or np.isnan(high) else (low, high)
 
 
 def _parameters(net: Net, name: str, quantizer: Quantizer) -> tuple[ir.Value, ir.Value]:
@@ -138,7 +143,8 @@ def _stored(net: Net, name: str, codes: Array, quantizer: Quantizer) -> ir.Node:
     """Return the node that decodes stored codes; it stands nowhere yet."""
     stored = net.new_constant(f"{name}_quantized", codes)
     scale, zero = _parameters(net, name, quantizer)
-    node = ir.node("DequantizeLinear", [stored, scale, zero], _axis(quantizer), name=f"{stored.name}_dequantize")
+    called = net.free_name(f"{stored.name}_dequantize")
+    node = ir.node("DequantizeLinear", [stored, scale, zero], _axis(quantizer), name=called)
     made = node.outputs[0]
     made.name, made.shape, made.type = (
         net.free_name(f"{stored.name}_dequantized"),
@@ -153,10 +159,29 @@ def _put_before(net: Net, node: ir.Node, place: int, decoder: ir.Node) -> None:
     node.replace_input_with(place, decoder.outputs[0])
 
 
+def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Return the operator and input that hold the bias of `node`; of a MatMul, the Add behind it, None without one."""
+    if node.op_type != "MatMul":
+        return node, BIAS
+    made = node.outputs[0]
+    if len(made.uses()) != 1 or made.is_graph_output():
+        return None
+    use = next(iter(made.uses()))
+    if use.node.op_type != "Add":
+        return None
+    weight, bias = constant(node.inputs[WEIGHT]), constant(use.node.inputs[1 - use.idx])
+    fits = weight is not None and bias is not None and bias.shape == weight.shape[1:]
+    return (use.node, 1 - use.idx) if fits else None
+
+
 def _set_bias(net: Net, node: ir.Node, bias: Array) -> None:
-    if len(node.inputs) <= BIAS:
-        node.resize_inputs(BIAS + 1)
-    node.replace_input_with(BIAS, net.new_constant(f"{node.name}_bias", bias.astype(np.float32)))
+    found = bias_place(node)
+    if found is None:
+        raise SchemeError(f"{node.name}: a MatMul without an Add of a constant behind it can have no bias")
+    holder, place = found
+    if len(holder.inputs) <= place:
+        holder.resize_inputs(place + 1)
+    holder.replace_input_with(place, net.new_constant(f"{node.name}_bias", bias.astype(np.float32)))
 
 
 def _round_bias(net: Net, node: ir.Node, source: Quantizer, weight: Quantizer) -> None:
