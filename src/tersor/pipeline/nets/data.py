@@ -52,18 +52,19 @@ def _arrays(path: Path, net: Net | None, preparation: Preparation, images: str) 
         raise MissingError(f"{path}: no such file")
     wanted = [] if net is None else [str(value.name) for value in net.inputs]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if wanted and all(name in arrays for name in wanted):
-                yield from _rows({name: arrays[name] for name in wanted}, path)
-                return
-            if images not in arrays:
-                named = f"{', '.join(wanted)} (as the net's inputs) or " if wanted else ""
-                raise FormatError(f"{path} has no array called {named}{images}; there are {', '.join(arrays.files)}")
-            pixels = arrays[images]
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, FormatError):
-            raise
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            is_fed = bool(wanted) and all(name in names for name in wanted)
+            arrays = {name: archive[name] for name in (wanted if is_fed else [images]) if name in names}
+    except (ValueError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path}: not an .npz of plain arrays ({error})") from error
+    if is_fed:
+        yield from _rows(arrays, path)
+        return
+    if not arrays:
+        named = f"{', '.join(wanted)} (as the net's inputs) or " if wanted else ""
+        raise FormatError(f"{path} has no array called {named}{images}; there are {', '.join(names)}")
+    pixels = arrays[images]
     if pixels.ndim != 4:
         raise ShapeError(f"{path}: {images} must be [n, height, width, channels], got {list(pixels.shape)}")
     for start in range(0, len(pixels), BATCH):

@@ -1,0 +1,85 @@
+"""Sensitivities against the definition, measured with nets that are quantized anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersor.graph.net import Net
+from tersor.graph.observe import batches_of
+from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
+from tersor.graph.sensitivity.operators import sensitivities
+from tersor.graph.sensitivity.rebuild import with_left
+from tersor.graph.sessions import Session
+
+onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'tersor[onnx]'")
+pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
+
+X = [np.random.default_rng(number).standard_normal((4, 3, 6, 6)).astype(np.float32) for number in range(2)]
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    """Convolution, a residual, a second one with an outlier channel, a classifier."""
+    random = np.random.default_rng(0)
+    shapes = {"w0": (4, 3, 3, 3), "w1": (4, 4, 3, 3), "w2": (5, 144)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) * 0.2 for name, shape in shapes.items()}
+    weights["w1"][0] *= 20
+    make: Any = onnx.helper
+    nodes = [
+        make.make_node("Conv", ["x", "w0"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        make.make_node("Relu", ["a"], ["b"], name="relu"),
+        make.make_node("Conv", ["b", "w1"], ["c"], name="second", pads=[1, 1, 1, 1]),
+        make.make_node("Add", ["b", "c"], ["d"], name="sum"),
+        make.make_node("Flatten", ["d"], ["e"], name="flat"),
+        make.make_node("Gemm", ["e", "w2"], ["y"], name="last", transB=1),
+    ]
+    graph = make.make_graph(
+        nodes,
+        "net",
+        [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 6, 6])],
+        [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 5])],
+        [onnx.numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+    return Net.parse(model.SerializeToString(), "net")
+
+
+@pytest.fixture(scope="module")
+def quantized(net: Net) -> QuantizedNet:
+    return quantize_net(net, X, Recipe(bits=4), threads=1)
+
+
+def noise(net: Net, other: Net) -> float:
+    wanted, found = (
+        np.concatenate([Session(one).first({"x": x}) for x in X]).astype(np.float64) for one in (net, other)
+    )
+    return float(np.square(found - wanted).sum() / np.square(wanted).sum())
+
+
+def test_leaving_operators_is_as_quantizing_without_them(net: Net, quantized: QuantizedNet) -> None:
+    for left in ([], ["second"], ["first", "last"]):
+        again = quantize_net(net, X, Recipe(bits=4, left=tuple(left)), threads=1)
+        np.testing.assert_array_equal(
+            Session(with_left(quantized, left).net).first({"x": X[0]}), Session(again.net).first({"x": X[0]})
+        )
+    everything = with_left(quantized, quantized.placement.integer)
+    assert noise(net, everything.net) == pytest.approx(0, abs=1e-12)
+
+
+def test_gains_are_those_of_the_definition(net: Net, quantized: QuantizedNet) -> None:
+    rows = sensitivities(quantized, batches_of(net, X))
+    assert [row.gain for row in rows] == sorted((row.gain for row in rows), reverse=True)
+    assert {row.node for row in rows} == {"first", "second", "last"}
+    whole = noise(net, quantized.net)
+    for row in rows:
+        without = noise(net, quantize_net(net, X, Recipe(bits=4, left=(row.node,)), threads=1).net)
+        others = tuple(name for name in quantized.placement.integer if name != row.node)
+        alone = noise(net, quantize_net(net, X, Recipe(bits=4, left=others), threads=1).net)
+        assert row.without == pytest.approx(without, rel=1e-6)
+        assert row.alone == pytest.approx(alone, rel=1e-6)
+        assert row.gain == pytest.approx(1 - without / whole, rel=1e-6)
+        assert row.alone_db == pytest.approx(-10 * np.log10(alone), rel=1e-6)
+    assert rows[-1].weights in (108, 144, 720)

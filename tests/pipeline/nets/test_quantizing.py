@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tersor
+from tersor.core.card import Card, card_path
+from tersor.core.errors import FormatError, QualityError, SchemeError
+from tersor.files.hashing import sha256
+from tersor.graph.net import Net
+from tersor.pipeline.nets.quantizing import NetHow, is_network, quantize_network
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
+torch = pytest.importorskip("torch", reason="nets are torch modules: pip install 'tersor[torch]'")
+
+
+@pytest.fixture
+def how(folder: Path) -> NetHow:
+    return NetHow(calibration="calibration.npz", data="test.npz", bench=False, threads=1)
+
+
+def test_a_module_becomes_a_file_that_answers_as_it_does(net: Any, how: NetHow, folder: Path) -> None:
+    result = quantize_network(net, "int8", how)
+    card = result.save(folder / "net.onnx")
+    with np.load("test.npz") as arrays:
+        x = arrays["images"].astype(np.float32).transpose(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        wanted = net(torch.from_numpy(x)).numpy()
+    found = np.asarray(result(x))
+    # uniform rounding noise of 8 bits: far below a hundredth of the signal's power in a net of three layers
+    assert np.square(found - wanted).sum() < 0.01 * np.square(wanted).sum()
+    session = onnxruntime.InferenceSession(folder / "net.onnx", providers=["CPUExecutionProvider"])
+    (saved,) = session.run(None, {"x": x})
+    np.testing.assert_array_equal(saved, found)
+    assert card.artefacts[0].sha256 == sha256(folder / "net.onnx")
+    assert card.artefacts[0].nbytes == (folder / "net.onnx").stat().st_size
+    assert Card.from_json(card_path(folder / "net.onnx", "json").read_text()).to_json() == card.to_json()
+    assert not net.training
+
+
+def test_the_card_names_every_weight_with_what_it_became_and_lost(net: Any, graph: Net, how: NetHow) -> None:
+    card = quantize_network(graph, "int8", how).card
+    formats = {row.name: row.format for row in card.plan.tensors}
+    assert formats["first.weight"] == formats["second.weight"] == formats["last.weight"] == "int8-channel-sym"
+    assert formats["last.bias"] == "int32"
+    errors = {row.name: row.relative for row in card.errors}
+    for name in ("second.weight", "last.weight"):
+        weight = net.state_dict()[name].numpy()
+        scale = np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127
+        bound = np.sqrt((np.square(scale / 2) * weight[0].size).sum() / np.square(weight).sum())
+        relative = errors[name]
+        assert relative is not None
+        assert 0 < relative <= bound
+    evaluation = card.evaluations[0]
+    drop = evaluation.metric("accuracy_drop")
+    assert drop is not None
+    assert abs(drop.value) <= 0.05
+    assert {row.kind for row in card.layers} >= {"Conv", "Gemm", "Add"}
+    assert all(row.sqnr_db is not None and row.sqnr_db > 20 for row in card.layers)
+
+
+def test_operators_go_back_to_float_until_the_drop_is_small(graph: Net, how: NetHow) -> None:
+    lossy = quantize_network(graph, "int2", replace(how, max_drop=100.0))
+    assert lossy.returned is not None
+    assert lossy.returned.left == ()
+    held = quantize_network(graph, "int2", replace(how, max_drop=0.0))
+    assert held.returned is not None
+    assert held.returned.meets
+    assert held.returned.drop <= 0.0 < lossy.returned.drop, "two bits hurt this net, or the test shows nothing"
+    assert 0 < len(held.returned.left) <= 3
+    kept = {row.node for row in held.quantized.placement.kept}
+    assert set(held.returned.left) <= kept
+    assert [row.node for row in held.ranking if row.node in held.returned.left]
+    assert any("went back to float" in note for note in held.card.notes)
+    judged = held.card.evaluations[0].metric("accuracy_drop")
+    assert judged is not None
+    assert 100 * judged.value == pytest.approx(held.returned.drop)
+
+
+def test_without_labels_agreement_with_the_float_net_is_what_may_be_lost(graph: Net, how: NetHow) -> None:
+    result = quantize_network(graph, "int2", replace(how, data=None, max_drop=1.0))
+    assert result.returned is not None
+    assert result.returned.meets
+    assert result.card.evaluations == ()
+
+
+def test_a_drop_is_in_points(graph: Net, how: NetHow) -> None:
+    with pytest.raises(SchemeError, match="in percentage points, from 0 to 100, got -1"):
+        quantize_network(graph, "int8", replace(how, max_drop=-1.0))
+
+
+def test_an_onnx_file_and_a_module_give_the_same_codes(net: Any, how: NetHow, folder: Path) -> None:
+    with np.load("calibration.npz") as arrays:
+        x = torch.from_numpy(arrays["images"][:4].astype(np.float32).transpose(0, 3, 1, 2) / 255)
+    first = quantize_network(net, "int8", replace(how, example_inputs=x))
+    first.quantized.source.save(folder / "float.onnx")
+    second = quantize_network(folder / "float.onnx", "int8", how)
+    assert second.card.sources == {"float.onnx": sha256(folder / "float.onnx")}
+    for name, weight in first.quantized.weights.items():
+        np.testing.assert_array_equal(weight.codes, second.quantized.weights[name].codes)
+    for name, quantizer in first.quantized.activations.items():
+        assert quantizer.scale == second.quantized.activations[name].scale
+
+
+def test_weights_are_loaded_into_a_named_net(net: Any, how: NetHow, folder: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="the weights are saved with safetensors")
+    safetensors.save_file(net.state_dict(), folder / "w.safetensors")
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    with pytest.raises(
+        FormatError, match=r"are these the weights of Sequential\? no place for 'first.weight', '1.bias'"
+    ):
+        quantize_network(other, "int8", replace(how, weights=folder / "w.safetensors"))
+    fresh = type(net)()
+    result = quantize_network(fresh, "int8", replace(how, weights=folder / "w.safetensors"))
+    torch.testing.assert_close(fresh.first.weight, net.first.weight)
+    assert result.card.sources == {"w.safetensors": sha256(folder / "w.safetensors")}
+
+
+def test_tersor_quantize_takes_nets_too(net: Any, folder: Path) -> None:
+    batches = [torch.rand(8, 3, 8, 8) for _ in range(2)]
+    result = tersor.quantize(net, "int8", calibration=batches, bench=False)
+    assert result.card.plan.recipe.format == "int8"
+    card = tersor.quantize(net, "int8", calibration=batches, output=folder / "n.onnx", bench=False)  # type: ignore[call-overload]  # a net with a file
+    assert card.artefacts[0].name == "n.onnx"
+    with pytest.raises(SchemeError, match="no option colour; there are calibration"):
+        tersor.quantize(net, "int8", calibration=batches, colour="red")  # type: ignore[call-overload]  # the mistake
+    with pytest.raises(SchemeError, match="calibration data is needed"):
+        tersor.quantize(net, "int8")  # type: ignore[call-overload]  # the mistake
+
+
+@pytest.mark.parametrize(
+    ("format_name", "calibration", "words"),
+    [
+        ("q4_k", "calibration.npz", "nets are written as int8, int4, int3, int2, not 'q4_k'"),
+        ("int8", [], "the calibration data is empty"),
+        ("int8", 5, "calibration data is a path or yields batches, got int"),
+    ],
+)
+def test_what_does_not_fit_is_named(graph: Net, how: NetHow, format_name: str, calibration: Any, words: str) -> None:
+    example = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(SchemeError, match=words):
+        quantize_network(graph, format_name, replace(how, calibration=calibration, example_inputs=example))
+
+
+def test_calibration_that_is_not_a_number_is_named_by_place(graph: Net, how: NetHow) -> None:
+    bad = torch.zeros(4, 3, 8, 8)
+    bad[1, 2, 3, 4] = torch.nan
+    with pytest.raises(FormatError, match=r"calibration batch 1: x holds nan at \(1, 2, 3, 4\)"):
+        quantize_network(graph, "int8", replace(how, calibration=[torch.zeros(4, 3, 8, 8), bad]))
+
+
+def test_what_is_a_net_and_what_a_language_model(net: Any) -> None:
+    assert all(map(is_network, (net, "a/net.onnx", Path("net.onnx"), "package.module:factory")))
+    assert not any(map(is_network, ("model.gguf", "org/name", Path("folder"), 5)))
+
+
+def test_quality_errors_tell_what_is_left(graph: Net, how: NetHow, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tersor.pipeline.nets import judge  # noqa: PLC0415 (patched below)
+
+    monkeypatch.setattr(judge.Judge, "drop", lambda self, quantized: 3.0)
+    with pytest.raises(QualityError, match=r"even with all weights in float 3\.00 points are lost, not at most 1"):
+        quantize_network(graph, "int8", replace(how, max_drop=1.0))
+    assert quantize_network(graph, "int8", replace(how, max_drop=1.0, force=True)).returned is not None
