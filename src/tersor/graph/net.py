@@ -39,7 +39,7 @@ LARGEST_BYTES = (1 << 31) - 1
 """A protobuf message cannot be larger; weights beyond it lie in files of their own."""
 STANDARD = ("", "ai.onnx")
 """Names of the domain whose operators the standard defines."""
-INTEGER = re.compile(r"QLinear|QGemm|.*QuantizeLinear$|.*Integer(ToFloat)?$|.*QuantizeMatMul$|MatMulNBits")
+INTEGER = re.compile(r"QLinear|QGemm|.*[Qq]uantizeLinear$|.*Integer(ToFloat)?$|.*QuantizeMatMul$|MatMulNBits")
 """Operators that only a net that is quantized already has."""
 
 
@@ -76,6 +76,7 @@ class Net:
             onnx.checker.check_model(proto)
             model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
             _make_plain(model)
+            _check_weights(model)
         except Exception as error:  # of protobuf, of the checker, of shape inference, of the bindings: no common base
             raise FormatError(f"{name}: {' '.join(str(error).split())[:300]}") from error
         return cls(_supported(model, name), Path(name).stem)
@@ -117,7 +118,10 @@ class Net:
 
     def to_bytes(self) -> bytes:
         """Return the file as it would be saved; UnsupportedError beyond 2 GiB."""
-        proto = ir.to_proto(self.model)
+        try:
+            proto = ir.to_proto(self.model)
+        except Exception as error:  # onnx_ir's own; names that are no text, for one
+            raise FormatError(f"{self.name}: cannot be written as an ONNX file: {error.__cause__ or error}") from error
         if proto.ByteSize() > LARGEST_BYTES:
             raise UnsupportedError(f"{self.name}: {proto.ByteSize():,} bytes are more than one ONNX file can hold")
         data: bytes = proto.SerializeToString()
@@ -194,6 +198,17 @@ def _make_plain(model: ir.Model) -> None:
     if model.functions:
         passes.InlinePass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def _check_weights(model: ir.Model) -> None:
+    """Look at every weight once: the checker does not compare sizes with shapes."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    for value in [value for graph in graphs for value in graph.initializers.values()]:
+        try:
+            assert value.const_value is not None, "a weight without numbers"
+            value.const_value.numpy()
+        except Exception as error:
+            raise ValueError(f"the weight {value.name!r} is broken: {error}") from error
 
 
 def _supported(model: ir.Model, name: str) -> ir.Model:

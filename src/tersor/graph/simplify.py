@@ -5,6 +5,7 @@ A batch norm at rest is a factor and a summand for each channel; in front of a r
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,15 +60,29 @@ def _is_active(node: ir.Node) -> bool:
 def _move(net: Net, node: ir.Node) -> None:
     """Do at once what only moves the numbers of a weight: MatMul with a Transpose of its weight, as exporters write."""
     numbers = [constant(value) for value in node.inputs if value is not None]
-    made = node.outputs[0]
-    shape = [] if made.shape is None else [size for size in made.shape if isinstance(size, int)]
-    if any(number is None for number in numbers) or made.is_graph_output() or numbers[0] is None:
+    weight, made = constant(node.inputs[0]), node.outputs[0]
+    if weight is None or any(number is None for number in numbers) or made.is_graph_output():
         return
-    if made.shape is None or len(shape) != len(made.shape):
-        return
-    moved = numbers[0].transpose(attribute(node, "perm", None)) if operator(node) == "Transpose" else numbers[0]
-    made.replace_all_uses_with(net.new_constant(str(made.name), moved.reshape(shape), made.dtype))
+    try:
+        moved = _moved(node, weight, numbers[1] if len(numbers) > 1 else None)
+    except (ValueError, IndexError, TypeError):
+        return  # what cannot be is left to engines to refuse
+    made.replace_all_uses_with(net.new_constant(str(made.name), moved))
     net.graph.remove(node, safe=True)
+
+
+def _moved(node: ir.Node, weight: Array, told: Array | None) -> Array:
+    """Return what an operator that only moves makes of a weight; `told` are its axes, or its shape."""
+    axes = None if told is None else tuple(int(axis) for axis in told.reshape(-1))
+    if operator(node) == "Transpose":
+        return weight.transpose(attribute(node, "perm", None))
+    if operator(node) == "Squeeze":
+        return weight.squeeze(axes)
+    if operator(node) == "Unsqueeze":
+        return np.expand_dims(weight, axes or ())
+    keeps = not attribute(node, "allowzero", 0)
+    shape = [weight.shape[place] if keeps and size == 0 else size for place, size in enumerate(axes or ())]
+    return weight.reshape(shape)
 
 
 def _bypass(net: Net, node: ir.Node) -> None:
@@ -86,19 +101,24 @@ def _fold(net: Net, node: ir.Node) -> None:
         return
     if attribute(node, "training_mode", 0):
         return  # counts anew in every batch
-    numbers = [constant(value) for value in node.inputs[1:5]]
+    numbers = _statistics(node)
     weight = constant(before.inputs[1])
     bias = constant(before.inputs[2]) if len(before.inputs) > 2 and before.inputs[2] is not None else np.zeros(1)
-    if len(source.uses()) != 1 or weight is None or bias is None or any(number is None for number in numbers):
+    if len(source.uses()) != 1 or weight is None or bias is None or numbers is None:
         return
     if before.op_type == "ConvTranspose" and attribute(before, "group", 1) != 1:
         return
-    gamma, beta, mean, variance = (np.asarray(number, np.float64) for number in numbers)
-    factor = gamma / np.sqrt(variance + attribute(node, "epsilon", EPSILON))
-    folded = weight * factor.reshape(_along(before, weight)).astype(np.float64)
-    shifted = (bias * attribute(before, "beta", 1.0) - mean) * factor + beta
-    _put(net, before, 1, folded.astype(weight.dtype))
-    _put(net, before, 2, shifted.astype(weight.dtype))
+    factor, summand, mean = numbers
+    along = _along(before, weight)
+    outputs = math.prod(size for size, place in zip(weight.shape, along, strict=True) if place < 0)
+    if len(factor) != outputs or bias.ndim > 2 or (*bias.shape, 1)[bias.ndim - 1] not in (1, outputs):
+        return  # no engine runs it
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are kept in float later
+        folded = weight * factor.reshape(along)
+        shifted = (bias * attribute(before, "beta", 1.0) - mean) * factor + summand
+        folded, shifted = folded.astype(weight.dtype), shifted.astype(weight.dtype)
+    _put(net, before, 1, folded)
+    _put(net, before, 2, shifted)
     if before.op_type == "Gemm" and "beta" in before.attributes:
         del before.attributes["beta"]
     if node.outputs[0].is_graph_output():
@@ -108,6 +128,18 @@ def _fold(net: Net, node: ir.Node) -> None:
     else:
         node.outputs[0].replace_all_uses_with(source)
     net.graph.remove(node, safe=True)
+
+
+def _statistics(node: ir.Node) -> tuple[Array, Array, Array] | None:
+    """Return factor, summand and mean of a batch norm; None where it has none that can be folded."""
+    numbers = [constant(value) for value in node.inputs[1:5]]
+    known = [number for number in numbers if number is not None and number.dtype.kind == "f"]
+    if len(known) != 4 or len({number.shape for number in known}) > 1 or known[0].ndim != 1:
+        return None
+    with np.errstate(invalid="ignore"):
+        gamma, beta, mean, variance = (number.astype(np.float64) for number in known)
+    divisor = variance + attribute(node, "epsilon", EPSILON)
+    return (gamma / np.sqrt(divisor), beta, mean) if (divisor > 0).all() else None
 
 
 def _pool(net: Net, node: ir.Node) -> None:
