@@ -155,14 +155,14 @@ def test_sizes_that_are_known_need_no_run_and_free_ones_do() -> None:
 
 
 def test_a_name_that_a_module_cannot_have_gets_another_and_returns_under_its_own() -> None:
-    names = ["train", "a", "a.b", "x..y", '/layer/"w"', "training"]
+    names = ["train", "a", "a.b", "x..y", '/layer/"w"', "training", "graph"]
     d = Drawing()
     x = d.input("x", [2, 3])
     for name in names:
         x = d.add("Add", x, d.constant(np.full(3, 0.5), name))
     model = d.output(x, shape=[2, 3]).net().model
     module = to_torch(model)
-    assert set(dict(module.named_parameters())) == {"train_", "a", "a_.b", "x._.y", "/layer/_w_", "training_"}
+    assert set(dict(module.named_parameters())) == {"train_", "a", "a_.b", "x._.y", "/layer/_w_", "training_", "graph_"}
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1)
@@ -175,7 +175,8 @@ def test_masks_bounds_and_single_numbers_are_not_trained() -> None:
     d = Drawing()
     x = d.input("x", [2, 3])
     x = d.add("Mul", x, d.constant([0.5], "factor"))
-    x = d.add("Add", x, d.constant([0, -np.inf, -3e38], "mask"))
+    x = d.add("Add", x, d.constant([0, -np.inf, 0], "mask"))
+    x = d.add("Add", x, d.constant([0, 0, -3e38], "large mask"))
     x = d.add("Clip", x, d.constant(0.0, "low"))
     x = d.add("MatMul", x, d.constant(np.ones((3, 1)), "weight"))
     x = d.add("Add", x, d.constant([1.0], "bias"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.errors import UnsupportedError
 from tersor.graph.training.ops.arguments import RANGES
 from tersor.graph.training.ops.table import OPS, Operator
-from tersor.graph.training.places import identifier, put, stored_values
+from tersor.graph.training.places import at_the_top, identifier, put, stored_values
 from tersor.graph.training.tensors import constants, is_state, is_trained, to_ir, to_torch_tensor
 from tersor.kernels.lazy import LazyModule
 
@@ -197,8 +197,7 @@ class _Builder:
     def _mode(self) -> fx.Node:
         """Return the node that reads whether the module trains."""
         if self.training is None:
-            first = next(iter(self.graph.nodes))
-            with self.graph.inserting_before(first):
+            with at_the_top(self.graph):
                 self.training = self.graph.create_node("get_attr", "training")
         return self.training
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 else:
     torch, fx = LazyModule("torch", "torch"), LazyModule("torch.fx", "torch")
 
-__all__ = ["identifier", "put", "stored_values"]
+__all__ = ["at_the_top", "identifier", "put", "stored_values"]
 
 
 def put(root: Module, name: str, tensor: Tensor, *, trained: bool) -> str:
@@ -48,6 +49,12 @@ def stored_values(module: fx.GraphModule) -> Iterator[tuple[str, str]]:
     for node in module.graph.nodes:
         if node.op == "get_attr" and "value" in node.meta:
             yield node.meta["value"], str(node.target)
+
+
+def at_the_top(graph: fx.Graph) -> contextlib.AbstractContextManager[object]:
+    """Let nodes made in the block stand right behind the inputs."""
+    first = next((node for node in graph.nodes if node.op != "placeholder"), None)
+    return contextlib.nullcontext() if first is None else graph.inserting_before(first)
 
 
 def identifier(name: str, taken: set[str]) -> str:

@@ -1,0 +1,246 @@
+"""The loop: learns, distils, stops, keeps the best, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersor.core.errors import FormatError, QualityError, SchemeError
+from tersor.graph.training.distillation import divergence, squared_error
+from tersor.graph.training.prepare import prepare
+from tersor.graph.training.train import Epoch, Options, adam, cosine, train
+
+from ..conftest import Drawing, quantized
+from .conftest import torch
+
+cross_entropy = torch.nn.functional.cross_entropy
+
+
+@pytest.fixture
+def prepared() -> Any:
+    """Return a net of two convolutions with norms between, and dropout, rounded to three bits."""
+    d = Drawing(2)
+    x = d.input("x", ["batch", 2, 6, 6])
+    x = d.add("Relu", d.norm(d.conv(x, 2, 6, name="first"), 6))
+    x = d.add("Dropout", x, d.constant(0.2))
+    x = d.add("Relu", d.conv(x, 6, 6))
+    d.add("Gemm", d.add("Flatten", d.add("GlobalAveragePool", x)), d.weight(3, 6), d.weight(3), transB=1, made="y")
+    net = d.output("y", shape=["batch", 3]).net()
+    start = quantized(
+        net, [np.random.default_rng(0).standard_normal((8, 2, 6, 6)).astype(np.float32)], bits=3, equalize=False
+    )
+    return prepare(start, norms=net)
+
+
+def shuffled() -> Any:
+    """Return a loader that draws its order from torch's random numbers."""
+    torch.manual_seed(5)
+    x = torch.randn(32, 2, 6, 6)
+    data = torch.utils.data.TensorDataset(x, (x.mean((1, 2, 3)) > 0).long() + (x[:, 0, 0, 0] > 1).long())
+    return torch.utils.data.DataLoader(data, 8, shuffle=True)
+
+
+def options(**more: Any) -> Options:
+    return Options(**{"loss": cross_entropy, "optimizer": adam(1e-2), **more})
+
+
+def scores(*values: float) -> Callable[[Any], float]:
+    """Return a validation that says one after the other."""
+    told: Iterator[float] = iter(values)
+    return lambda module: next(told)
+
+
+def test_the_loss_falls(prepared: Any) -> None:
+    found = train(prepared, shuffled(), 8, options())
+    assert found.epochs[-1].loss < 0.9 * found.epochs[0].loss
+    assert not prepared.training
+    assert found.best == 7
+    assert not found.stopped_early
+
+
+def test_steps_are_trained_at_a_rate_of_their_own(prepared: Any) -> None:
+    before = {name: parameter.clone() for name, parameter in prepared.named_parameters()}
+    train(prepared, shuffled(), 1, options(optimizer=adam(1e-2, step_rate=0.0)))
+    for name, parameter in prepared.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.endswith(".shift"), name
+
+
+def test_a_teacher_teaches_without_targets(prepared: Any) -> None:
+    teacher = copy.deepcopy(prepared)
+    with torch.no_grad():
+        for parameter in prepared.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(16, 2, 6, 6)
+    for distance in (divergence(2.0), squared_error):
+        learner = copy.deepcopy(prepared)
+        with torch.no_grad():
+            before = float(distance(learner.eval()(x), teacher.eval()(x)))
+        more = {"teacher": teacher, "distance": distance, "frozen_after": 0}
+        train(learner, [x] * 4, 10, options(loss=None, **more))
+        with torch.no_grad():
+            assert float(distance(learner(x), teacher(x))) < 0.5 * before
+    assert not teacher.training
+
+
+def test_divergence_is_zero_for_equals_and_that_of_the_definition_else() -> None:
+    made, taught = torch.randn(4, 5), torch.randn(4, 5)
+    assert float(divergence(3.0)(taught, taught)) == pytest.approx(0, abs=1e-6)
+    ours, theirs = torch.softmax(made / 3, -1), torch.softmax(taught / 3, -1)
+    wanted = 9 * float((theirs * (theirs / ours).log()).sum(-1).mean())
+    assert float(divergence(3.0)(made, taught)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_best_epoch_is_kept(prepared: Any) -> None:
+    seen: list[Any] = []
+    told = scores(1, 3, 2)
+
+    def validate(module: Any) -> float:
+        seen.append(copy.deepcopy(module.state_dict()))
+        assert not module.training
+        return told(module)
+
+    found = train(prepared, shuffled(), 3, options(validate=validate))
+    assert found.best == 1
+    assert all(torch.equal(value, seen[1][name]) for name, value in prepared.state_dict().items())
+
+
+def test_training_ends_when_patience_does(prepared: Any) -> None:
+    found = train(prepared, shuffled(), 10, options(validate=scores(1, 2, 2, 1, 9), patience=2))
+    assert [epoch.score for epoch in found.epochs] == [1, 2, 2, 1]
+    assert found.best == 1
+    assert found.stopped_early
+
+
+def test_a_score_that_is_no_number_is_never_the_best(prepared: Any) -> None:
+    assert train(prepared, shuffled(), 3, options(validate=scores(float("nan"), 1, float("nan")))).best == 1
+
+
+def test_norms_are_frozen_after_the_epochs_asked_for(prepared: Any) -> None:
+    means: list[Any] = []
+    name = next(name for name, buffer in prepared.named_buffers() if name.startswith("c") and buffer.shape == (6,))
+
+    def watch(epoch: Epoch) -> None:
+        means.append(prepared.get_buffer(name).clone())
+
+    train(prepared, shuffled(), 4, options(frozen_after=2, progress=watch))
+    assert not torch.equal(means[0], means[1])
+    assert torch.equal(means[1], means[3])
+
+
+@pytest.mark.parametrize("interrupted", [1, 3, 5])
+def test_a_resumed_training_makes_the_same_weights(prepared: Any, tmp_path: Path, interrupted: int) -> None:
+    twin, x = copy.deepcopy(prepared), torch.randn(4, 2, 6, 6)
+
+    def validate(module: Any) -> float:
+        return float(module(x).sum())
+
+    class EndedError(Exception):
+        pass
+
+    def end(epoch: Epoch) -> None:
+        if epoch.number == interrupted:
+            raise EndedError
+
+    wanted = train(prepared, shuffled(), 6, options(validate=validate))
+    with pytest.raises(EndedError):
+        train(twin, shuffled(), 6, options(validate=validate, folder=tmp_path, progress=end))
+    torch.manual_seed(99)
+    fresh = prepare_again(twin)
+    loader = shuffled()
+    torch.manual_seed(99)
+    found = train(fresh, loader, 6, options(validate=validate, folder=tmp_path, resume=True))
+    assert found == wanted
+    for name, value in prepared.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name]), name
+
+
+def prepare_again(module: Any) -> Any:
+    """Return the net as another process makes it: with numbers that the checkpoint has to replace."""
+    fresh = copy.deepcopy(module)
+    for node in fresh.graph.nodes:  # not frozen yet
+        if node.kwargs.get("training") is False:
+            mode = next(other for other in fresh.graph.nodes if other.target == "training")
+            node.kwargs = {**node.kwargs, "training": mode}
+    fresh.recompile()
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    return fresh
+
+
+def test_checkpoints_hold_only_tensors_and_numbers(prepared: Any, tmp_path: Path) -> None:
+    train(prepared, shuffled(), 2, options(folder=tmp_path / "new"))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["best.pt", "last.pt"]
+    found = torch.load(tmp_path / "new" / "best.pt", weights_only=True)
+    prepared.load_state_dict(found["state"])
+
+
+def test_a_checkpoint_of_another_net_is_refused(prepared: Any, tmp_path: Path) -> None:
+    train(prepared, shuffled(), 1, options(folder=tmp_path))
+    other = torch.fx.symbolic_trace(torch.nn.Linear(2, 2))
+    with pytest.raises(FormatError, match="of another net"):
+        train(other, shuffled(), 2, options(folder=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of ours", b"\x80\x04cos\nsystem\n(S'true'\ntR."])
+def test_a_broken_checkpoint_is_refused(prepared: Any, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(FormatError, match="delete it to start anew"):
+        train(prepared, shuffled(), 2, options(folder=tmp_path, resume=True))
+
+
+def test_nothing_to_learn_from_is_refused(prepared: Any) -> None:
+    with pytest.raises(SchemeError, match="give a loss, or a teacher"):
+        train(prepared, shuffled(), 1, options(loss=None))
+
+
+def test_data_without_batches_is_refused(prepared: Any) -> None:
+    with pytest.raises(SchemeError, match="no batches"):
+        train(prepared, iter(()), 1, options())
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(prepared: Any) -> None:
+    with pytest.raises(QualityError, match="lower learning rate"):
+        train(prepared, shuffled(), 1, options(loss=lambda made, _target: made.sum() * float("nan")))
+
+
+def test_the_learning_rate_falls_along_half_a_cosine(prepared: Any) -> None:
+    rates: list[float] = []
+
+    def watched(module: Any) -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+        optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    train(prepared, shuffled(), 2, options(optimizer=watched))
+    assert rates == pytest.approx([0.5 * cosine(done / 8) for done in range(8)])
+
+
+def test_data_may_depend_on_the_epoch(prepared: Any) -> None:
+    asked: list[int] = []
+
+    def batches(epoch: int) -> Any:
+        asked.append(epoch)
+        return [(torch.randn(4, 2, 6, 6), torch.zeros(4, dtype=torch.long))]
+
+    train(prepared, batches, 3, options())
+    assert asked == [0, 1, 2]
+
+
+def test_a_plain_loop_trains_a_prepared_net_as_well(prepared: Any) -> None:
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.05, momentum=0.9)
+    losses = []
+    prepared.train()
+    for _ in range(6):
+        for x, target in shuffled():
+            loss = cross_entropy(prepared(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
