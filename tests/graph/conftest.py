@@ -95,7 +95,9 @@ def images(*shape: int, seed: int = 1, count: int = 4) -> list[Array]:
 
 
 def quantized(net: Net, batches: Sequence[Any], **recipe: Any) -> QuantizedNet:
-    recipe.setdefault("ranges", "minmax")
+    """Return a net rounded as it is, with integers wherever they can be: `corrections/` has its own tests."""
+    plain = {"ranges": "minmax", "equalize": False, "biases": False, "products": True}
+    recipe = {**plain, **recipe}
     return quantize_net(net, batches, Recipe(**recipe), threads=1)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tersor.graph.corrections.bias import corrected_biases
+from tersor.graph.corrections.equalize import equalized
+from tersor.graph.corrections.rounding import round_with_statistics, wants_statistics
+from tersor.graph.corrections.statistics import InputStatistics, gather
 from tersor.graph.engines import engine
 from tersor.graph.net import Array, Net
 from tersor.graph.observe import Progress, activation_quantizers, batches_of, needs_counts, observe
@@ -14,7 +18,7 @@ from tersor.graph.qdq import with_quantizers
 from tersor.graph.scheme import Quantizer
 from tersor.graph.sessions import Feeds
 from tersor.graph.simplify import simplified
-from tersor.graph.weights import RoundedWeight, round_weights
+from tersor.graph.weights import RoundedWeight
 
 __all__ = ["QuantizedNet", "Recipe", "quantize_net"]
 
@@ -23,11 +27,14 @@ __all__ = ["QuantizedNet", "Recipe", "quantize_net"]
 class Recipe:
     """How a net is rounded.
 
-    bits    of weights; activations have 8
-    engine  a key of ENGINES: what the quantizers are placed for
-    ranges  a key of RANGES: how the range of an activation is chosen
-    weights a key of METHODS
-    left    names of operators that stay in float
+    bits      of weights; activations have 8
+    engine    a key of ENGINES: what the quantizers are placed for
+    ranges    a key of RANGES: how the range of an activation is chosen
+    weights   a key of METHODS
+    left      names of operators that stay in float
+    equalize  let weights that follow one another share their range
+    biases    take the mean of what rounding a weight does into the bias behind it
+    products  let products of two activations run on integers
     """
 
     bits: int = 8
@@ -35,6 +42,9 @@ class Recipe:
     ranges: str = "mse"
     weights: str = "rtn"
     left: tuple[str, ...] = ()
+    equalize: bool = True
+    biases: bool = True
+    products: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +52,7 @@ class QuantizedNet:
     """What PTQ makes.
 
     net      with quantizers: what is saved and run
-    source   the float net that it was made from, simplified: the same operators by the same names
+    source   the float net that it was made from, simplified and equalized: the same operators by the same names
     biases   node → bias that was put in the place of its own
     """
 
@@ -72,12 +82,18 @@ def quantize_net(
     the net takes, EngineError where ONNX Runtime cannot run the net.
     """
     row = engine(recipe.engine)
+    row = replace(row, products=row.products and recipe.products)
     plain = simplified(net)
-    placement = place(plain, row, weight_bits=recipe.bits, left=recipe.left)
     batches = batches_of(plain, calibration, limit)
+    plain = equalized(plain) if recipe.equalize else plain
+    placement = place(plain, row, weight_bits=recipe.bits, left=recipe.left)
     counts = needs_counts(recipe.ranges)
     seen = observe(plain, batches, placement.activations, counts=counts, threads=threads, progress=progress)
     activations = activation_quantizers(placement, seen, recipe.ranges)
-    weights = round_weights(plain, placement, recipe.weights)
-    made = with_quantizers(plain, placement, activations, weights)
-    return QuantizedNet(made, plain, recipe, placement, activations, weights)
+    known: Mapping[str, InputStatistics] = {}
+    if recipe.biases or wants_statistics(recipe.weights):
+        known = gather(plain, batches, placement.weights, threads=threads, progress=progress)
+    weights = round_with_statistics(plain, placement, recipe.weights, known)
+    biases = corrected_biases(plain, placement, weights, known) if recipe.biases else {}
+    made = with_quantizers(plain, placement, activations, weights, biases)
+    return QuantizedNet(made, plain, recipe, placement, activations, weights, biases)
