@@ -159,3 +159,22 @@ def test_outputs_may_be_nested_and_of_whole_numbers() -> None:
     made = list(run(captured, {str(captured.inputs[0].name): np.eye(3, 4, dtype=np.float32)}).values())
     assert [array.dtype.kind for array in made] == ["f", "i", "b"]
     assert isinstance(captured, Net)
+
+
+def test_operators_are_called_after_modules_and_paths_stay_at_home() -> None:
+    class Inner(torch.nn.Module):  # type: ignore[name-defined,misc]  # importorskip gives no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 3, padding=1, bias=False)
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(x + self.norm(self.conv(x)))
+
+    net = torch.nn.Sequential(Inner(), Inner(), torch.nn.Flatten(), torch.nn.Linear(48, 2)).eval()
+    captured = capture(net, torch.zeros(2, 3, 4, 4))
+    names = [str(node.name) for node in captured.nodes]
+    assert names == ["0.conv", "0.add", "0.relu", "1.conv", "1.add", "1.relu", "2.reshape", "3"]
+    data = captured.to_bytes()
+    assert b".py" not in data
+    assert b"stack_trace" not in data

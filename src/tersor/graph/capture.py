@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -18,17 +19,21 @@ from tersor.graph.sessions import Session, feeds_of
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
+    from onnx_ir.passes import common as passes
     from torch import Tensor
     from torch.nn import Module
 else:
-    torch = LazyModule("torch", "torch")
+    torch, passes = LazyModule("torch", "torch"), LazyModule("onnx_ir.passes.common", "onnx")
 
 __all__ = ["AGREEMENT", "capture"]
 
 AGREEMENT = 1e-3
 """Largest difference between net and graph that is taken for rounding, as a share of the largest output."""
 OPSET = 20
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""What the exporter calls the modules that an operator came from, the innermost but one last."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ def capture(net: Module, example_inputs: Any, *, name: str | None = None) -> Net
     finally:
         for module in was_training:
             module.training = True
-    captured = Net(Net.parse(program, where).model, where)
+    captured = _named_by_modules(Net(Net.parse(program, where).model, where))
     _check(captured, seen, made_of_seen)
     if seen is not inputs:
         _check(captured, inputs, made)
@@ -198,3 +203,36 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter.setLevel(level)
+
+
+def _named_by_modules(net: Net) -> Net:
+    """Return the net with operators called after the weight they read, or else the module that they came from.
+
+    The exporter numbers operators (node_Conv_146), and leaves in each the lines of the program it came from, with their
+    path: the one says nothing to whoever wrote the net, the other is nobody's business.
+    """
+    made = net.copy()
+    taken: set[str] = set()
+    for node in made.nodes:
+        wanted = _module(node)
+        name, number = wanted, 1
+        while name in taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        node.name = name
+        taken.add(name)
+    passes.ClearMetadataAndDocStringPass()(made.model)
+    return made
+
+
+def _module(node: ir.Node) -> str:
+    """Return `layer1.0.conv1` for what reads layer1.0.conv1.weight, `layer1.0.add` for another operator of layer1.0."""
+    for value in node.inputs[1:2]:
+        if value is not None and value.is_initializer() and str(value.name).endswith(".weight"):
+            return str(value.name).removesuffix(".weight")
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    except (ValueError, SyntaxError):
+        scopes = []
+    inside = [str(scope) for scope in scopes[:-1] if scope] if isinstance(scopes, list) else []
+    return ".".join([*inside[-1:], node.op_type.lower()])
