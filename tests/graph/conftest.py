@@ -16,6 +16,7 @@ pytest.importorskip("onnx_ir", reason="holds them: pip install 'tersor[onnx]'")
 
 from tersor.graph.net import Net, constant  # noqa: E402
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net  # noqa: E402
+from tersor.graph.qdq import bias_place  # noqa: E402
 from tersor.graph.sessions import Feeds, Session  # noqa: E402
 
 Array = npt.NDArray[Any]
@@ -188,21 +189,27 @@ def simulated(made: QuantizedNet, feeds: Feeds) -> dict[str, Array]:
     rounded: dict[str, Array] = {}
     for value in made.source.graph.initializers.values():
         values[str(value.name)] = numbers(value)
+    others = {str(node.name): (place, bias) for node, place, bias in _other_biases(made)}
     for node in [None, *made.source.nodes]:
         if node is not None:
-            given = [None if value is None else str(value.name) for value in node.inputs]
-            name = str(node.name)
-            inputs = {
+            name, proto = str(node.name), _proto(node)
+            read = {
                 key: rounded[key] if key in rounded and name in placement.activations[key].nodes else values[key]
-                for key in given
+                for key in proto.input
                 if key
             }
+            if name in others:
+                place, bias = others[name]
+                proto.input.extend([f"{name}_other"] * (place + 1 - len(proto.input)))
+                proto.input[place] = f"{name}_other"
+                read[f"{name}_other"] = bias
             if name in placement.weights:
-                inputs[str(given[1])] = made.weights[name].values
-                source = made.activations.get(str(given[0]))
-                if name in placement.biases and source is not None and given[2]:
-                    inputs[given[2]] = _bias(values[given[2]], source.scale * made.weights[name].quantizer.scale)
-            values |= _alone(made.source, node, inputs)
+                source, weight = made.activations.get(proto.input[0]), made.weights[name]
+                read[proto.input[1]] = weight.values
+                own = read.get(proto.input[2]) if len(proto.input) > 2 else None
+                if own is not None and own.ndim == 1 and placement.engine.rounds_bias and source is not None:
+                    read[proto.input[2]] = _bias(own, source.scale * weight.quantizer.scale)
+            values |= _alone(made.source, proto, read)
         for name, quantizer in made.activations.items():
             if name in values and name not in rounded:
                 rounded[name] = quantizer.values(quantizer.codes(values[name]))
@@ -213,20 +220,36 @@ def simulated(made: QuantizedNet, feeds: Feeds) -> dict[str, Array]:
     }
 
 
+def _other_biases(made: QuantizedNet) -> list[tuple[Any, int, Array]]:
+    """Return the operators that add biases in the place of their own, and as which input."""
+    nodes = by_name(made.source)
+    found = []
+    for name, bias in made.biases.items():
+        holder = bias_place(nodes[name])
+        assert holder is not None
+        found.append((*holder, bias.astype(np.float32)))
+    return found
+
+
+def _proto(node: Any) -> Any:
+    import onnx_ir  # noqa: PLC0415 (skipped where it is not installed)
+
+    return onnx_ir.to_proto(node)
+
+
 def _bias(bias: Array, scale: Array) -> Array:
     codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     return codes.astype(np.float32) * scale
 
 
-def _alone(net: Net, node: Any, inputs: Feeds) -> dict[str, Array]:
+def _alone(net: Net, proto: Any, inputs: Feeds) -> dict[str, Array]:
     """Run one operator of a net in ONNX Runtime."""
-    import onnx_ir  # noqa: PLC0415 (skipped where it is not installed)
-    import onnxruntime  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415 (skipped where it is not installed)
 
-    made = [str(value.name) for value in node.outputs if value.name]
+    made = [name for name in proto.output if name]
     infos = [onnx.helper.make_tensor_value_info(key, TYPES[x.dtype.name], x.shape) for key, x in inputs.items()]
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in made]
-    graph = onnx.helper.make_graph([onnx_ir.to_proto(node)], "alone", infos, outputs)
+    graph = onnx.helper.make_graph([proto], "alone", infos, outputs)
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in net.model.opset_imports.items()]
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

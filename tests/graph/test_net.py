@@ -409,7 +409,7 @@ def test_many_weights_in_the_same_bytes_do_not_fill_memory(tmp_path: Path) -> No
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited through Linux's RLIMIT_AS")
 @pytest.mark.parametrize(
-    ("count", "more"), [(1200, []), pytest.param(12000, ["--run"], marks=pytest.mark.slow)], ids=["opened", "run"]
+    ("count", "more"), [(1200, []), pytest.param(5000, ["--run"], marks=pytest.mark.slow)], ids=["opened", "run"]
 )
 def test_every_mutant_is_opened_or_refused_on_purpose_within_bounds(
     count: int, more: list[str], tmp_path: Path

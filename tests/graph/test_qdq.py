@@ -59,10 +59,9 @@ def test_the_written_net_is_its_definition_to_the_bit(case: str, engine: str) ->
 
 @nets
 def test_the_kernels_of_onnx_runtime_are_within_a_step_of_each_output(case: str) -> None:
-    """A code of an output can fall to the other side of a half, and a code before it can as well.
+    """See test_random_nets.py for the bound.
 
-    The kernels add exactly and round once, as the definition does up to float32; a step of an output is its scale, or,
-    where it is not rounded, what one step of its operator's input changes at most.
+    Where an output is read by a Transpose before it is rounded, ONNX Runtime rounds first and returns it rounded.
     """
     made = made_of(case, "onnxruntime")
     x = images(3, 3, 16, 16, seed=5)[0]
@@ -71,7 +70,7 @@ def test_the_kernels_of_onnx_runtime_are_within_a_step_of_each_output(case: str)
         if name in made.activations:
             step = float(made.activations[name].scale)
             off = np.abs(found[name] - array)
-            assert off.max() <= 2.001 * step
+            assert off.max() <= 1.001 * step
             assert np.mean(off > step / 2) < 0.02
         assert sqnr(array, found[name]) > 45
     assert sqnr(run(made.source, {"x": x})[name], found[name]) > 15
