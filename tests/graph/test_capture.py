@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.core.errors import FormatError, SchemeError, UnsupportedError
+from tersor.core.errors import FormatError, SchemeError, TersorError, UnsupportedError
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
 
@@ -159,6 +159,19 @@ def test_outputs_may_be_nested_and_of_whole_numbers() -> None:
     made = list(run(captured, {str(captured.inputs[0].name): np.eye(3, 4, dtype=np.float32)}).values())
     assert [array.dtype.kind for array in made] == ["f", "i", "b"]
     assert isinstance(captured, Net)
+
+
+def test_a_tensor_that_is_returned_twice_is_an_output_twice_or_refused() -> None:
+    def forward(self: Any, x: Any) -> Any:
+        y = x * 2
+        return y, y
+
+    try:
+        captured = capture(Called(forward), torch.randn(3, 4))
+    except TersorError as error:
+        assert "different ones" in str(error)  # noqa: PT017 (either is sound)
+    else:
+        assert len(captured.outputs) == 2
 
 
 def test_operators_are_called_after_modules_and_paths_stay_at_home() -> None:

@@ -200,6 +200,21 @@ def test_a_function_of_what_others_read_too_is_not_fused(row: Engine) -> None:
 
 
 @engines
+@pytest.mark.parametrize("other", ["a float operator", "the caller"])
+def test_what_is_behind_a_function_that_is_not_fused_is_float_for_float_operators(row: Engine, other: str) -> None:
+    d = Drawing()
+    made = d.conv(d.input("x", SHAPE), 4, 4, made="made")
+    after = d.add("Relu", made, made="after")
+    y = d.add("Mul", d.conv(after, 4, 4), d.add("Cos", after, name="cosine"))
+    if other == "the caller":
+        d.output(made)
+    else:
+        y = d.add("Mul", y, d.add("Sin", made))
+    placement = placed(d.output(d.add("Relu", y, made="y")), row)
+    assert placement.activations[after].nodes == ("conv2",)
+
+
+@engines
 def test_weights_that_two_operators_share_are_a_site_of_each(row: Engine) -> None:
     d = Drawing()
     kernel, bias = d.weight(4, 4, 3, 3), d.weight(4)

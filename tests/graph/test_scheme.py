@@ -110,8 +110,8 @@ def test_a_range_is_covered_to_half_a_step_and_holds_zero_exactly(scheme: Scheme
     np.testing.assert_array_equal(quantizer.values(zero), [0.0])
     ends = np.array([low, high], np.float32)
     off = np.abs(quantizer.values(quantizer.codes(ends)).astype(np.float64) - ends)
-    # half a step, and as much again at an end where the zero point is rounded towards it; float32 adds 2⁻²³ of the end
-    limit = float(quantizer.scale) * (1 if not scheme.symmetric else 0.5)
+    # half a step at the end that the rounded zero point leaves uncovered, and inside; float32 adds 2⁻²³ of the end
+    limit = float(quantizer.scale) * 0.5
     for end, distance in zip((low, high), off.tolist(), strict=True):
         assert distance <= max(limit + 2.0**-22 * abs(end), float(np.finfo(np.float32).tiny) * 256)
 
