@@ -97,7 +97,14 @@ def images(*shape: int, seed: int = 1, count: int = 4) -> list[Array]:
 
 def quantized(net: Net, batches: Sequence[Any], **recipe: Any) -> QuantizedNet:
     """Return a net rounded as it is, with integers wherever they can be: `corrections/` has its own tests."""
-    plain = {"ranges": "minmax", "equalize": False, "biases": False, "products": True}
+    plain = {
+        "ranges": "minmax",
+        "weights": "rtn",
+        "equalize": False,
+        "smooth": False,
+        "biases": False,
+        "products": True,
+    }
     recipe = {**plain, **recipe}
     return quantize_net(net, batches, Recipe(**recipe), threads=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,22 @@ def observe(
     return found
 
 
-def activation_quantizers(placement: Placement, seen: dict[str, Seen], ranges: str) -> dict[str, Quantizer]:
-    """Return value → quantizer; values of one group get the range that covers those of all."""
+def activation_quantizers(
+    placement: Placement,
+    seen: Mapping[str, Seen],
+    ranges: str,
+    given: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, Quantizer]:
+    """Return value → quantizer; values of one group get the range that covers those of all.
+
+    given  value → (low, high), instead of what the rule finds
+    """
     rule = range_rule(ranges)
-    found = {name: rule(seen[name], site.scheme) for name, site in placement.activations.items()}
+    known = dict(given or {})
+    found = {
+        name: known[name] if name in known else rule(seen[name], site.scheme)
+        for name, site in placement.activations.items()
+    }
     groups: dict[str, tuple[float, float]] = {}
     for name, site in placement.activations.items():
         low, high = groups.get(site.group, found[name])

@@ -9,6 +9,7 @@ from typing import Any
 from tersor.graph.corrections.bias import corrected_biases
 from tersor.graph.corrections.equalize import equalized
 from tersor.graph.corrections.rounding import round_with_statistics, wants_statistics
+from tersor.graph.corrections.smooth import smooth
 from tersor.graph.corrections.statistics import InputStatistics, gather
 from tersor.graph.engines import engine
 from tersor.graph.net import Array, Net
@@ -30,9 +31,10 @@ class Recipe:
     bits      of weights; activations have 8
     engine    a key of ENGINES: what the quantizers are placed for
     ranges    a key of RANGES: how the range of an activation is chosen
-    weights   a key of METHODS
+    weights   a key of METHODS, or "auto": best below 8 bits, else gptq
     left      names of operators that stay in float
     equalize  let weights that follow one another share their range
+    smooth    divide the inputs of linear layers by column where their outputs gain, as in transformers
     biases    take the mean of what rounding a weight does into the bias behind it
     products  let products of two activations run on integers
     """
@@ -40,11 +42,16 @@ class Recipe:
     bits: int = 8
     engine: str = "onnxruntime"
     ranges: str = "mse"
-    weights: str = "rtn"
+    weights: str = "auto"
     left: tuple[str, ...] = ()
     equalize: bool = True
+    smooth: bool = True
     biases: bool = True
     products: bool = False
+
+    def resolved(self) -> Recipe:
+        """Return the recipe with what "auto" stands for."""
+        return replace(self, weights="gptq" if self.bits >= 8 else "best") if self.weights == "auto" else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +59,7 @@ class QuantizedNet:
     """What PTQ makes.
 
     net      with quantizers: what is saved and run
-    source   the float net that it was made from, simplified and equalized: the same operators by the same names
+    source   the float net that it was made from, simplified, equalized and smoothed: the same operators and names
     biases   node → bias that was put in the place of its own
     """
 
@@ -81,7 +88,7 @@ def quantize_net(
     Raises SchemeError for what does not exist or fits nowhere, ShapeError and FormatError for data that is not what
     the net takes, EngineError where ONNX Runtime cannot run the net.
     """
-    row = engine(recipe.engine)
+    row, recipe = engine(recipe.engine), recipe.resolved()
     row = replace(row, products=row.products and recipe.products)
     plain = simplified(net)
     batches = batches_of(plain, calibration, limit)
@@ -89,7 +96,12 @@ def quantize_net(
     placement = place(plain, row, weight_bits=recipe.bits, left=recipe.left)
     counts = needs_counts(recipe.ranges)
     seen = observe(plain, batches, placement.activations, counts=counts, threads=threads, progress=progress)
-    activations = activation_quantizers(placement, seen, recipe.ranges)
+    ranges: Mapping[str, tuple[float, float]] = {}
+    if recipe.smooth:
+        flat = smooth(plain, placement, batches, threads=threads, progress=progress)
+        plain, ranges = flat.net, flat.ranges
+        placement = place(plain, row, weight_bits=recipe.bits, left=recipe.left)
+    activations = activation_quantizers(placement, seen, recipe.ranges, ranges)
     known: Mapping[str, InputStatistics] = {}
     if recipe.biases or wants_statistics(recipe.weights):
         known = gather(plain, batches, placement.weights, threads=threads, progress=progress)

@@ -16,7 +16,9 @@ from tersor.graph.placement import WEIGHT, weight_axis
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["columns_of", "groups_of", "has_rows", "input_rows"]
+__all__ = ["columns_of", "groups_of", "has_rows", "input_rows", "spread"]
+
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def has_rows(node: ir.Node) -> bool:
@@ -52,7 +54,7 @@ def input_rows(node: ir.Node, values: Array, limit: int | None = None) -> Float3
     assert weight is not None, "has_rows says which operators have them"
     if node.op_type in ("Gemm", "MatMul"):
         rows = values.reshape(-1, values.shape[-1])
-        return np.asarray(rows[_spread(len(rows), limit)][None], np.float32)
+        return np.asarray(rows[spread(len(rows), limit)][None], np.float32)
     size = weight.shape[2:]
     padded, strides, dilations = _prepared(node, values, size)
     reach = [dilation * (length - 1) + 1 for dilation, length in zip(dilations, size, strict=True)]
@@ -63,17 +65,21 @@ def input_rows(node: ir.Node, values: Array, limit: int | None = None) -> Float3
     windows = windows[tuple(slice(None, None, step) for step in steps)]
     windows = np.moveaxis(windows, 1, len(size) + 1)  # [batch, places…, channels, window…]
     places = windows.shape[: len(size) + 1]
-    chosen = windows[np.unravel_index(_spread(int(np.prod(places)), limit), places)]
+    chosen = windows[np.unravel_index(spread(int(np.prod(places)), limit), places)]
     groups = groups_of(node)
     grouped = chosen.reshape(len(chosen), groups, -1)
     return np.ascontiguousarray(grouped.transpose(1, 0, 2), np.float32)
 
 
-def _spread(count: int, limit: int | None) -> Array:
-    """Return the places that are taken out of `count`."""
+def spread(count: int, limit: int | None) -> Array:
+    """Return the places that are taken out of `count`, rising: one of each of `limit` equal stretches, all if None.
+
+    Where in its stretch varies as multiples of the golden ratio do: fixed steps could meet one column of an image only.
+    """
     if limit is None or count <= limit:
         return np.arange(count)
-    return (np.arange(limit) * count) // limit
+    steps = np.arange(limit)
+    return ((steps + (steps * GOLDEN) % 1) * count / limit).astype(np.int64)
 
 
 def _prepared(node: ir.Node, values: Array, size: tuple[int, ...]) -> tuple[Array, list[int], list[int]]:

@@ -1,7 +1,7 @@
 """Weights of every operator by the methods that know its inputs: group by group, a depthwise one at once.
 
-Source: the methods of `tersor.methods`. Rows with a Hessian of their own: coordinate descent on codes, on the best of
-some scales (as Nagel et al. 2020, arXiv:2004.10568, pose the problem; solved here without gradients).
+Source: the methods of `tersor.methods`. Rows with a Hessian of their own: coordinate descent on the codes of a
+fixed scale (the problem as Nagel et al. 2020, arXiv:2004.10568, pose it; solved here without gradients).
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ else:
 
 __all__ = ["round_with_statistics", "rounded_rows", "rounded_with_statistics", "wants_statistics"]
 
-SHARES = tuple(float(share) for share in np.linspace(1.05, 0.5, 23))
-"""Of the scale that reaches the largest weight: what coordinate descent is tried for."""
 SWEEPS = 4
 DAMPING = 0.01
 GROUPS = 32
@@ -74,10 +72,9 @@ def rounded_with_statistics(weight: Array, site: Site, method: str, known: Input
     rows = len(weight) // groups
     if groups > GROUPS and wants_statistics(method):
         hessians = np.repeat(known.hessian, rows, axis=0)
-        codes, scale = rounded_rows(as_matrix(weight, axis), hessians, site.scheme.lowest, site.scheme.highest)
-        zero = np.zeros(scale.shape, site.scheme.dtype)
-        made = codes.reshape(weight.shape).astype(site.scheme.dtype)
-        return RoundedWeight(made, Quantizer(scale, zero, site.scheme))
+        grid = rounded_weight(weight, site).quantizer
+        codes = rounded_rows(as_matrix(weight, axis), hessians, grid.scale, site.scheme.lowest, site.scheme.highest)
+        return RoundedWeight(codes.reshape(weight.shape).astype(site.scheme.dtype), grid)
     parts = [
         rounded_weight(weight[place * rows : (place + 1) * rows], site, method, **_needed(method, known, place))
         for place in range(groups)
@@ -91,25 +88,16 @@ def _needed(method: str, known: InputStatistics, group: int) -> dict[str, Any]:
     return {"hessian": torch.from_numpy(known.hessian[group])} if wants_statistics(method) else {}
 
 
-def rounded_rows(weight: Float32, hessians: Float32, lowest: int, highest: int) -> tuple[Integers, Float32]:
-    """Return codes [rows, columns] and scales [rows] for rows that each have a Hessian, [rows, columns, columns].
+def rounded_rows(weight: Float32, hessians: Float32, scale: Float32, lowest: int, highest: int) -> Integers:
+    """Return codes [rows, columns] for rows that each have a Hessian, [rows, columns, columns], and a scale, [rows].
 
-    Of all scales tried, each row keeps the one with the least eᵀHe, and never more than rounding to nearest has.
+    A row never has a larger eᵀHe, damped, than rounding to nearest gives it.
     """
-    w = weight.astype(np.float64)
-    h = hessians.astype(np.float64)
+    w, h, s = (part.astype(np.float64) for part in (weight, hessians, scale))
     columns = w.shape[1]
     h = h + DAMPING * (np.trace(h, axis1=1, axis2=2)[:, None, None] / columns + 1e-12) * np.eye(columns)
-    widest = np.maximum(np.abs(w).max(axis=1), np.finfo(np.float32).tiny) / highest
-    least = np.full(len(w), np.inf)
-    codes, scales = np.zeros(w.shape, np.int32), np.ones(len(w), np.float32)
-    for share in SHARES:
-        scale = (widest * share).astype(np.float32)
-        tried = _descended(w, h, scale.astype(np.float64), lowest, highest)
-        lost = _lost(w - tried * scale[:, None], h)
-        better = lost < least
-        least[better], scales[better], codes[better] = lost[better], scale[better], tried[better].astype(np.int32)
-    return codes, scales
+    codes: Integers = _descended(w, h, s, lowest, highest).astype(np.int32)
+    return codes
 
 
 def _descended(w: Array, h: Array, scale: Array, lowest: int, highest: int) -> Array:
@@ -126,7 +114,3 @@ def _descended(w: Array, h: Array, scale: Array, lowest: int, highest: int) -> A
         if np.array_equal(q, before):
             break
     return q
-
-
-def _lost(error: Array, h: Array) -> Array:
-    return np.asarray(np.einsum("ri,rij,rj->r", error, h, error))

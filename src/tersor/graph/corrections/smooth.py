@@ -1,0 +1,275 @@
+"""Inputs of linear layers divided by column before they are rounded, by the error of what comes out.
+
+Source: SmoothQuant, Xiao et al. 2022, arXiv:2211.10438. A rewrite: the function of the net stays.
+Differs: the strength is searched for each input together with the range of its codes, by the error of the outputs of
+all that read it, both rounded. Factors go into the norm before where nobody else reads it (there is then no operator
+more), else into a Mul: in a net with norms behind its sums, others read them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tersor.core.arrays import Float32
+from tersor.graph.corrections.equalize import HOMOGENEOUS
+from tersor.graph.corrections.patches import spread
+from tersor.graph.net import Array, Net, constant
+from tersor.graph.observe import Progress
+from tersor.graph.placement import WEIGHT, Placement, weight_axis
+from tersor.graph.scheme import Quantizer, Scheme
+from tersor.graph.sessions import Feeds, Session
+from tersor.graph.weights import as_matrix
+from tersor.kernels.lazy import LazyModule
+from tersor.methods.rewrites.smoothquant import input_scales
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+else:
+    torch, ir = LazyModule("torch", "torch"), LazyModule("onnx_ir", "onnx")
+
+__all__ = ["Smoothed", "Smoothing", "Stream", "sampled", "smooth", "smoothed", "smoothing", "streams"]
+
+ROWS = 256
+"""Rows of an input that errors are measured on, over all batches."""
+STRENGTHS = (0.5, 0.65, 0.8, 0.9)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Of the range that was seen, both ends at once, down to the first that is worse."""
+WORTH = 0.8
+"""Factors that leave more than this share of the squared error are not worth an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A value that linear layers on integers read, and their names."""
+
+    value: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Smoothing:
+    """What was found for a stream.
+
+    factors  float32 [columns] that the input is divided by; None: by nothing
+    share    of the seen range that codes cover
+    error    squared error of the outputs, as a share of their square
+    plain    that with the whole range, divided by nothing
+    """
+
+    factors: Float32 | None
+    strength: float
+    share: float
+    error: float
+    plain: float
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """A net with its factors in place.
+
+    ranges  value → (low, high) that codes are best spread over; of the names in `net`
+    """
+
+    net: Net
+    ranges: Mapping[str, tuple[float, float]]
+    found: Mapping[Stream, Smoothing]
+
+
+def smooth(
+    net: Net,
+    placement: Placement,
+    batches: Sequence[Feeds],
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Smoothed:
+    """Search every stream of a net, and divide those that gain."""
+    every = list(streams(net, placement))
+    seen = sampled(net, batches, [stream.value for stream in every], threads=threads) if every else {}
+    found = {}
+    for place, stream in enumerate(every):
+        site = placement.activations[stream.value]
+        bits = placement.weights[stream.nodes[0]].scheme.bits
+        found[stream] = smoothing(*seen[stream.value], _matrices(net, stream), site.scheme, bits)
+        if progress is not None:
+            progress("smoothing", place + 1, len(every))
+    made, renamed = smoothed(net, found)
+    ranges = {}
+    for stream, one in found.items():
+        ends = seen[stream.value][1] / (1 if one.factors is None else one.factors)
+        ranges[renamed.get(stream.value, stream.value)] = (ends.min() * one.share, ends.max() * one.share)
+    return Smoothed(made, ranges, found)
+
+
+def streams(net: Net, placement: Placement) -> Iterator[Stream]:
+    """Yield what MatMul and Gemm with constant matrices read on integers, where operators in float make it.
+
+    Between operators on integers a Mul would take codes apart; `equalize` knows those pairs.
+    """
+    readers: dict[str, list[str]] = {}
+    shared = Counter(site.group for site in placement.activations.values())
+    for node in net.nodes:
+        weight = constant(node.inputs[WEIGHT]) if node.op_type in ("MatMul", "Gemm") else None
+        if weight is not None and weight.ndim == 2 and str(node.name) in placement.weights:
+            readers.setdefault(str(node.inputs[0].name), []).append(str(node.name))  # type: ignore[union-attr]
+    for value, nodes in readers.items():
+        made_by = net.value(value).producer()
+        if made_by is None or str(made_by.name) in placement.integer or made_by.op_type in HOMOGENEOUS:
+            continue
+        if shared[placement.activations[value].group] == 1:
+            yield Stream(value, tuple(nodes))
+
+
+def sampled(
+    net: Net,
+    batches: Sequence[Feeds],
+    values: Sequence[str],
+    *,
+    rows: int = ROWS,
+    threads: int = 0,
+) -> dict[str, tuple[Float32, Float32]]:
+    """Return rows of each value, [rows, columns], evenly from all batches, and its extremes [2, columns] over all."""
+    session = Session(net, [name for name in values if name not in {str(v.name) for v in net.inputs}], threads=threads)
+    each = -(-rows // len(batches))
+    found: dict[str, list[Float32]] = {name: [] for name in values}
+    extremes: dict[str, Float32] = {}
+    for feeds in batches:
+        made = {**session.run(feeds), **feeds}
+        for name in values:
+            flat = np.asarray(made[name], np.float32).reshape(-1, made[name].shape[-1])
+            found[name].append(flat[spread(len(flat), each)])
+            ends = np.stack([flat.min(axis=0), flat.max(axis=0)])
+            if name in extremes:
+                ends = np.stack([np.minimum(ends[0], extremes[name][0]), np.maximum(ends[1], extremes[name][1])])
+            extremes[name] = ends
+    return {name: (np.concatenate(found[name]), extremes[name]) for name in values}
+
+
+def smoothing(
+    rows: Float32, extremes: Float32, matrices: Sequence[Float32], scheme: Scheme, bits: int = 8
+) -> Smoothing:
+    """Return the factors and the range with which the outputs of `matrices` are best.
+
+    rows      [rows, columns] of the input
+    extremes  [2, columns]: least and largest of each column
+    matrices  [outputs, columns] each; rounded to `bits` here by their largest weight
+    scheme    of the input
+    """
+    matrix = np.concatenate(matrices)
+    wanted = rows @ matrix.T
+    energy = max(float(np.square(wanted, dtype=np.float64).sum()), np.finfo(np.float64).tiny)
+    largest = np.abs(extremes).max(axis=0)
+    best: Smoothing | None = None
+    plain = 0.0
+    for strength in (0.0, *STRENGTHS):
+        factors = _balanced(matrix, largest, strength) if strength else np.ones(len(largest), np.float32)
+        inputs, ends = rows / factors, extremes / factors
+        weights = _rounded_rows(matrix * factors, bits)
+        before = np.inf
+        for share in SHARES:
+            quantizer = Quantizer.of_range(ends.min() * share, ends.max() * share, scheme)
+            made = quantizer.values(quantizer.codes(inputs)) @ weights.T
+            error = float(np.square(made - wanted, dtype=np.float64).sum()) / energy
+            plain = error if best is None else plain
+            limit = np.inf if best is None else best.error * (WORTH if strength and not best.strength else 1.0)
+            if error < limit:
+                best = Smoothing(factors if strength else None, strength, share, error, plain)
+            if error > before:
+                break
+            before = error
+    assert best is not None, "nothing tried"
+    return Smoothing(best.factors, best.strength, best.share, best.error, plain)
+
+
+def _balanced(matrix: Float32, largest: Float32, strength: float) -> Float32:
+    scales = input_scales(
+        [torch.from_numpy(matrix)], largest_input=torch.from_numpy(np.ascontiguousarray(largest)), strength=strength
+    )
+    found: Float32 = scales.numpy()
+    return np.asarray(found / np.exp(np.log(found).mean()), np.float32)
+
+
+def _rounded_rows(matrix: Float32, bits: int) -> Float32:
+    top = (1 << (bits - 1)) - 1
+    scale = np.maximum(np.abs(matrix).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / top
+    return np.asarray(np.rint(matrix / scale) * scale, np.float32)
+
+
+def smoothed(net: Net, found: Mapping[Stream, Smoothing]) -> tuple[Net, dict[str, str]]:
+    """Return the net with its factors in place, and value → value that the layers read now, where that is another.
+
+    Outputs stay within the rounding of float32: each weight and each input is multiplied once.
+    """
+    made = net.copy()
+    nodes, renamed = {str(node.name): node for node in made.nodes}, {}
+    for stream, one in found.items():
+        if one.factors is None:
+            continue
+        readers = [nodes[name] for name in stream.nodes]
+        for node in readers:
+            _multiply(made, node, one.factors)
+        value = made.values()[stream.value]
+        if not _into_norm(made, value, readers, one.factors):
+            renamed[stream.value] = _insert(made, value, readers, one.factors)
+    return made, renamed
+
+
+def _multiply(net: Net, node: ir.Node, factors: Float32) -> None:
+    """Multiply the columns of a layer, in a constant of its own."""
+    value = node.inputs[WEIGHT]
+    weight = constant(value)
+    assert value is not None, "a stream's reader has a weight"
+    assert weight is not None, "a stream's reader has a weight"
+    along = factors[:, None] if weight_axis(node) == 1 else factors[None]
+    node.replace_input_with(WEIGHT, net.new_constant(str(value.name), (weight * along).astype(weight.dtype)))
+
+
+def _into_norm(net: Net, value: ir.Value, readers: Sequence[ir.Node], factors: Float32) -> bool:
+    """Divide what a norm makes by its own constants, where only `readers` read it."""
+    norm = value.producer()
+    if norm is None or norm.op_type != "LayerNormalization" or value.is_graph_output():
+        return False
+    if any(use.node not in readers or use.idx for use in value.uses()):
+        return False
+    numbers = [constant(part) for part in norm.inputs[1:3]]
+    if any(part is None or part.shape != factors.shape for part in numbers):
+        return False
+    for place, part in enumerate(numbers, 1):
+        assert part is not None, "seen above"
+        held = norm.inputs[place]
+        assert held is not None, "seen above"
+        norm.replace_input_with(place, net.new_constant(str(held.name), (part / factors).astype(part.dtype)))
+    return True
+
+
+def _insert(net: Net, value: ir.Value, readers: Sequence[ir.Node], factors: Array) -> str:
+    """Let the readers read the value divided by the factors; return its name."""
+    name = f"{value.name}_smoothed"
+    node = ir.node("Mul", [value, net.new_constant(f"{name}_factors", (1 / factors).astype(np.float32))], name=name)
+    made = node.outputs[0]
+    made.name, made.shape, made.type = name, value.shape, value.type
+    producer = value.producer()
+    if producer is None:
+        net.graph.insert_before(next(iter(net.graph)), [node])
+    else:
+        net.graph.insert_after(producer, [node])
+    for reader in readers:
+        reader.replace_input_with(0, made)
+    return name
+
+
+def _matrices(net: Net, stream: Stream) -> list[Float32]:
+    """Return the matrices of a stream's readers, [outputs, columns]."""
+    nodes = {str(node.name): node for node in net.nodes}
+    found = []
+    for name in stream.nodes:
+        weight = constant(nodes[name].inputs[WEIGHT])
+        assert weight is not None, "a stream's reader has a weight"
+        found.append(as_matrix(weight, weight_axis(nodes[name])))
+    return found

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersor.graph.corrections.smooth import Smoothing, Stream, sampled, smooth, smoothed, smoothing, streams
+from tersor.graph.engines import engine
+from tersor.graph.net import Net, constant
+from tersor.graph.placement import Placement, place
+from tersor.graph.scheme import Scheme
+from tersor.graph.sessions import read_batches
+from tersor.graph.simplify import simplified
+
+from ..conftest import Drawing, images, operators, quantized, resnet, run, sqnr
+
+pytest.importorskip("torch", reason="rounding methods are of torch: pip install 'tersor[torch]'")
+
+SCHEME = Scheme(8, signed=False, symmetric=False)
+
+
+def block(*, residual: bool) -> Net:
+    """A norm with outliers in two channels, what reads it, a Gelu, what reads that, and maybe a sum around them."""
+    d = Drawing(13, opset=20)
+    gain = np.ones(16)
+    gain[[3, 9]] = [60, 25]
+    x = d.add("LayerNormalization", d.input("x", ["b", 5, 16]), d.constant(gain), d.weight(16), axis=-1, made="normed")
+    y = d.add("Add", d.add("MatMul", x, d.weight(16, 32), name="up"), d.weight(32))
+    z = d.add("MatMul", x, d.weight(16, 32), name="gate")
+    y = d.add("MatMul", d.add("Mul", d.add("Gelu", y, made="gelu"), z, made="gated"), d.weight(32, 16), name="down")
+    if residual:
+        y = d.add("Add", y, x)
+    return simplified(d.output(d.add("Add", y, d.weight(16), made="y")).net())
+
+
+def placed(net: Net) -> Placement:
+    return place(net, engine("onnxruntime"))
+
+
+def off(net: Net, made: Net, batches: Iterable[Any]) -> float:
+    pairs = [(run(net, feeds)["y"], run(made, feeds)["y"]) for feeds in batches]
+    return max(float(np.abs(one - other).max() / np.abs(one).max()) for one, other in pairs)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_function_stays_and_what_was_hard_to_round_is_not(residual: bool) -> None:
+    net = block(residual=residual)
+    data = images(4, 5, 16)
+    batches = list(read_batches(net, data))
+    found = smooth(net, placed(net), batches, threads=1)
+    assert off(net, found.net, batches) < 1e-5
+    stream, one = next((stream, one) for stream, one in found.found.items() if stream.value == "normed")
+    assert stream.nodes == ("up", "gate")
+    assert one.factors is not None
+    assert one.error < 0.25 * one.plain
+    assert one.factors.argmax() == 3
+    plain, better = (quantized(net, data, smooth=smooth, products=False) for smooth in (False, True))
+    noise = [sqnr(run(net, feeds)["y"], run(each.net, feeds)["y"]) for each in (plain, better) for feeds in batches]
+    assert min(noise[len(batches) :]) > max(noise[: len(batches)]) + 3
+
+
+def test_factors_go_into_a_norm_that_nobody_else_reads_and_into_a_mul_otherwise() -> None:
+    factors = np.linspace(0.5, 2, 16).astype(np.float32)
+    found = {Stream("normed", ("up", "gate")): Smoothing(factors, 0.5, 1.0, 0.0, 0.0)}
+    batches = list(read_batches(block(residual=True), images(4, 5, 16)))
+    for residual, more in ((False, 0), (True, 1)):
+        net = block(residual=residual)
+        made, renamed = smoothed(net, found)
+        assert operators(made).get("Mul", 0) == operators(net).get("Mul", 0) + more
+        assert renamed == ({"normed": "normed_smoothed"} if residual else {})
+        assert off(net, made, batches) < 1e-5
+        weight = constant(next(node for node in made.nodes if node.name == "up").inputs[1])
+        before = constant(next(node for node in net.nodes if node.name == "up").inputs[1])
+        assert weight is not None
+        assert before is not None
+        np.testing.assert_allclose(weight, before * factors[:, None], rtol=1e-6)
+
+
+def test_columns_that_are_alike_are_left_alone() -> None:
+    random = np.random.default_rng(3)
+    rows = random.uniform(-1, 1, (64, 8)).astype(np.float32)
+    matrix = random.uniform(-1, 1, (12, 8)).astype(np.float32)
+    found = smoothing(rows, np.stack([rows.min(axis=0), rows.max(axis=0)]), [matrix], SCHEME)
+    assert found.factors is None
+    assert found.share == 1.0
+    assert found.error == found.plain
+
+
+def test_a_single_odd_value_is_cut_off_where_that_is_better() -> None:
+    random = np.random.default_rng(3)
+    rows = random.uniform(-1, 1, (200, 8)).astype(np.float32)
+    ends = np.float32(1.6) * np.stack([rows.min(axis=0), rows.max(axis=0)])  # seen in other rows, if ever
+    found = smoothing(rows, ends, [random.uniform(-1, 1, (12, 8)).astype(np.float32)], SCHEME)
+    assert found.share < 0.8
+
+
+def test_errors_are_measured_on_what_is_rounded() -> None:
+    """By a derivation of its own: codes as QuantizeLinear makes them, in float64."""
+    random = np.random.default_rng(4)
+    rows = random.standard_normal((50, 6)).astype(np.float32)
+    matrix = random.standard_normal((3, 6)).astype(np.float32)
+    ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
+    found = smoothing(rows, ends, [matrix[:2], matrix[2:]], SCHEME)
+    low, high = float(ends.min()), float(ends.max())
+    step = (high - low) / 255
+    zero = round(-low / step)
+    inputs = (np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step
+    scale = np.abs(matrix).max(axis=1, keepdims=True) / 127
+    made = inputs @ (np.rint(matrix / scale) * scale).T
+    wanted = rows.astype(np.float64) @ matrix.T
+    assert found.plain == pytest.approx(np.square(made - wanted).sum() / np.square(wanted).sum(), rel=0.05)
+
+
+def test_codes_that_pass_from_operator_to_operator_are_not_taken_apart() -> None:
+    net = simplified(resnet().net())
+    assert not list(streams(net, placed(net)))
+    assert not smooth(net, placed(net), list(read_batches(net, images(2, 3, 16, 16))), threads=1).ranges
+
+
+def test_rows_come_from_all_batches_and_extremes_from_all_rows() -> None:
+    net = block(residual=False)
+    batches = list(read_batches(net, images(4, 5, 16, count=3)))
+    rows, ends = sampled(net, batches, ["gelu"], rows=9, threads=1)["gelu"]
+    every = [run(net, feeds, watched=["gelu"])["gelu"].reshape(-1, 32) for feeds in batches]
+    assert rows.shape == (9, 32)
+    for part, whole in zip(np.split(rows, 3), every, strict=True):
+        assert all((np.abs(whole - row).max(axis=1) < 1e-5).any() for row in part)
+    np.testing.assert_allclose(ends[1], np.concatenate(every).max(axis=0), atol=1e-5)
