@@ -57,7 +57,7 @@ def batches(x: Tensor, y: Tensor, size: int = 64, seed: int | None = None) -> li
     order = torch.arange(len(x))
     if seed is not None:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    return [(x[part], y[part]) for part in order.split(size)]
+    return [(x[part], y[part]) for part in torch.split(order, size)]
 
 
 def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int = 12) -> nn.Module:

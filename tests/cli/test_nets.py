@@ -38,8 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     for name in ("calibration", "test"):
-        images = random.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
-        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(64) % 4)
+        images = random.integers(0, 256, (128, 8, 8, 3)).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(128) % 4)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -81,12 +81,24 @@ def test_json_is_the_card_and_names_what_went_back_to_float(folder: Path, capsys
     assert any(note.startswith("largest drop of 5 points met") for note in card["notes"])
 
 
+def test_a_net_is_trained_on_integers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        "quantize net.onnx -o small.onnx --format int4 --calibration calibration.npz --method qat --epochs 2 "
+        "--train calibration.npz --threads 1 --json",
+        capsys,
+    )
+    assert code == 0
+    assert "qat, 2 epochs" in json.loads(out)["plan"]["recipe"]["method"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("-o small.onnx", "a net needs data to know the ranges of its activations"),
         ("-o small.gguf --calibration calibration.npz", "nets are written as ONNX: give a name like small.onnx"),
-        ("-o small.onnx --calibration calibration.npz --method gptq", "nets are quantized by ptq, not 'gptq'"),
+        ("-o small.onnx --calibration calibration.npz --method gptq", "nets are quantized by ptq, qat, not 'gptq'"),
+        ("-o small.onnx --calibration calibration.npz --method qat", "--method qat needs --train"),
+        ("-o small.onnx --calibration calibration.npz --train test.npz", "--train is for --method qat"),
         ("-o small.onnx --calibration calibration.npz --seed 3", "--seed means nothing for a net"),
         ("-o small.onnx --calibration calibration.npz --engine abacus", "no engine 'abacus'; there are onnxruntime"),
         ("-o small.onnx --calibration calibration.npz --leave nose", "net has no operator 'nose'"),

@@ -16,10 +16,11 @@ from tersor.core.quantities import size
 from tersor.evaluation.nets.images import Preparation
 from tersor.graph.ptq import Recipe
 from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, quantize_network
+from tersor.pipeline.nets.training import Training
 
 __all__ = ["NetArguments", "quantize_net_command"]
 
-METHODS = ("ptq",)
+METHODS = ("ptq", "qat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class NetArguments:
     threads: int = 0
     force: bool = False
     method: str | None = None
+    train: Path | None = None
+    epochs: int = 10
     command: str = ""
 
 
@@ -55,6 +58,7 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
             calibration=given.calibration,
             weights=given.weights,
             recipe=Recipe(engine=given.engine, left=given.leave),
+            training=_training(given),
             data=given.data,
             max_drop=given.max_drop,
             force=given.force,
@@ -69,6 +73,17 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
         print_json(card.to_object())
     else:
         _show(result, card, output)
+
+
+def _training(given: NetArguments) -> Training | None:
+    """Return how to train, None for PTQ."""
+    if given.method != "qat":
+        if given.train is not None:
+            raise SchemeError("--train is for --method qat")
+        return None
+    if given.train is None:
+        raise SchemeError("--method qat needs --train: labelled images to train on, as --data takes them")
+    return Training(given.train, epochs=given.epochs)
 
 
 def _show(result: QuantizedResult, card: Card, output: Path) -> None:

@@ -38,9 +38,11 @@ from tersor.cli.options.nets import (
     OF_NETS,
     DataOption,
     EngineOption,
+    EpochsOption,
     LeaveOption,
     MaxDropOption,
     NetSizeOption,
+    TrainOption,
     WeightsOption,
 )
 from tersor.cli.screen.output import JsonOption, print_json, refuse_given
@@ -121,6 +123,8 @@ def quantize(
     weights: WeightsOption = None,
     data: DataOption = None,
     max_drop: MaxDropOption = None,
+    train: TrainOption = None,
+    epochs: EpochsOption = 10,
     engine: EngineOption = "onnxruntime",
     leave: LeaveOption = None,
     mean: MeanOption = "0,0,0",
@@ -148,7 +152,7 @@ def quantize(
         made = NetArguments(
             calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of)
         )
-        made = replace(made, threads=threads, force=force, method=method)
+        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs)
         made = replace(made, command=_command(context.obj or [], model, output))
         quantize_net_command(model, output, file_type, made, as_json=as_json)
         return

@@ -17,6 +17,7 @@ from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, is_network, quantize_network
+from tersor.pipeline.nets.training import Training
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import UserChoices, make_plan
 
@@ -58,6 +59,7 @@ class NetOptions(TypedDict, total=False):
     max_drop: float | None
     force: bool
     limit: int | None
+    training: Training | None
     bench: bool
     threads: int
     command: str

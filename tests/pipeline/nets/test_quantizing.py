@@ -12,7 +12,9 @@ from tersor.core.card import Card, card_path
 from tersor.core.errors import FormatError, QualityError, SchemeError
 from tersor.files.hashing import sha256
 from tersor.graph.net import Net
+from tersor.graph.ptq import Recipe
 from tersor.pipeline.nets.quantizing import NetHow, is_network, quantize_network
+from tersor.pipeline.nets.training import Training
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
 torch = pytest.importorskip("torch", reason="nets are torch modules: pip install 'tersor[torch]'")
@@ -63,7 +65,18 @@ def test_the_card_names_every_weight_with_what_it_became_and_lost(net: Any, grap
     assert all(row.sqnr_db is not None and row.sqnr_db > 20 for row in card.layers)
 
 
+def pixels(name: str) -> Any:
+    """Images as the net takes them."""
+    with np.load(name) as arrays:
+        return arrays["images"].astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
+
+
+COARSE = Recipe(equalize=False, biases=False)
+"""With two bits, what hurts this net: the corrections would save it."""
+
+
 def test_operators_go_back_to_float_until_the_drop_is_small(graph: Net, how: NetHow) -> None:
+    how = replace(how, recipe=COARSE, data=None)  # agreement, which no noise can better
     lossy = quantize_network(graph, "int2", replace(how, max_drop=100.0))
     assert lossy.returned is not None
     assert lossy.returned.left == ()
@@ -76,9 +89,14 @@ def test_operators_go_back_to_float_until_the_drop_is_small(graph: Net, how: Net
     assert set(held.returned.left) <= kept
     assert [row.node for row in held.ranking if row.node in held.returned.left]
     assert any("went back to float" in note for note in held.card.notes)
-    judged = held.card.evaluations[0].metric("accuracy_drop")
+
+
+def test_what_may_be_lost_is_what_the_card_measures(graph: Net, how: NetHow) -> None:
+    result = quantize_network(graph, "int2", replace(how, recipe=COARSE, max_drop=100.0))
+    judged = result.card.evaluations[0].metric("accuracy_drop")
     assert judged is not None
-    assert 100 * judged.value == pytest.approx(held.returned.drop)
+    assert result.returned is not None
+    assert 100 * judged.value == pytest.approx(result.returned.drop)
 
 
 def test_without_labels_agreement_with_the_float_net_is_what_may_be_lost(graph: Net, how: NetHow) -> None:
@@ -165,3 +183,35 @@ def test_quality_errors_tell_what_is_left(graph: Net, how: NetHow, monkeypatch: 
     with pytest.raises(QualityError, match=r"even with all weights in float 3\.00 points are lost, not at most 1"):
         quantize_network(graph, "int8", replace(how, max_drop=1.0))
     assert quantize_network(graph, "int8", replace(how, max_drop=1.0, force=True)).returned is not None
+
+
+def test_training_gets_back_what_two_bits_lose(graph: Net, how: NetHow) -> None:
+    how = replace(how, recipe=COARSE)
+    rounded = quantize_network(graph, "int2", how)
+    batches = [(torch.from_numpy(feeds),) for feeds in np.split(pixels("calibration.npz"), 6)]
+    trained = quantize_network(graph, "int2", replace(how, training=Training(batches, epochs=15, rate=0.003)))
+    before, after = (
+        [result.card.evaluations[0].metric(name) for name in ("agreement", "reference_top1_accuracy")]
+        for result in (rounded, trained)
+    )
+    assert before[1] == after[1], "both are judged by the net as it was, not by what training made of it"
+    assert after[0] is not None
+    assert after[0].value > 0.9
+    assert trained.trained is not None
+    losses = [epoch.loss for epoch in trained.trained.epochs]
+    assert min(losses) < losses[0] / 2, "the divergence from the float net falls"
+    assert "; qat, 15 epochs, the best of them " in trained.card.plan.recipe.method
+    assert {row.format for row in trained.card.plan.tensors} == {row.format for row in rounded.card.plan.tensors}
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        (Training([], epochs=1), "training needs at least 2 batches, there are 0"),
+        (Training("calibration.npz", epochs=0), "training takes epochs and a rate above 0, got 0 and 0.001"),
+        (Training([(torch.zeros(4, 3, 8, 8),) * 3] * 2), "training batch 0: 3 arrays for 1 inputs and a label"),
+    ],
+)
+def test_training_that_cannot_be_is_refused(graph: Net, how: NetHow, training: Training, words: str) -> None:
+    with pytest.raises(SchemeError, match=words):
+        quantize_network(graph, "int8", replace(how, training=training))

@@ -12,9 +12,11 @@ __all__ = [
     "OF_NETS",
     "DataOption",
     "EngineOption",
+    "EpochsOption",
     "LeaveOption",
     "MaxDropOption",
     "NetSizeOption",
+    "TrainOption",
     "WeightsOption",
 ]
 
@@ -37,6 +39,11 @@ MaxDropOption = Annotated[
         "net on the calibration data. As few operators as possible go back to float until it is met.",
     ),
 ]
+TrainOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DATA", help="Nets, --method qat: labelled images to train on, as --data takes them."),
+]
+EpochsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Nets, --method qat: passes over --train.")]
 EngineOption = Annotated[
     str,
     typer.Option(
@@ -52,7 +59,7 @@ NetSizeOption = Annotated[
     str, typer.Option("--size", metavar="HxW", help="Nets: what images of a folder are resized to.")
 ]
 
-OF_NETS = ("weights", "data", "max_drop", "engine", "leave", "mean", "std", "size_of")
+OF_NETS = ("weights", "data", "max_drop", "train", "epochs", "engine", "leave", "mean", "std", "size_of")
 """Parameters that mean nothing for a language model."""
 OF_LANGUAGE = (
     *("tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),

@@ -18,6 +18,7 @@ from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sensitivity.operators import Sensitivity
 from tersor.graph.sensitivity.search import Returned
 from tersor.graph.sessions import Feeds, Session
+from tersor.graph.training.train import Trained
 from tersor.pipeline.steps.provenance import machine, peak_memory_bytes, versions
 
 __all__ = ["card_of", "notes_of", "operator_errors"]
@@ -26,17 +27,28 @@ ENGINES = ("onnx", "onnxruntime")
 SHOWN = 8
 
 
-def card_of(quantized: QuantizedNet, files: Mapping[str, str], name: str, calibration: str, began: float) -> Card:
+def card_of(
+    quantized: QuantizedNet,
+    files: Mapping[str, str],
+    name: str,
+    calibration: str,
+    *,
+    began: float,
+    trained: Trained | None = None,
+) -> Card:
     """Return the Card of a net that is not written yet.
 
     files        name → SHA-256 of what was read
     name         of the format
     calibration  in words
     began        when the work began, as `time.perf_counter` has it
+    trained      how training went, None without
     """
     recipe = quantized.recipe
     rows = list(_tensors(quantized))
     method = f"ptq for {recipe.engine}, ranges {recipe.ranges}, weights {recipe.weights}"
+    if trained is not None:
+        method += f"; qat, {len(trained.epochs)} epochs, the best of them {trained.best + 1}"
     made = Recipe(format=name, mixture="", method=method, calibration=calibration)
     found = {**versions(), **{package: version(package) for package in ENGINES}}
     return Card(

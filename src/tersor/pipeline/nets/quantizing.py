@@ -26,11 +26,13 @@ from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
 from tersor.graph.sensitivity.operators import Sensitivity, sensitivities
 from tersor.graph.sensitivity.search import Returned, return_to_float
 from tersor.graph.sessions import Feeds, feeds_of
+from tersor.graph.training.train import Trained
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.nets.cards import card_of, notes_of, operator_errors
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.judge import Judge, scores_by
 from tersor.pipeline.nets.naming import is_net_name, load_net
+from tersor.pipeline.nets.training import Training, train_quantized
 from tersor.pipeline.steps.cards import save_card
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class NetHow:
     force           write the file even where `max_drop` is not met
     limit           calibration batches that are taken at most
     preparation     how pixels of images become numbers
+    training        train on integers after PTQ (QAT), None: PTQ alone; batches may be a path as `data` may
     bench           measure latency too
     """
 
@@ -74,6 +77,7 @@ class NetHow:
     preparation: Preparation | None = None
     images: str = "images"
     labels: str = "labels"
+    training: Training | None = None
     bench: bool = True
     threads: int = 0
     command: str = ""
@@ -86,12 +90,14 @@ class QuantizedResult:
 
     ranking   what each operator costs, the most sensitive first; empty where nobody asked
     returned  what went back to float, None where nothing had to be met
+    trained   how training went, None where there was none
     """
 
     quantized: QuantizedNet
     card: Card
     ranking: tuple[Sensitivity, ...] = ()
     returned: Returned | None = None
+    trained: Trained | None = None
 
     def save(self, path: str | Path) -> Card:
         """Write the ONNX file and its Card beside it; both appear whole. Returns the Card with the hash of the file."""
@@ -128,22 +134,26 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     batches = _batches(source, how)
     recipe = replace(how.recipe, bits=FORMATS[format])
     quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
+    plain, trained = quantized.source, None
+    if how.training is not None:
+        training = replace(how.training, data=_labelled(how.training.data, how))
+        quantized, trained = train_quantized(quantized, training, how.progress)
     ranking: tuple[Sensitivity, ...] = ()
     returned: Returned | None = None
     if how.max_drop is not None:
-        ranking, returned = _meeting(quantized, batches, how)
+        ranking, returned = _meeting(quantized, plain, batches, how)
         quantized = returned.net
-    evaluations = tuple(_evaluations(quantized, how))
-    race = [race_nets(quantized.net, quantized.source, _one(batches[0]), threads=how.threads)] * how.bench
+    evaluations = tuple(_evaluations(quantized, plain, how))
+    race = [race_nets(quantized.net, plain, _one(batches[0]), threads=how.threads)] * how.bench
     card = replace(
-        card_of(quantized, files, format, _described(how, batches), began),
+        card_of(quantized, files, format, _described(how, batches), began=began, trained=trained),
         layers=operator_errors(quantized, _few(batches)),
         evaluations=evaluations,
         benchmarks=tuple(race),
         notes=notes_of(quantized, ranking, returned, how.max_drop),
         command=how.command,
     )
-    return QuantizedResult(quantized, card, tuple(ranking), returned)
+    return QuantizedResult(quantized, card, tuple(ranking), returned, trained)
 
 
 def _opened(net: Any, how: NetHow) -> tuple[Net, dict[str, str]]:
@@ -203,20 +213,20 @@ def _batches(net: Net, how: NetHow) -> list[Feeds]:
     return batches
 
 
-def _labelled(how: NetHow) -> Iterable[Any]:
-    if not isinstance(how.data, (str, Path)):
-        return how.data  # type: ignore[no-any-return]  # whatever yields batches
-    return open_images(Path(how.data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
+def _labelled(data: Any, how: NetHow) -> Iterable[Any]:
+    if not isinstance(data, (str, Path)):
+        return data  # type: ignore[no-any-return]  # whatever yields batches
+    return open_images(Path(data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
 
 
 def _meeting(
-    quantized: QuantizedNet, batches: Sequence[Feeds], how: NetHow
+    quantized: QuantizedNet, plain: Net, batches: Sequence[Feeds], how: NetHow
 ) -> tuple[tuple[Sensitivity, ...], Returned]:
     assert how.max_drop is not None
     if not 0 <= how.max_drop <= 100:
         raise SchemeError(f"max_drop is in percentage points, from 0 to 100, got {how.max_drop}")
     is_labelled = how.data is not None
-    judge = Judge.open(quantized.source, _labelled(how) if is_labelled else batches, labelled=is_labelled)
+    judge = Judge.open(plain, _labelled(how.data, how) if is_labelled else batches, labelled=is_labelled)
     if judge.drop(quantized) <= how.max_drop:
         return (), return_to_float(quantized, (), judge.drop, how.max_drop)
     ranking = sensitivities(quantized, _few(batches), progress=how.progress)
@@ -245,12 +255,12 @@ def _one(feeds: Feeds) -> Feeds:
     return {name: values[:1] for name, values in feeds.items()}
 
 
-def _evaluations(quantized: QuantizedNet, how: NetHow) -> Iterator[Evaluation]:
+def _evaluations(quantized: QuantizedNet, plain: Net, how: NetHow) -> Iterator[Evaluation]:
     """Yield the comparison with the float net on labelled data, where there is any that has classes."""
     if how.data is None:
         return
-    pair = [scores_by(net, how.threads) for net in (quantized.net, quantized.source)]
-    found = evaluate_net(pair[0], against=pair[1], data=_labelled(how))
+    pair = [scores_by(net, how.threads) for net in (quantized.net, plain)]
+    found = evaluate_net(pair[0], against=pair[1], data=_labelled(how.data, how))
     engines = {"subject": "onnxruntime, integers", "reference": "onnxruntime, float32"}
     yield replace(found, reference=f"{quantized.source.name} in float", engines=engines, command=how.command)
 

@@ -1,0 +1,134 @@
+"""Quantization-aware training of a classifier, taught by its float self: the loop behind `--method qat`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.core.errors import SchemeError
+from tersor.graph.observe import Progress
+from tersor.graph.ptq import QuantizedNet
+from tersor.graph.training.convert import convert
+from tersor.graph.training.module import to_torch
+from tersor.graph.training.prepare import prepare
+from tersor.graph.training.train import Epoch, Options, Trained, adam, train
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["Training", "train_quantized"]
+
+KEPT_BACK = 10
+"""One batch in so many is not trained on: it tells which epoch is the best."""
+LEAST_BATCHES = 2
+
+Batch = tuple[tuple[Any, ...], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to train.
+
+    data      batches of (inputs, labels), or a path that is opened to such; without labels only the float net teaches
+    epochs    passes over the data
+    rate      of Adam, at the start; it falls to nothing in half a cosine
+    patience  epochs without a better one after which training ends; None: never before its time
+    folder    for checkpoints: a training that was stopped goes on from there
+    """
+
+    data: Iterable[Any] | Path
+    epochs: int = 10
+    rate: float = 1e-3
+    patience: int | None = None
+    folder: Path | None = None
+
+
+def train_quantized(
+    quantized: QuantizedNet, training: Training, progress: Progress | None = None
+) -> tuple[QuantizedNet, Trained]:
+    """Return the net with weights and steps that were trained on integers, and how the training went.
+
+    The batch norms are folded; the loss is the divergence from the float net's answers, and the cross entropy of the
+    labels where there are any. The best epoch on batches that are kept back is what is returned.
+    Raises SchemeError for too little data or another kind of net, QualityError where the loss is no longer finite.
+    """
+    if training.epochs < 1 or not training.rate > 0:
+        raise SchemeError(f"training takes epochs and a rate above 0, got {training.epochs} and {training.rate}")
+    if isinstance(training.data, (str, Path)):
+        raise SchemeError(f"{training.data}: open it first, as `open_images` does")
+    batches = [_batch(batch, len(quantized.source.inputs), number) for number, batch in enumerate(training.data)]
+    if len(batches) < LEAST_BATCHES:
+        raise SchemeError(
+            f"training needs at least {LEAST_BATCHES} batches, there are {len(batches)}: give smaller ones"
+        )
+    kept = batches[::KEPT_BACK] if len(batches) > KEPT_BACK else batches[:1]
+    taken = [batch for number, batch in enumerate(batches) if not any(batch is other for other in kept)]
+    teacher = to_torch(quantized.source.model).eval()
+    module = prepare(quantized)
+    is_labelled = all(label is not None for _, label in batches)
+
+    def told(epoch: Epoch) -> None:
+        if progress is not None:
+            progress("training", epoch.number + 1, training.epochs)
+
+    options = Options(
+        loss=_cross_entropy if is_labelled else None,
+        optimizer=adam(training.rate),
+        teacher=teacher,
+        validate=_validator(kept, teacher, is_labelled=is_labelled),
+        patience=training.patience,
+        folder=training.folder,
+        resume=training.folder is not None,
+        progress=told,
+    )
+    trained = train(module, _shuffled(taken), training.epochs, options)
+    return convert(module, quantized), trained
+
+
+def _shuffled(batches: Sequence[Batch]) -> Callable[[int], list[Batch]]:
+    """Return what gives the batches in an order of its own to each epoch, whatever ran before."""
+
+    def of(epoch: int) -> list[Batch]:
+        order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch))
+        return [batches[number] for number in order.tolist()]
+
+    return of
+
+
+def _cross_entropy(made: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(made, labels)
+
+
+def _validator(kept: Sequence[Batch], teacher: Module, *, is_labelled: bool) -> Callable[[Module], float]:
+    """Return a score: share of right answers where there are labels, less a little for the divergence that is left."""
+    with torch.no_grad():
+        taught = [teacher(*inputs) for inputs, _ in kept]
+
+    def score(module: Module) -> float:
+        right = count = lost = 0.0
+        for (inputs, labels), wanted in zip(kept, taught, strict=True):
+            made = module(*inputs)
+            answers = labels if is_labelled else wanted.argmax(dim=1)
+            right += float((made.argmax(dim=1) == answers).sum())
+            ours, theirs = (torch.log_softmax(values, dim=1) for values in (made, wanted))
+            lost += float(torch.nn.functional.kl_div(ours, theirs, reduction="sum", log_target=True))
+            count += len(made)
+        return (right - min(lost, count) / 10) / count
+
+    return score
+
+
+def _batch(batch: Any, inputs: int, number: int) -> Batch:
+    given = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+    if len(given) not in (inputs, inputs + 1):
+        raise SchemeError(f"training batch {number}: {len(given)} arrays for {inputs} inputs and a label")
+    tensors = tuple(torch.as_tensor(item) for item in given[:inputs])
+    label = None if len(given) == inputs else torch.as_tensor(given[inputs]).long()
+    return tensors, label
