@@ -63,7 +63,7 @@ def test_the_function_stays_and_what_was_hard_to_round_is_not(residual: bool) ->
 
 def test_factors_go_into_a_norm_that_nobody_else_reads_and_into_a_mul_otherwise() -> None:
     factors = np.linspace(0.5, 2, 16).astype(np.float32)
-    found = {Stream("normed", ("up", "gate")): Smoothing(factors, 0.5, 1.0, 0.0, 0.0)}
+    found = {Stream("normed", ("up", "gate")): Smoothing(factors, 0.5, 0.0, 0.0)}
     batches = list(read_batches(block(residual=True), images(4, 5, 16)))
     for residual, more in ((False, 0), (True, 1)):
         net = block(residual=residual)
@@ -84,16 +84,7 @@ def test_columns_that_are_alike_are_left_alone() -> None:
     matrix = random.uniform(-1, 1, (12, 8)).astype(np.float32)
     found = smoothing(rows, np.stack([rows.min(axis=0), rows.max(axis=0)]), [matrix], SCHEME)
     assert found.factors is None
-    assert found.share == 1.0
     assert found.error == found.plain
-
-
-def test_a_single_odd_value_is_cut_off_where_that_is_better() -> None:
-    random = np.random.default_rng(3)
-    rows = random.uniform(-1, 1, (200, 8)).astype(np.float32)
-    ends = np.float32(1.6) * np.stack([rows.min(axis=0), rows.max(axis=0)])  # seen in other rows, if ever
-    found = smoothing(rows, ends, [random.uniform(-1, 1, (12, 8)).astype(np.float32)], SCHEME)
-    assert found.share < 0.8
 
 
 def test_errors_are_measured_on_what_is_rounded() -> None:
@@ -110,7 +101,7 @@ def test_errors_are_measured_on_what_is_rounded() -> None:
     scale = np.abs(matrix).max(axis=1, keepdims=True) / 127
     made = inputs @ (np.rint(matrix / scale) * scale).T
     wanted = rows.astype(np.float64) @ matrix.T
-    assert found.plain == pytest.approx(np.square(made - wanted).sum() / np.square(wanted).sum(), rel=0.05)
+    assert found.plain == pytest.approx(np.square(made - wanted).sum() / np.square(wanted).sum(), rel=1e-3)
 
 
 def test_codes_that_pass_from_operator_to_operator_are_not_taken_apart() -> None:

@@ -38,8 +38,6 @@ __all__ = ["Smoothed", "Smoothing", "Stream", "sampled", "smooth", "smoothed", "
 ROWS = 256
 """Rows of an input that errors are measured on, over all batches."""
 STRENGTHS = (0.5, 0.65, 0.8, 0.9)
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Of the range that was seen, both ends at once, down to the first that is worse."""
 WORTH = 0.8
 """Factors that leave more than this share of the squared error are not worth an operator."""
 
@@ -57,14 +55,12 @@ class Smoothing:
     """What was found for a stream.
 
     factors  float32 [columns] that the input is divided by; None: by nothing
-    share    of the seen range that codes cover
     error    squared error of the outputs, as a share of their square
-    plain    that with the whole range, divided by nothing
+    plain    that of an input divided by nothing
     """
 
     factors: Float32 | None
     strength: float
-    share: float
     error: float
     plain: float
 
@@ -73,7 +69,8 @@ class Smoothing:
 class Smoothed:
     """A net with its factors in place.
 
-    ranges  value → (low, high) that codes are best spread over; of the names in `net`
+    ranges  value → (low, high) of all that was seen, by the names in `net`: outliers of linear layers' inputs carry
+            what later ones need, and sentences of another kind go beyond what was seen
     """
 
     net: Net
@@ -103,7 +100,7 @@ def smooth(
     ranges = {}
     for stream, one in found.items():
         ends = seen[stream.value][1] / (1 if one.factors is None else one.factors)
-        ranges[renamed.get(stream.value, stream.value)] = (ends.min() * one.share, ends.max() * one.share)
+        ranges[renamed.get(stream.value, stream.value)] = (float(ends.min()), float(ends.max()))
     return Smoothed(made, ranges, found)
 
 
@@ -154,7 +151,7 @@ def sampled(
 def smoothing(
     rows: Float32, extremes: Float32, matrices: Sequence[Float32], scheme: Scheme, bits: int = 8
 ) -> Smoothing:
-    """Return the factors and the range with which the outputs of `matrices` are best.
+    """Return the factors with which the outputs of `matrices` are best, all codes spread over the whole range.
 
     rows      [rows, columns] of the input
     extremes  [2, columns]: least and largest of each column
@@ -166,25 +163,19 @@ def smoothing(
     energy = max(float(np.square(wanted, dtype=np.float64).sum()), np.finfo(np.float64).tiny)
     largest = np.abs(extremes).max(axis=0)
     best: Smoothing | None = None
-    plain = 0.0
     for strength in (0.0, *STRENGTHS):
         factors = _balanced(matrix, largest, strength) if strength else np.ones(len(largest), np.float32)
         inputs, ends = rows / factors, extremes / factors
         weights = _rounded_rows(matrix * factors, bits)
-        before = np.inf
-        for share in SHARES:
-            quantizer = Quantizer.of_range(ends.min() * share, ends.max() * share, scheme)
-            made = quantizer.values(quantizer.codes(inputs)) @ weights.T
-            error = float(np.square(made - wanted, dtype=np.float64).sum()) / energy
-            plain = error if best is None else plain
-            limit = np.inf if best is None else best.error * (WORTH if strength and not best.strength else 1.0)
-            if error < limit:
-                best = Smoothing(factors if strength else None, strength, share, error, plain)
-            if error > before:
-                break
-            before = error
+        quantizer = Quantizer.of_range(float(ends.min()), float(ends.max()), scheme)
+        made = quantizer.values(quantizer.codes(inputs)) @ weights.T
+        error = float(np.square(made - wanted, dtype=np.float64).sum()) / energy
+        if best is None:
+            best = Smoothing(None, strength, error, error)
+        elif error < best.error * (1.0 if best.strength else WORTH):
+            best = Smoothing(factors, strength, error, best.plain)
     assert best is not None, "nothing tried"
-    return Smoothing(best.factors, best.strength, best.share, best.error, plain)
+    return best
 
 
 def _balanced(matrix: Float32, largest: Float32, strength: float) -> Float32:

@@ -12,12 +12,12 @@ import numpy as np
 from tersor.core.card import Card, Seconds, TensorError
 from tersor.core.evaluation import LayerError
 from tersor.core.plan import Plan, PlannedTensor, Recipe
-from tersor.evaluation.layers.weights import Sums
+from tersor.graph.corrections.layers import operator_noise
 from tersor.graph.net import constant
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sensitivity.operators import Sensitivity
 from tersor.graph.sensitivity.search import Returned
-from tersor.graph.sessions import Feeds, Session
+from tersor.graph.sessions import Feeds
 from tersor.graph.training.train import Trained
 from tersor.pipeline.steps.provenance import machine, peak_memory_bytes, versions
 
@@ -99,19 +99,11 @@ def _relative(before: np.ndarray, after: np.ndarray) -> float | None:
 
 def operator_errors(quantized: QuantizedNet, batches: Sequence[Feeds]) -> tuple[LayerError, ...]:
     """Return what integers did to the output of every operator on integers, everything before it on integers too."""
-    nodes = {str(node.name): node for node in quantized.source.nodes}
-    names = {name: str(nodes[name].outputs[0].name) for name in quantized.placement.integer}
-    there = quantized.net.values()
-    watched = {name: value for name, value in names.items() if value in there}
-    ours, theirs = (Session(net, watched.values(), optimized=False) for net in (quantized.net, quantized.source))
-    sums = {name: Sums() for name in watched}
-    for feeds in batches:
-        made, wanted = ours.run(feeds), theirs.run(feeds)
-        for name, value in watched.items():
-            sums[name].add(*(np.asarray(side[value], np.float32).reshape(1, -1) for side in (wanted, made)))
+    rows = operator_noise(quantized, batches)
+    found = {row.node: row.output_db if math.isfinite(row.output_db) else None for row in rows}
     return tuple(
-        LayerError(name, nodes[name].op_type, None, found.sqnr_db, found.cosine, None, arriving_db=found.sqnr_db)
-        for name, found in sums.items()
+        LayerError(row.node, row.operator, None, found[row.node], None, None, arriving_db=found[row.node])
+        for row in rows
     )
 
 
