@@ -1,8 +1,8 @@
 """Inputs of linear layers divided by column before they are rounded, by the error of what comes out.
 
 Source: SmoothQuant, Xiao et al. 2022, arXiv:2211.10438. A rewrite: the function of the net stays.
-Differs: the strength is searched for each input together with the range of its codes, by the error of the outputs of
-all that read it, both rounded. Factors go into the norm before where nobody else reads it (there is then no operator
+Differs: the strength is searched for each input, by the error of the outputs of all that read it, inputs and weights
+rounded. Factors go into the norm before where nobody else reads it (there is then no operator
 more), else into a Mul: in a net with norms behind its sums, others read them.
 """
 
