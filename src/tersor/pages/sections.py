@@ -113,7 +113,8 @@ def key_figures(card: Card) -> Markup:
     speeds = [m for b in card.benchmarks for name in SPEEDS if (m := b.metric(name)) is not None]
     for metric in speeds[:1]:
         spread = interval(metric)
-        figures.append(("generation", amount(metric, metric.value), "" if spread == "–" else spread))
+        word = "latency" if metric.name.startswith("latency") else "generation"
+        figures.append((word, amount(metric, metric.value), "" if spread == "–" else spread))
     items = (
         tag("div", tag("dt", name), tag("dd", *_figure(value)), tag("dd", more, class_="more") if more else None)
         for name, value, more in figures
@@ -134,7 +135,8 @@ def _size(card: Card, place: Place) -> Markup | None:
     segments = [Segment(name, count) for name, count in sorted(groups.items(), key=lambda item: -item[1])]
     rest = card.nbytes - sum(segment.nbytes for segment in segments)
     if rest > 0:
-        segments.append(Segment("vocabulary and header", rest))
+        more = "graph" if card.plan.architecture == "onnx" else "vocabulary"
+        segments.append(Segment(f"{more} and header", rest))
     chart = size_bars(f"{place.prefix}size-chart", card.source_bytes, card.nbytes, segments)
     return place.section("Size", "size", chart)
 
