@@ -128,7 +128,8 @@ def plan_checkpoint(
         nbytes = tensor.rows * get(chosen).row_bytes(tensor.columns)
         rows.append(PlannedTensor(tensor.name, tensor.shape, tensor.source_dtype, chosen, reason, wanted, nbytes))
     if all(row.reason not in (CHOSEN, KEPT) for row in rows):
-        raise SchemeError(f"no matrix of {model.name} can be {name} in {where}")
+        why = next((f": {row.name} {row.shape}: {row.reason}" for row in rows if row.wanted), "")
+        raise SchemeError(f"no matrix of {model.name} can be {name} in {where}{why}")
     recipe = Recipe(
         format=f"{name} in {where}",
         mixture="",
