@@ -234,7 +234,9 @@ def test_a_layer_too_narrow_for_its_group_is_kept_as_it_is(make: Make, text: Pat
 
 
 def test_a_format_that_fits_nothing_is_refused(make: Make, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(SchemeError, match=r"no matrix of .* can be int4-g40 in gptq: .* do not divide into groups of 40"):
+    with pytest.raises(
+        SchemeError, match=r"no matrix of .* can be int4-g40 in gptq: .* do not divide into groups of 40"
+    ):
         quantized(make(), tmp_path / "out", how(text, container="gptq"), "int4-g40")
 
 
