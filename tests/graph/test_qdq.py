@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tersor.graph.corrections.rounding import round_with_statistics
 from tersor.graph.engines import ENGINES
 from tersor.graph.net import Net
 from tersor.graph.observe import activation_quantizers, batches_of, observe
@@ -16,7 +17,6 @@ from tersor.graph.placement import place
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.qdq import with_quantizers
 from tersor.graph.simplify import simplified
-from tersor.graph.weights import round_weights
 
 from .conftest import Drawing, by_name, images, mobilenet, numbers, operators, quantized, resnet, run, simulated, sqnr
 
@@ -176,7 +176,9 @@ def test_a_clip_with_computed_bounds_or_nan_stays() -> None:
             batches = batches_of(net, images(1, 3, 8, 8))
             seen = observe(simplified(net), batches, ["x"], threads=1)
             quantizers = dict.fromkeys(placement.activations, activation_quantizers_of_x(placement, seen))
-            made = with_quantizers(simplified(net), placement, quantizers, round_weights(simplified(net), placement))
+            made = with_quantizers(
+                simplified(net), placement, quantizers, round_with_statistics(simplified(net), placement, "rtn", {})
+            )
             assert operators(made)["Clip"] == 1
             continue
         assert operators(quantized(net, images(2, 3, 8, 8)).net)["Clip"] == 1
@@ -223,7 +225,7 @@ def test_other_biases_are_put_in_the_place_of_their_own() -> None:
     placement = place(net, ENGINES["onnxruntime"])
     seen = observe(net, batches_of(net, images(2, 3, 16, 16)), placement.activations, threads=1)
     activations = activation_quantizers(placement, seen, "minmax")
-    weights = round_weights(net, placement)
+    weights = round_with_statistics(net, placement, "rtn", {})
     before = net.to_bytes()
     plain = with_quantizers(net, placement, activations, weights)
     bias = np.arange(10, dtype=np.float32)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import SchemeError
+from tersor.graph.corrections.rounding import round_with_statistics
 from tersor.graph.placement import Site
 from tersor.graph.scheme import Scheme
-from tersor.graph.weights import as_matrix, round_weights, rounded_weight
+from tersor.graph.weights import as_matrix, rounded_weight
 
 from .conftest import images, quantized, resnet
 
@@ -62,7 +63,7 @@ def test_a_method_that_is_not_there_is_refused_by_name() -> None:
 
 def test_all_weights_of_a_placement_are_rounded() -> None:
     made = quantized(resnet().net(), images(2, 3, 16, 16))
-    again = round_weights(made.source, made.placement)
+    again = round_with_statistics(made.source, made.placement, "rtn", {})
     assert set(again) == set(made.placement.weights) == set(made.weights)
     for name, weight in again.items():
         np.testing.assert_array_equal(weight.codes, made.weights[name].codes)

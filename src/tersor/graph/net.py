@@ -7,7 +7,7 @@ that has just copied it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ else:
     ir, onnx = LazyModule("onnx_ir", "onnx"), LazyModule("onnx", "onnx")
     passes = LazyModule("onnx_ir.passes.common", "onnx")
 
-__all__ = ["Array", "Net", "attribute", "constant", "inner_nodes", "operator"]
+__all__ = ["Array", "Net", "attribute", "beside", "constant", "inner_nodes", "operator"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -166,6 +166,24 @@ class Net:
         self.graph.register_initializer(value)
         return value
 
+    def put_constant(self, node: ir.Node, place: int, values: Array, name: str) -> None:
+        """Give an operator other numbers as an input: in the place of its own, as `name` where others read those."""
+        old = node.inputs[place] if len(node.inputs) > place else None
+        if old is not None and len(old.uses()) == 1 and str(old.name) in self.graph.initializers:
+            self.set_constant(str(old.name), values)
+            return
+        if len(node.inputs) <= place:
+            node.resize_inputs(place + 1)
+        node.replace_input_with(place, self.new_constant(name, values))
+
+    def insert_behind(self, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+        """Put operators that read a value where it has just been made; before all others where a caller gives it."""
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(next(iter(self.graph)), nodes)
+        else:
+            self.graph.insert_after(producer, nodes)
+
 
 def constant(value: ir.Value | None) -> Array | None:
     """Return the numbers of a value that never changes; None where it does, or there is none."""
@@ -179,6 +197,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """Return the value of an attribute, or what the standard says that it is without one."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def beside(numbers: Array, axis: int, rank: int) -> Array:
+    """Return numbers, one for each place of an axis, in the shape in which they stand beside an array of that rank."""
+    return numbers.reshape([-1 if place == axis else 1 for place in range(rank)])
 
 
 def operator(node: ir.Node) -> str:

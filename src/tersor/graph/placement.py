@@ -121,9 +121,18 @@ class _Placing:
         for node in self.net.nodes:
             self._join(node)
         self.kept += list(self._within())
-        order = {name: place for place, name in enumerate(self.net.values())}
-        sites = [self._activation(name) for name in sorted(self.wanted, key=order.__getitem__)]
+        sites = [self._activation(name) for name in self.values if name in self.wanted]
         return Placement(self.row, (*sites, *self._constants()), tuple(self.integer), tuple(self.kept))
+
+    @cached_property
+    def values(self) -> dict[str, ir.Value]:
+        """Every value by name, in the order of the graph."""
+        return self.net.values()
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """Where each operator stands."""
+        return {str(node.name): place for place, node in enumerate(self.net.nodes)}
 
     # Which operators run on integers
 
@@ -223,7 +232,7 @@ class _Placing:
             (made := other.producer()) is not None
             and operator(made) in self.row.weighted
             and len(other.uses()) == 1
-            and _comes_after(self.net, made, node)
+            and self.order[str(made.name)] > self.order[str(node.name)]
             for other in others
             if other is not None
         )
@@ -269,7 +278,7 @@ class _Placing:
     # What comes out
 
     def _activation(self, name: str) -> Site:
-        value = self.net.value(name)
+        value = self.values[name]
         is_made = self._is_made(value)
         readers = [use.node for use in value.uses() if use.node.graph is self.net.graph]
         taking = tuple(dict.fromkeys(str(node.name) for node in readers if is_made or self._takes(node)))
@@ -312,8 +321,3 @@ def weight_axis(node: ir.Node) -> int | None:
 
 def _is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.name == "FLOAT"
-
-
-def _comes_after(net: Net, one: ir.Node, other: ir.Node) -> bool:
-    order = {str(node.name): place for place, node in enumerate(net.nodes)}
-    return order[str(one.name)] > order[str(other.name)]

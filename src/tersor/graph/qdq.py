@@ -75,13 +75,7 @@ def _round_activation(
     restore = ir.node("DequantizeLinear", [codes, scale, zero], _axis(quantizer), name=called)
     values = restore.outputs[0]
     values.name, values.shape, values.type = net.free_name(f"{name}_dequantized"), value.shape, value.type
-    producer = value.producer()
-    first = next(iter(net.graph)) if producer is None else None
-    if producer is None:
-        assert first is not None, "a graph without operators"
-        net.graph.insert_before(first, [quantize, restore])
-    else:
-        net.graph.insert_after(producer, [quantize, restore])
+    net.insert_behind(value, [quantize, restore])
     taking = {nodes[node] for node in site.nodes}
     for use in list(value.uses()):
         if use.node in taking:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import SchemeError
-from tersor.graph.net import Array
+from tersor.graph.net import Array, beside
 
 __all__ = ["Integers", "Quantizer", "Scheme"]
 
@@ -110,6 +110,5 @@ class Quantizer:
         """Return scale and zero point, shaped to stand beside `values`."""
         if self.scheme.axis is None:
             return self.scale, self.zero_point
-        shape = [1] * values.ndim
-        shape[self.scheme.axis] = -1
-        return self.scale.reshape(shape), self.zero_point.reshape(shape)
+        scale, zero = (beside(part, self.scheme.axis, values.ndim) for part in (self.scale, self.zero_point))
+        return scale, zero

@@ -5,12 +5,12 @@ A batch norm at rest is a factor and a summand for each channel; in front of a r
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.graph.net import Array, Net, attribute, constant, inner_nodes, operator
+from tersor.graph.net import Array, Net, attribute, beside, constant, inner_nodes, operator
+from tersor.graph.placement import weight_axis
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -109,16 +109,18 @@ def _fold(net: Net, node: ir.Node) -> None:
     if before.op_type == "ConvTranspose" and attribute(before, "group", 1) != 1:
         return
     factor, summand, mean = numbers
-    along = _along(before, weight)
-    outputs = math.prod(size for size, place in zip(weight.shape, along, strict=True) if place < 0)
+    axis = weight_axis(before) or 0
+    outputs = weight.shape[axis] if axis < weight.ndim else 1
     if len(factor) != outputs or bias.ndim > 2 or (*bias.shape, 1)[bias.ndim - 1] not in (1, outputs):
         return  # no engine runs it
     with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are kept in float later
-        folded = weight * factor.reshape(along)
+        folded = weight * beside(factor, axis, weight.ndim)
         shifted = (bias * attribute(before, "beta", 1.0) - mean) * factor + summand
         folded, shifted = folded.astype(weight.dtype), shifted.astype(weight.dtype)
-    _put(net, before, 1, folded)
-    _put(net, before, 2, shifted)
+    bias_name = f"{before.name or before.op_type}_bias"
+    for place, values in ((1, folded), (2, shifted)):
+        old = before.inputs[place] if len(before.inputs) > place else None
+        net.put_constant(before, place, values, bias_name if old is None else str(old.name))
     if before.op_type == "Gemm" and "beta" in before.attributes:
         del before.attributes["beta"]
     if node.outputs[0].is_graph_output():
@@ -160,24 +162,6 @@ def _pool(net: Net, node: ir.Node) -> None:
     net.graph.insert_before(node, [pool])
     value.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
     net.graph.remove(node, safe=True)
-
-
-def _along(node: ir.Node, weight: Array) -> list[int]:
-    """Return the shape in which a number for each output stands beside a weight."""
-    axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, 0 if attribute(node, "transB", 0) else 1)
-    return [-1 if place == axis else 1 for place in range(weight.ndim)]
-
-
-def _put(net: Net, node: ir.Node, place: int, values: Array) -> None:
-    """Give an operator a constant of its own: others may read the old one."""
-    old = node.inputs[place] if len(node.inputs) > place else None
-    name = f"{node.name or node.op_type}_bias" if old is None else str(old.name)
-    if old is not None and len(old.uses()) == 1:
-        net.set_constant(name, values)
-        return
-    if len(node.inputs) <= place:
-        node.resize_inputs(place + 1)
-    node.replace_input_with(place, net.new_constant(name, values))
 
 
 def _name_nodes(net: Net) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,8 @@ from tersor.core.arrays import Float32
 from tersor.core.errors import SchemeError
 from tersor.formats import get
 from tersor.formats.hf.groups import unpack_groups
-from tersor.graph.net import Array, Net, constant
-from tersor.graph.placement import WEIGHT, Placement, Site
+from tersor.graph.net import Array
+from tersor.graph.placement import Site
 from tersor.graph.scheme import Integers, Quantizer
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import METHODS
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["RoundedWeight", "as_matrix", "round_weights", "rounded_weight"]
+__all__ = ["RoundedWeight", "as_matrix", "rounded_weight"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,16 +68,3 @@ def rounded_weight(weight: Array, site: Site, method: str = "rtn", **statistics:
         made = np.moveaxis(codes.reshape(shape[scheme.axis], *rest), 0, scheme.axis)
     zero = np.zeros(np.shape(scale), scheme.dtype)
     return RoundedWeight(np.ascontiguousarray(made.astype(scheme.dtype)), Quantizer(np.asarray(scale), zero, scheme))
-
-
-def round_weights(
-    net: Net, placement: Placement, method: str = "rtn", statistics: Mapping[str, Mapping[str, Any]] | None = None
-) -> dict[str, RoundedWeight]:
-    """Round the weights of all operators on integers, by node; `statistics` by node too."""
-    nodes = {str(node.name): node for node in net.nodes}
-    made = {}
-    for name, site in placement.weights.items():
-        weight = constant(nodes[name].inputs[WEIGHT])
-        assert weight is not None, "a weight site without a constant"
-        made[name] = rounded_weight(weight, site, method, **(statistics or {}).get(name, {}))
-    return made

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tersor.graph.corrections.bias import bias_of, corrected_biases
+from tersor.graph.corrections.rounding import round_with_statistics
 from tersor.graph.corrections.statistics import gather
 from tersor.graph.engines import engine
 from tersor.graph.net import Net
@@ -14,7 +15,6 @@ from tersor.graph.placement import place
 from tersor.graph.qdq import with_quantizers
 from tersor.graph.sessions import read_batches
 from tersor.graph.simplify import simplified
-from tersor.graph.weights import round_weights
 
 from ..conftest import Drawing, images, run
 
@@ -45,7 +45,7 @@ def test_the_mean_error_of_every_channel_goes(operator: str, bias: bool) -> None
     net = simplified(net)
     batches = list(read_batches(net, data))
     placement = place(net, engine("openvino"), weight_bits=3)
-    weights = round_weights(net, placement)
+    weights = round_with_statistics(net, placement, "rtn", {})
     known = gather(net, batches, placement.weights, threads=1)
     biases = corrected_biases(net, placement, weights, known)
     if operator == "MatMul" and not bias:
@@ -70,7 +70,7 @@ def test_errors_that_come_in_with_the_inputs_go_too() -> None:
     net, data = layer("Conv", bias=True)
     net = simplified(net)
     placement = place(net, engine("openvino"))
-    weights = round_weights(net, placement)
+    weights = round_with_statistics(net, placement, "rtn", {})
     known = gather(net, list(read_batches(net, data)), placement.weights, threads=1)
     seen = gather(net, list(read_batches(net, [batch + 0.25 for batch in data])), placement.weights, threads=1)
     (node,) = placement.weights

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import SchemeError
-from tersor.graph.corrections.rounding import rounded_rows, rounded_with_statistics, wants_statistics
+from tersor.graph.corrections.rounding import (
+    round_with_statistics,
+    rounded_rows,
+    rounded_with_statistics,
+    wants_statistics,
+)
 from tersor.graph.corrections.statistics import InputStatistics
-from tersor.graph.placement import Site
+from tersor.graph.engines import ENGINES
+from tersor.graph.placement import Site, place
 from tersor.graph.scheme import Scheme
+from tersor.graph.simplify import simplified
 from tersor.graph.weights import rounded_weight
+
+from ..conftest import resnet
 
 torch = pytest.importorskip("torch", reason="rounding methods are of torch: pip install 'tersor[torch]'")
 
@@ -90,3 +99,13 @@ def test_a_method_without_a_hessian_gets_none() -> None:
     assert [wants_statistics(method) for method in ("rtn", "hqq", "gptq", "best")] == [False, False, True, True]
     with pytest.raises(SchemeError, match="no method 'nearest'"):
         wants_statistics("nearest")
+
+
+def test_a_method_that_needs_no_statistics_is_taken_without_them() -> None:
+    net = simplified(resnet().net())
+    placement = place(net, ENGINES["onnxruntime"], weight_bits=4)
+    found, plain = (round_with_statistics(net, placement, method, {}) for method in ("hqq", "rtn"))
+    needing = round_with_statistics(net, placement, "gptq", {})
+    assert any(not np.array_equal(found[name].quantizer.scale, plain[name].quantizer.scale) for name in found)
+    for name, weight in needing.items():
+        np.testing.assert_array_equal(weight.codes, plain[name].codes)

@@ -14,8 +14,8 @@ import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.graph.corrections.statistics import InputStatistics
-from tersor.graph.net import Array, Net, constant
-from tersor.graph.placement import BIAS, WEIGHT, Placement
+from tersor.graph.net import Array, Net, attribute, constant
+from tersor.graph.placement import BIAS, WEIGHT, Placement, weight_axis
 from tersor.graph.qdq import bias_place
 from tersor.graph.weights import RoundedWeight, as_matrix
 
@@ -70,14 +70,9 @@ def bias_of(node: ir.Node) -> Array | None:
     if node.op_type == "MatMul":
         place = bias_place(node)
         return None if place is None else constant(place[0].inputs[place[1]])
-    outputs = weight.shape[0]
-    if node.op_type == "ConvTranspose":
-        outputs = weight.shape[1]
-    if node.op_type == "Gemm":
-        transposed = "transB" in node.attributes and node.attributes["transB"].value
-        outputs = weight.shape[0 if transposed else 1]
+    outputs = weight.shape[weight_axis(node) or 0]
     if len(node.inputs) <= BIAS or node.inputs[BIAS] is None:
         return np.zeros(outputs, np.float32)
     bias = constant(node.inputs[BIAS])
-    scaled = "beta" in node.attributes and node.attributes["beta"].value != 1.0
+    scaled = attribute(node, "beta", 1.0) != 1.0
     return None if bias is None or scaled or bias.shape != (outputs,) else bias

@@ -16,7 +16,7 @@ import numpy as np
 from tersor.core.errors import SchemeError
 from tersor.graph.corrections.bias import bias_of
 from tersor.graph.corrections.patches import groups_of, has_rows
-from tersor.graph.net import Array, Net, attribute, constant
+from tersor.graph.net import Array, Net, attribute, beside, constant
 from tersor.graph.placement import WEIGHT, weight_axis
 from tersor.graph.qdq import bias_place
 from tersor.graph.weights import as_matrix
@@ -54,8 +54,6 @@ def equalized(net: Net, *, largest: Mapping[str, Array] | None = None, strength:
         raise SchemeError(f"equalization needs a strength between 0 and 1, got {strength}")
     made = net.copy()
     pairs = [pair for pair in pairs_of(made) if largest is None or pair.value in largest]
-    for pair in pairs:
-        _own_constants(made, pair)
     for _ in range(ROUNDS if largest is None else 1):
         off = 0.0
         for pair in pairs:
@@ -116,18 +114,6 @@ def _channels(node: ir.Node) -> int:
     return int(weight.shape[0 if node.op_type == "ConvTranspose" else 1 - (weight_axis(node) or 0)])
 
 
-def _own_constants(net: Net, pair: Pair) -> None:
-    """Give both operators weights that nobody else reads."""
-    for node in (pair.first, pair.second):
-        found = bias_place(node)
-        holders = [(node, WEIGHT)] + ([found] if found and len(found[0].inputs) > found[1] else [])
-        for holder, place in holders:
-            value = holder.inputs[place]
-            numbers = constant(value)
-            if value is not None and numbers is not None and len(value.uses()) > 1:
-                holder.replace_input_with(place, net.new_constant(str(value.name), numbers))
-
-
 def _factors(pair: Pair, largest: Array | None, strength: float) -> Array:
     """Return what each channel between the two is divided by, float64."""
     weight = constant(pair.first.inputs[WEIGHT])
@@ -162,7 +148,9 @@ def _scale(net: Net, pair: Pair, factors: Array) -> None:
     """Divide what the first makes, and multiply what the second reads."""
     first, second = pair.first, pair.second
     axis = weight_axis(first) or 0
-    _multiply(net, first, WEIGHT, _beside(constant(first.inputs[WEIGHT]), axis, 1 / factors))
+    made = constant(first.inputs[WEIGHT])
+    assert made is not None, "has_rows"
+    _multiply(net, first, WEIGHT, beside(1 / factors, axis, made.ndim))
     found = bias_place(first)
     if found is not None and len(found[0].inputs) > found[1] and found[0].inputs[found[1]] is not None:
         _multiply(net, found[0], found[1], 1 / factors)
@@ -175,17 +163,13 @@ def _scale(net: Net, pair: Pair, factors: Array) -> None:
         _multiply(net, second, WEIGHT, rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)))
         return
     place = 0 if second.op_type == "ConvTranspose" else 1 - (weight_axis(second) or 0)
-    _multiply(net, second, WEIGHT, _beside(weight, place, each))
-
-
-def _beside(weight: Array | None, axis: int, factors: Array) -> Array:
-    assert weight is not None, "has_rows"
-    return factors.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
+    _multiply(net, second, WEIGHT, beside(each, place, weight.ndim))
 
 
 def _multiply(net: Net, node: ir.Node, place: int, factors: Array) -> None:
+    """Multiply a constant of an operator; others that read it keep what they have."""
     value = node.inputs[place]
     numbers = constant(value)
-    assert value is not None, "an own constant"
-    assert numbers is not None, "an own constant"
-    net.set_constant(str(value.name), (numbers * factors).astype(numbers.dtype))
+    assert value is not None, "a pair has constants"
+    assert numbers is not None, "a pair has constants"
+    net.put_constant(node, place, (numbers * factors).astype(numbers.dtype), str(value.name))

@@ -44,15 +44,17 @@ def wants_statistics(method: str) -> bool:
 def round_with_statistics(
     net: Net, placement: Placement, method: str, statistics: Mapping[str, InputStatistics]
 ) -> dict[str, RoundedWeight]:
-    """Round the weights of all operators on integers, by node; rtn where an operator has no statistics."""
+    """Round the weights of all operators on integers, by node; rtn where statistics that are needed are absent."""
     nodes = {str(node.name): node for node in net.nodes}
-    made = {}
+    alone, made = "rtn" if wants_statistics(method) else method, {}
     for name, site in placement.weights.items():
         weight = constant(nodes[name].inputs[WEIGHT])
         assert weight is not None, "a weight site without a constant"
         known = statistics.get(name)
         made[name] = (
-            rounded_weight(weight, site) if known is None else rounded_with_statistics(weight, site, method, known)
+            rounded_weight(weight, site, alone)
+            if known is None
+            else rounded_with_statistics(weight, site, method, known)
         )
     return made
 

@@ -218,7 +218,7 @@ def _multiply(net: Net, node: ir.Node, factors: Float32) -> None:
     assert value is not None, "a stream's reader has a weight"
     assert weight is not None, "a stream's reader has a weight"
     along = factors[:, None] if weight_axis(node) == 1 else factors[None]
-    node.replace_input_with(WEIGHT, net.new_constant(str(value.name), (weight * along).astype(weight.dtype)))
+    net.put_constant(node, WEIGHT, (weight * along).astype(weight.dtype), str(value.name))
 
 
 def _into_norm(net: Net, value: ir.Value, readers: Sequence[ir.Node], factors: Float32) -> bool:
@@ -235,7 +235,7 @@ def _into_norm(net: Net, value: ir.Value, readers: Sequence[ir.Node], factors: F
         assert part is not None, "seen above"
         held = norm.inputs[place]
         assert held is not None, "seen above"
-        norm.replace_input_with(place, net.new_constant(str(held.name), (part / factors).astype(part.dtype)))
+        net.put_constant(norm, place, (part / factors).astype(part.dtype), str(held.name))
     return True
 
 
@@ -245,11 +245,7 @@ def _insert(net: Net, value: ir.Value, readers: Sequence[ir.Node], factors: Arra
     node = ir.node("Mul", [value, net.new_constant(f"{name}_factors", (1 / factors).astype(np.float32))], name=name)
     made = node.outputs[0]
     made.name, made.shape, made.type = name, value.shape, value.type
-    producer = value.producer()
-    if producer is None:
-        net.graph.insert_before(next(iter(net.graph)), [node])
-    else:
-        net.graph.insert_after(producer, [node])
+    net.insert_behind(value, [node])
     for reader in readers:
         reader.replace_input_with(0, made)
     return name

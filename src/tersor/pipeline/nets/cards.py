@@ -73,8 +73,8 @@ def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorErr
     kept = {row.node: row.reason for row in quantized.placement.kept}
     for name, value in quantized.source.graph.initializers.items():
         numbers = constant(value)
-        if numbers is None or numbers.dtype != np.float32 or not value.uses():
-            continue  # what corrections have put others in the place of stays in the graph
+        if numbers is None or numbers.dtype != np.float32:
+            continue
         shape = tuple(numbers.shape)
         if name in weights:
             rounded = quantized.weights[weights[name]]
