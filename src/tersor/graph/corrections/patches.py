@@ -5,6 +5,8 @@ The columns stand in the order of `weights.as_matrix`, so that output = rows · 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +18,7 @@ from tersor.graph.placement import WEIGHT, weight_axis
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["columns_of", "groups_of", "has_rows", "input_rows", "spread"]
+__all__ = ["columns_of", "groups_of", "has_rows", "input_rows", "same_pads", "spread"]
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -87,32 +89,36 @@ def _prepared(node: ir.Node, values: Array, size: tuple[int, ...]) -> tuple[Arra
     rank = len(size)
     strides = [int(step) for step in attribute(node, "strides", [1] * rank)]
     dilations = [int(step) for step in attribute(node, "dilations", [1] * rank)]
-    pads = _pads(node, values.shape[2:], size, strides, dilations)
-    if node.op_type == "Conv":
+    is_conv = node.op_type == "Conv"
+    reach = [dilation * (length - 1) + 1 for dilation, length in zip(dilations, size, strict=True)]
+    over = values.shape[2:] if is_conv else strides  # of a transposed one "the same" is the input times the stride
+    begin, end = same_pads(attribute(node, "auto_pad", "NOTSET"), attribute(node, "pads", None), over, reach, strides)
+    pads = list(zip(begin, end, strict=True))
+    if is_conv:
         return np.pad(values, [(0, 0), (0, 0), *pads]), strides, dilations
     extra = [int(number) for number in attribute(node, "output_padding", [0] * rank)]
     spaced = np.zeros((*values.shape[:2], *((n - 1) * s + 1 for n, s in zip(values.shape[2:], strides, strict=True))))
     spaced[(slice(None), slice(None), *(slice(None, None, step) for step in strides))] = values
-    whole = [dilation * (length - 1) for dilation, length in zip(dilations, size, strict=True)]
-    around = [(w - low, w - high + more) for w, (low, high), more in zip(whole, pads, extra, strict=True)]
+    around = [(r - 1 - low, r - 1 - high + more) for r, (low, high), more in zip(reach, pads, extra, strict=True)]
     grown = np.pad(spaced, [(0, 0), (0, 0), *((max(low, 0), max(high, 0)) for low, high in around)])
     cuts = [slice(max(-low, 0), n - max(-high, 0)) for (low, high), n in zip(around, grown.shape[2:], strict=True)]
     return grown[(slice(None), slice(None), *cuts)], [1] * rank, dilations
 
 
-def _pads(
-    node: ir.Node, shape: tuple[int, ...], size: tuple[int, ...], strides: list[int], dilations: list[int]
-) -> list[tuple[int, int]]:
-    """Return the zeros before and behind each axis."""
-    automatic = attribute(node, "auto_pad", "NOTSET")
-    if automatic in ("NOTSET", "VALID"):
-        given = [0] * 2 * len(size) if automatic == "VALID" else attribute(node, "pads", [0] * 2 * len(size))
-        return [(int(given[place]), int(given[place + len(size)])) for place in range(len(size))]
-    found = []
-    for length, window, step, dilation in zip(shape, size, strides, dilations, strict=True):
-        reach = dilation * (window - 1) + 1
-        needed = reach - step if node.op_type == "ConvTranspose" else (-(-length // step) - 1) * step + reach - length
-        total = max(needed, 0)
-        small, large = total // 2, total - total // 2
-        found.append((small, large) if automatic == "SAME_UPPER" else (large, small))
-    return found
+def same_pads(
+    auto_pad: str, pads: Sequence[int] | None, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return the padding before and behind every spatial axis.
+
+    size   of the input
+    reach  of a window: (kernel - 1) · dilation + 1
+    """
+    if auto_pad in ("NOTSET", "VALID", ""):
+        given = list(pads) if pads and auto_pad != "VALID" else [0] * (2 * len(size))
+        return given[: len(size)], given[len(size) :]
+    total = [
+        max((math.ceil(n / step) - 1) * step + window - n, 0)
+        for n, window, step in zip(size, reach, strides, strict=True)
+    ]
+    less, more = [n // 2 for n in total], [n - n // 2 for n in total]
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ def put(root: Module, name: str, tensor: Tensor, *, trained: bool) -> str:
 
     The key is the name, but for parts that a module cannot have: those get underscores.
     """
-    taken = fx.GraphModule(torch.nn.Module(), fx.Graph())
+    taken = _bare_module()
     *path, leaf = [part or "_" for part in re.sub(r'["\\\r\n]', "_", name).split(".")]
     owner, key = root, []
     for wanted in path:
@@ -42,6 +43,12 @@ def put(root: Module, name: str, tensor: Tensor, *, trained: bool) -> str:
     else:
         owner.register_buffer(leaf, tensor)
     return ".".join([*key, leaf])
+
+
+@functools.cache
+def _bare_module() -> fx.GraphModule:
+    """Return a module whose attributes are those that every one has; making it compiles code."""
+    return fx.GraphModule(torch.nn.Module(), fx.Graph())
 
 
 def stored_values(module: fx.GraphModule) -> Iterator[tuple[str, str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from tersor.graph.corrections.patches import same_pads
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["RANGES", "Ints", "Number", "integers", "interleaved", "same_pads", "torch_type"]
+__all__ = ["RANGES", "Ints", "Number", "Window", "integers", "interleaved", "torch_type", "window_over"]
 
 Ints: TypeAlias = "Sequence[int] | int | Tensor"
 Number: TypeAlias = "float | int | Tensor"
@@ -51,20 +51,29 @@ def interleaved(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
     return [amount for pair in zip(reversed(begins), reversed(ends), strict=True) for amount in pair]
 
 
-def same_pads(
-    auto_pad: str, pads: Sequence[int] | None, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Return the padding before and behind every spatial axis.
+class Window(NamedTuple):
+    """How a window goes over the spatial axes of an input, a number for each; `reach` is (kernel - 1) · dilation + 1.
 
-    size   of the input
-    reach  of a window: (kernel - 1) * dilation + 1
+    begin, end  padding before and behind
     """
-    if auto_pad in ("NOTSET", "VALID", ""):
-        given = list(pads) if pads and auto_pad != "VALID" else [0] * (2 * len(size))
-        return given[: len(size)], given[len(size) :]
-    total = [
-        max((math.ceil(n / step) - 1) * step + window - n, 0)
-        for n, window, step in zip(size, reach, strides, strict=True)
-    ]
-    less, more = [n // 2 for n in total], [n - n // 2 for n in total]
-    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+
+    strides: list[int]
+    dilations: list[int]
+    reach: list[int]
+    begin: list[int]
+    end: list[int]
+
+
+def window_over(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    *,
+    strides: Sequence[int] | None,
+    dilations: Sequence[int] | None,
+    auto_pad: str,
+    pads: Sequence[int] | None,
+) -> Window:
+    """Return the window that an operator's attributes describe on an input of that size; None stands for ones."""
+    steps, spread = list(strides or [1] * len(kernel)), list(dilations or [1] * len(kernel))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
+    return Window(steps, spread, reach, *same_pads(auto_pad, pads, size, reach, steps))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tersor.graph.training.ops.arguments import interleaved, same_pads
+from tersor.graph.corrections.patches import same_pads
+from tersor.graph.training.ops.arguments import interleaved, window_over
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ def conv(
     strides: Sequence[int] | None = None,
 ) -> Tensor:
     """Convolution of [N, I, ...] with [O, I / group, ...] over one to three spatial axes."""
-    kernel, spatial = list(weight.shape[2:]), x.ndim - 2
-    strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    begin, end = same_pads(auto_pad, pads, x.shape[2:], reach, strides)
+    spatial = x.ndim - 2
+    strides, dilations, _, begin, end = window_over(
+        x.shape[2:], weight.shape[2:], strides=strides, dilations=dilations, auto_pad=auto_pad, pads=pads
+    )
     if begin != end:
         x, begin = functional.pad(x, interleaved(begin, end)), [0] * spatial
     run: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[spatial - 1]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tersor.graph.training.ops.arguments import interleaved, same_pads
+from tersor.graph.training.ops.arguments import interleaved, window_over
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def max_pool(
 ) -> Tensor:
     """Largest value of every window; padding is never the largest."""
     spatial = len(kernel_shape)
-    strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True)]
-    begin, end = same_pads(auto_pad, pads, x.shape[2:], reach, strides)
+    strides, dilations, reach, begin, end = window_over(
+        x.shape[2:], kernel_shape, strides=strides, dilations=dilations, auto_pad=auto_pad, pads=pads
+    )
     beyond = _beyond(x.shape[2:], begin, end, reach, strides) if ceil_mode else [0] * spatial
     end = [e + more for e, more in zip(end, beyond, strict=True)]
     if begin != end or any(2 * b > k for b, k in zip(begin, kernel_shape, strict=True)):
@@ -57,9 +57,9 @@ def average_pool(
 ) -> Tensor:
     """Mean of every window, over its places inside the input, or inside the input and its padding."""
     spatial = len(kernel_shape)
-    strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True)]
-    begin, end = same_pads(auto_pad, pads, x.shape[2:], reach, strides)
+    strides, dilations, reach, begin, end = window_over(
+        x.shape[2:], kernel_shape, strides=strides, dilations=dilations, auto_pad=auto_pad, pads=pads
+    )
     beyond = _beyond(x.shape[2:], begin, end, reach, strides) if ceil_mode else [0] * spatial
     padding = interleaved(begin, end)
     means = _means(
