@@ -104,6 +104,7 @@ def test_a_net_is_trained_on_integers(folder: Path, capsys: pytest.CaptureFixtur
         ("-o small.onnx --calibration calibration.npz --leave nose", "net has no operator 'nose'"),
         ("-o small.onnx --calibration calibration.npz --weights w.safetensors", "--weights belong to a PyTorch net"),
         ("-o small.onnx --calibration none.npz", "none.npz: no such file"),
+        ("-o small.onnx --calibration calibration.npz --format q4_k_m", "nets are written as int8, int4, int3, int2"),
         ("-o small.onnx --calibration calibration.npz --format q4_0", "nets are written as int8, int4, int3, int2"),
     ],
 )

@@ -67,7 +67,7 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
             command=given.command,
             progress=progress,
         )
-        result = quantize_network(model, "int8" if file_type == "q4_k_m" else file_type, how)
+        result = quantize_network(model, file_type, how)
         card = result.save(output)
     if as_json:
         print_json(card.to_object())

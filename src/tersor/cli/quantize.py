@@ -45,7 +45,7 @@ from tersor.cli.options.nets import (
     TrainOption,
     WeightsOption,
 )
-from tersor.cli.screen.output import JsonOption, print_json, refuse_given
+from tersor.cli.screen.output import JsonOption, is_given, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
@@ -147,14 +147,15 @@ def quantize(
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
     """
+    command = _command(context.obj or [], model, output)
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
         made = NetArguments(
             calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of)
         )
-        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs)
-        made = replace(made, command=_command(context.obj or [], model, output))
-        quantize_net_command(model, output, file_type, made, as_json=as_json)
+        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs, command=command)
+        named = file_type if is_given(context, "file_type") else "int8"
+        quantize_net_command(model, output, named, made, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
     choices = Choices(tensor_formats=tensor_format or (), output_format=output_format, search=search, fallback=fallback)
@@ -183,14 +184,12 @@ def quantize(
         threads=threads,
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         split_max_tensors=split_max_tensors,
-        command=_command(context.obj or [], model, output),
+        command=command,
     )
     card = _made(source, file_type, output, how, choices, dry_run=dry_run, is_calibrated=calibration is not None)
-    if card is None:  # another rank writes and speaks
-        return
-    if as_json:
+    if card is not None and as_json:  # without one another rank writes and speaks
         print_json(card.to_object())
-    else:
+    elif card is not None:
         sys.stdout.write(_summary(card, model, output))
 
 

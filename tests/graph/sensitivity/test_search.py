@@ -32,7 +32,7 @@ def run(costs: dict[str, float], order: str, limit: float) -> Any:
     def lost(net: Any) -> float:
         return sum(cost for name, cost in costs.items() if name not in net.left)
 
-    return return_to_float(cast("QuantizedNet", Fake()), ranking(order), lost, limit)
+    return return_to_float(cast("QuantizedNet", Fake()), lambda: ranking(order), lost, limit)
 
 
 def fewest(costs: dict[str, float], limit: float) -> int:

@@ -215,3 +215,15 @@ def test_training_gets_back_what_two_bits_lose(graph: Net, how: NetHow) -> None:
 def test_training_that_cannot_be_is_refused(graph: Net, how: NetHow, training: Training, words: str) -> None:
     with pytest.raises(SchemeError, match=words):
         quantize_network(graph, "int8", replace(how, training=training))
+
+
+def test_data_that_can_be_gone_through_once_is_kept(net: Any, how: NetHow) -> None:
+    batches = [torch.from_numpy(part) for part in np.split(pixels("calibration.npz"), 6)]
+    judged = [(torch.from_numpy(pixels("test.npz")), torch.zeros(96, dtype=torch.long))]
+    once = replace(how, calibration=iter(batches), data=iter(judged), limit=4, max_drop=100.0)
+    listed = replace(how, calibration=batches, data=judged, limit=4, max_drop=100.0)
+    found, wanted = (quantize_network(net, "int8", each) for each in (once, listed))
+    assert found.card.plan.recipe.calibration == "list: 64 items in 4 batches" == wanted.card.plan.recipe.calibration
+    assert found.card.evaluations[0].metrics == wanted.card.evaluations[0].metrics
+    for name, quantizer in found.quantized.activations.items():
+        assert quantizer.scale == wanted.quantized.activations[name].scale

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tersor.core.errors import SchemeError
 
-__all__ = ["JsonOption", "console", "print_json", "refuse_given", "significant", "table"]
+__all__ = ["JsonOption", "console", "is_given", "print_json", "refuse_given", "significant", "table"]
 
 PIPE_WIDTH = 100
 """Columns of a table that does not go to a terminal."""
@@ -79,6 +79,11 @@ def refuse_given(context: typer.Context, names: tuple[str, ...], subject: str) -
     """Say which option was given that means nothing here, instead of passing it over."""
     options = {str(option.name): option.opts[0] for option in context.command.params}
     for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             raise SchemeError(f"{options[name]} means nothing for {subject}")
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option, by the name of its parameter, was typed."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -17,7 +17,7 @@ from tersor.graph.sessions import Feeds, Session
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["OperatorNoise", "operator_noise"]
+__all__ = ["OperatorNoise", "decibels", "operator_noise"]
 
 
 @dataclass(frozen=True, slots=True)

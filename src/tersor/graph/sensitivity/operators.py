@@ -6,12 +6,12 @@ does to a net in float; without it, what the net would gain.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.graph.corrections.layers import decibels
 from tersor.graph.observe import Progress
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sensitivity.rebuild import with_left
@@ -40,7 +40,7 @@ class Sensitivity:
     @property
     def alone_db(self) -> float:
         """Signal to noise where only it runs on integers."""
-        return math.inf if self.alone <= 0 else -10 * math.log10(self.alone)
+        return decibels(1.0, self.alone)
 
 
 def noise(quantized: QuantizedNet, batches: Sequence[Feeds], wanted: Sequence[dict[str, np.ndarray]]) -> float:

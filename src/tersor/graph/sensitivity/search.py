@@ -31,13 +31,15 @@ class Trial:
 class Returned:
     """The net that was chosen.
 
-    left    operators that went back to float, the most sensitive first
-    drop    what the net loses now
-    meets   whether that is no more than was allowed: with all in float it may still not be
-    trials  everything that was measured, in order
+    ranking  what each operator costs, the most sensitive first; empty where nothing had to go back
+    left     operators that went back to float, the most sensitive first
+    drop     what the net loses now
+    meets    whether that is no more than was allowed: with all in float it may still not be
+    trials   everything that was measured, in order
     """
 
     net: QuantizedNet
+    ranking: tuple[Sensitivity, ...]
     left: tuple[str, ...]
     drop: float
     meets: bool
@@ -45,10 +47,12 @@ class Returned:
 
 
 def return_to_float(
-    quantized: QuantizedNet, ranking: Sequence[Sensitivity], measure: Measure, max_drop: float
+    quantized: QuantizedNet, rank: Callable[[], Sequence[Sensitivity]], measure: Measure, max_drop: float
 ) -> Returned:
-    """Return the net with the fewest operators of `ranking` in float that loses at most `max_drop` by `measure`."""
-    order = [row.node for row in ranking]
+    """Return the net with the fewest operators of a ranking in float that loses at most `max_drop` by `measure`.
+
+    rank  makes the ranking; called only where the net loses more than that
+    """
     base = set(quantized.recipe.left)
     trials: list[Trial] = []
 
@@ -59,9 +63,11 @@ def return_to_float(
             trials.append(Trial(tuple(left), known))
         return known
 
-    if lost([]) <= max_drop:
-        chosen: list[str] = []
-    else:
+    ranking: tuple[Sensitivity, ...] = ()
+    chosen: list[str] = []
+    if lost([]) > max_drop:
+        ranking = tuple(rank())
+        order = [row.node for row in ranking]
         chosen = order[: _shortest(order, lambda count: lost(order[:count]) <= max_drop)]
         for name in reversed(chosen[:-1]):
             fewer = [other for other in chosen if other != name]
@@ -69,7 +75,7 @@ def return_to_float(
                 chosen = fewer
     drop = lost(chosen)
     net = with_left(quantized, base | set(chosen)) if chosen else quantized
-    return Returned(net, tuple(chosen), drop, drop <= max_drop, tuple(trials))
+    return Returned(net, ranking, tuple(chosen), drop, drop <= max_drop, tuple(trials))
 
 
 def _shortest(order: Sequence[str], suffices: Callable[[int], bool]) -> int:

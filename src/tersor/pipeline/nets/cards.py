@@ -15,7 +15,6 @@ from tersor.core.plan import Plan, PlannedTensor, Recipe
 from tersor.graph.corrections.layers import operator_noise
 from tersor.graph.net import constant
 from tersor.graph.ptq import QuantizedNet
-from tersor.graph.sensitivity.operators import Sensitivity
 from tersor.graph.sensitivity.search import Returned
 from tersor.graph.sessions import Feeds
 from tersor.graph.training.train import Trained
@@ -107,9 +106,7 @@ def operator_errors(quantized: QuantizedNet, batches: Sequence[Feeds]) -> tuple[
     )
 
 
-def notes_of(
-    quantized: QuantizedNet, ranking: Sequence[Sensitivity], returned: Returned | None, max_drop: float | None
-) -> tuple[str, ...]:
+def notes_of(quantized: QuantizedNet, returned: Returned | None, max_drop: float | None) -> tuple[str, ...]:
     """Return what a reader of the Card must know: what stays in float and why, and what was tried."""
     notes = []
     integer = len(quantized.placement.weights)
@@ -122,7 +119,7 @@ def notes_of(
         )
         if returned.left:
             notes.append(f"went back to float, the most sensitive first: {', '.join(returned.left)}")
-    worst = [f"{row.node} {row.gain:.0%}" for row in ranking[:SHOWN]]
-    if worst:
-        notes.append(f"share of the output's noise that goes with each operator: {', '.join(worst)}")
+        worst = [f"{row.node} {row.gain:.0%}" for row in returned.ranking[:SHOWN]]
+        if worst:
+            notes.append(f"share of the output's noise that goes with each operator: {', '.join(worst)}")
     return tuple(notes)

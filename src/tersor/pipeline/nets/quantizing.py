@@ -21,11 +21,11 @@ from tersor.files.checkpoint import Checkpoint
 from tersor.files.hashing import sha256
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
-from tersor.graph.observe import Progress
+from tersor.graph.observe import Progress, batches_of
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
 from tersor.graph.sensitivity.operators import Sensitivity, sensitivities
 from tersor.graph.sensitivity.search import Returned, return_to_float
-from tersor.graph.sessions import Feeds, feeds_of
+from tersor.graph.sessions import Feeds
 from tersor.graph.training.train import Trained
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.nets.cards import card_of, notes_of, operator_errors
@@ -88,16 +88,19 @@ class NetHow:
 class QuantizedResult:
     """A net on integers, with what it cost.
 
-    ranking   what each operator costs, the most sensitive first; empty where nobody asked
     returned  what went back to float, None where nothing had to be met
     trained   how training went, None where there was none
     """
 
     quantized: QuantizedNet
     card: Card
-    ranking: tuple[Sensitivity, ...] = ()
     returned: Returned | None = None
     trained: Trained | None = None
+
+    @property
+    def ranking(self) -> tuple[Sensitivity, ...]:
+        """What each operator costs, the most sensitive first; empty where nobody had to know."""
+        return self.returned.ranking if self.returned is not None else ()
 
     def save(self, path: str | Path) -> Card:
         """Write the ONNX file and its Card beside it; both appear whole. Returns the Card with the hash of the file."""
@@ -130,19 +133,18 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     if format not in FORMATS:
         raise SchemeError(f"nets are written as {', '.join(FORMATS)}, not {format!r}")
     began = time.perf_counter()
+    how = replace(how, calibration=_kept(how.calibration, how.limit), data=_kept(how.data))
     source, files = _opened(net, how)
-    batches = _batches(source, how)
+    data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
+    batches = batches_of(source, data, how.limit)
     recipe = replace(how.recipe, bits=FORMATS[format])
     quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
     plain, trained = quantized.source, None
     if how.training is not None:
         training = replace(how.training, data=_labelled(how.training.data, how))
         quantized, trained = train_quantized(quantized, training, how.progress)
-    ranking: tuple[Sensitivity, ...] = ()
-    returned: Returned | None = None
-    if how.max_drop is not None:
-        ranking, returned = _meeting(quantized, plain, batches, how)
-        quantized = returned.net
+    returned = None if how.max_drop is None else _meeting(quantized, plain, batches, how, how.max_drop)
+    quantized = quantized if returned is None else returned.net
     evaluations = tuple(_evaluations(quantized, plain, how))
     race = [race_nets(quantized.net, plain, _one(batches[0]), threads=how.threads)] * how.bench
     card = replace(
@@ -150,10 +152,15 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
         layers=operator_errors(quantized, _few(batches)),
         evaluations=evaluations,
         benchmarks=tuple(race),
-        notes=notes_of(quantized, ranking, returned, how.max_drop),
+        notes=notes_of(quantized, returned, how.max_drop),
         command=how.command,
     )
-    return QuantizedResult(quantized, card, tuple(ranking), returned, trained)
+    return QuantizedResult(quantized, card, returned, trained)
+
+
+def _kept(data: Any, limit: int | None = None) -> Any:
+    """Return data that can be gone through again: what an iterator still gives, in a list."""
+    return list(itertools.islice(data, limit)) if isinstance(data, Iterator) else data
 
 
 def _opened(net: Any, how: NetHow) -> tuple[Net, dict[str, str]]:
@@ -204,39 +211,28 @@ def _first(how: NetHow) -> Any:
     return tuple(map(torch.as_tensor, first)) if isinstance(first, (tuple, list)) else torch.as_tensor(first)
 
 
-def _batches(net: Net, how: NetHow) -> list[Feeds]:
-    data = calibration_batches(how.calibration, net, how.preparation, images=how.images)
-    taken = itertools.islice(data, how.limit)
-    batches = [feeds_of(net, batch, f"calibration batch {number}") for number, batch in enumerate(taken)]
-    if not batches:
-        raise SchemeError("the calibration data is empty: give at least one batch")
-    return batches
-
-
 def _labelled(data: Any, how: NetHow) -> Iterable[Any]:
     if not isinstance(data, (str, Path)):
         return data  # type: ignore[no-any-return]  # whatever yields batches
     return open_images(Path(data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
 
 
-def _meeting(
-    quantized: QuantizedNet, plain: Net, batches: Sequence[Feeds], how: NetHow
-) -> tuple[tuple[Sensitivity, ...], Returned]:
-    assert how.max_drop is not None
-    if not 0 <= how.max_drop <= 100:
-        raise SchemeError(f"max_drop is in percentage points, from 0 to 100, got {how.max_drop}")
+def _meeting(quantized: QuantizedNet, plain: Net, batches: Sequence[Feeds], how: NetHow, max_drop: float) -> Returned:
+    if not 0 <= max_drop <= 100:
+        raise SchemeError(f"max_drop is in percentage points, from 0 to 100, got {max_drop}")
     is_labelled = how.data is not None
     judge = Judge.open(plain, _labelled(how.data, how) if is_labelled else batches, labelled=is_labelled)
-    if judge.drop(quantized) <= how.max_drop:
-        return (), return_to_float(quantized, (), judge.drop, how.max_drop)
-    ranking = sensitivities(quantized, _few(batches), progress=how.progress)
-    returned = return_to_float(quantized, ranking, judge.drop, how.max_drop)
+
+    def rank() -> tuple[Sensitivity, ...]:
+        return sensitivities(quantized, _few(batches), progress=how.progress)
+
+    returned = return_to_float(quantized, rank, judge.drop, max_drop)
     if not returned.meets and not how.force:
         raise QualityError(
             f"{quantized.source.name}: even with all weights in float {returned.drop:.2f} points are lost, not at most "
-            f"{how.max_drop:g}: allow more, or write it all the same with --force"
+            f"{max_drop:g}: allow more, or write it all the same with --force"
         )
-    return ranking, returned
+    return returned
 
 
 def _few(batches: Sequence[Feeds]) -> list[Feeds]:
