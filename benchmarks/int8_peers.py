@@ -41,7 +41,8 @@ from tersor.graph.net import Net
 from tersor.graph.ptq import Recipe, quantize_net
 from tersor.pipeline.steps.provenance import machine
 
-ENGINE = Path(__file__).parent / "peers" / "int8_engine.py"
+ROOT = Path(__file__).parents[1]
+ENGINE = ROOT / "benchmarks" / "peers" / "int8_engine.py"
 LIMIT_S = 900
 ITEMS, TEST_ITEMS = 64, 64
 
@@ -110,7 +111,10 @@ def cifar(options: argparse.Namespace) -> Subject | None:
 
 def digits(options: argparse.Namespace) -> Subject:  # noqa: ARG001
     """MobileNetV2 × 0.25 on digits of 32 × 32, trained here."""
-    x, y, test_x, test_y = nets.digits()
+    sys.path.append(str(ROOT / "examples"))
+    from digits import load  # noqa: PLC0415 (examples are no package)
+
+    x, y, test_x, test_y = load(side=32)
     net = nets.trained(nets.MobileNetV2(10, width=0.25, first=1, channels=1), x, y, epochs=12)
     graph = capture(net, torch.zeros(2, 1, 32, 32))
     return Subject("digits-mobilenet", graph, net, x[:256].numpy(), test_x.numpy(), test_y.numpy())
@@ -241,7 +245,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nets", nargs="*", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--python", type=Path, default=os.environ.get("TERSOR_INT8_PYTHON"))
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout; rows go to stderr")
     options = parser.parse_args()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MobileNetV2", "ResNet18", "ResNet20", "cifar_resnet20", "digits", "normalised", "settled", "trained"]
+__all__ = ["MobileNetV2", "ResNet18", "ResNet20", "cifar_resnet20", "normalised", "settled", "trained"]
 
 
 class Block(nn.Module):
@@ -158,19 +158,6 @@ def normalised(pixels: np.ndarray) -> Tensor:
     mean, std = (np.array(values, np.float32) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     scaled = (pixels.astype(np.float32) / 255 - mean) / std
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
-
-
-def digits(side: int = 32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scikit-learn's digits, enlarged to `side` × `side`: images and labels to train on, and to test with."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 (only here)
-
-    images, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(images.astype(np.float32).reshape(-1, 1, 8, 8) / 8 - 1)
-    x = nn.functional.interpolate(x, (side, side), mode="bilinear", align_corners=False)
-    y = torch.from_numpy(labels.astype(np.int64))
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:1300], order[1300:]
-    return x[train], y[train], x[test], y[test]
 
 
 def trained(net: nn.Module, x: Tensor, y: Tensor, *, epochs: int, seed: int = 0, rate: float = 0.004) -> nn.Module:
