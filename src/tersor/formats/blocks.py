@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,16 @@ from tersor.core.arrays import Bytes, Float32
 from tersor.core.errors import SchemeError, ShapeError
 from tersor.core.format import Rules
 from tersor.kernels import codec
+from tersor.kernels.lazy import LazyModule
+from tersor.kernels.reference.grids import TableGrid
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
 
-__all__ = ["TINIEST", "decode", "encode", "usable_scale"]
+__all__ = ["TINIEST", "decode", "encode", "table_grid", "usable_scale"]
 
 TINIEST = 2.0**-126
 """Smallest scale: below it scales would be subnormal, and what is divided by them could overflow."""
@@ -55,6 +61,13 @@ def decode(rules: Rules, data: Bytes, columns: int, *, block: int) -> Float32:
     grid, codes = rules.unpack(blocks, width)
     values: Float32 = grid.values(codes).reshape(len(data), columns).numpy()
     return values
+
+
+def table_grid(scale: Tensor, levels: Sequence[float], width: int) -> TableGrid:
+    """The grid of blocks in which a code means scale · level, one scale a block."""
+    table = torch.tensor(levels, dtype=torch.float32, device=scale.device)
+    ones = torch.ones((len(scale), 1), dtype=torch.int32, device=scale.device)
+    return TableGrid(scale, ones, table, width)
 
 
 def usable_scale(wanted: Tensor) -> Tensor:

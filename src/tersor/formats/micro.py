@@ -140,9 +140,7 @@ class MicroRules:
 
     @staticmethod
     def _grid(scale: Tensor) -> TableGrid:
-        table = torch.tensor(LEVELS, dtype=torch.float32, device=scale.device)
-        ones = torch.ones((len(scale), 1), dtype=torch.int32, device=scale.device)
-        return TableGrid(scale, ones, table, MICRO_BLOCK)
+        return blocks.table_grid(scale, LEVELS, MICRO_BLOCK)
 
 
 def _nearest(x: Tensor) -> Tensor:

@@ -100,9 +100,7 @@ class NormalRules:
 
     @staticmethod
     def _grid(scale: Tensor) -> TableGrid:
-        table = torch.tensor(NORMAL_FLOATS, dtype=torch.float32, device=scale.device)
-        ones = torch.ones((len(scale), 1), dtype=torch.int32, device=scale.device)
-        return TableGrid(scale, ones, table, NORMAL_BLOCK)
+        return blocks.table_grid(scale, NORMAL_FLOATS, NORMAL_BLOCK)
 
 
 def _eight_bit(name: str, step: float) -> Format:
