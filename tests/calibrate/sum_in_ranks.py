@@ -28,8 +28,8 @@ def main(loses: bool) -> None:
         sums = Sums.empty(6, hessian=True, cross=True, peaks=True)
         for start in range(0, len(share), 2):
             part = inputs[share[start : start + 2]]
-            sums.add(part, 2 * part)
-            sums.add_residual(part, part[..., :4])
+            sums.add(part)
+            sums.add_pair(part[:1], 2 * part[:1], part[:1, :, :4])
         try:
             ranks.reduce(sums, {OWNER})
         except EngineError as error:
@@ -41,6 +41,7 @@ def main(loses: bool) -> None:
             "rank": ranks.rank,
             "share": share.tolist(),
             "tokens": sums.tokens,
+            "paired": sums.paired,
             "squares": sums.importance().tolist(),
             "peaks": [] if sums.peaks is None else sums.peaks.tolist(),
             "parts": [part.tolist() for part in sums.parts()],

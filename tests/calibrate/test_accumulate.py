@@ -21,7 +21,8 @@ def test_sums_are_those_of_the_definition(stripe: int, monkeypatch: pytest.Monke
     inputs, full = data()
     sums = Sums.empty(24, hessian=True, cross=True)
     for start in range(0, 100, 33):
-        sums.add(inputs[start : start + 33], full[start : start + 33])
+        sums.add(inputs[start : start + 33])
+        sums.add_pair(inputs[start : start + 33], full[start : start + 33])
     x, f = inputs.double().numpy(), full.double().numpy()
     assert sums.tokens == 100
     hessian, cross = sums.hessian(), sums.mean_cross()
@@ -41,8 +42,9 @@ def test_residuals_and_squares_alone_are_those_of_the_definition(stripe: int, mo
     difference = difference[:, :17]
     sums = Sums.empty(24, hessian=False, cross=False)
     for start in range(0, 100, 33):
-        sums.add(inputs[start : start + 33])
-        sums.add_residual(inputs[start : start + 33], difference[start : start + 33])
+        part = inputs[start : start + 33]
+        sums.add(part)
+        sums.add_pair(part, part, difference[start : start + 33])
     residual, x = sums.mean_residual(), inputs.double().numpy()
     assert residual is not None
     np.testing.assert_allclose(residual.numpy(), difference.double().numpy().T @ x / 100, rtol=1e-5, atol=1e-6)
@@ -56,7 +58,8 @@ def test_chunks_change_nothing_beyond_the_rounding_of_products(chunk: int) -> No
     for size in (4000, chunk * 40):
         sums = Sums.empty(24, hessian=True, cross=True)
         for start in range(0, 4000, size):
-            sums.add(inputs[start : start + size], full[start : start + size])
+            sums.add(inputs[start : start + size])
+            sums.add_pair(inputs[start : start + size], full[start : start + size])
         found.append((sums.hessian(), sums.mean_cross(), sums.importance()))
     for one, other in zip(*found, strict=True):
         assert one is not None
@@ -71,12 +74,13 @@ def test_parts_merge_to_the_very_sums_of_the_whole() -> None:
     def summed(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> Sums:
         sums = Sums.empty(24, hessian=True, cross=True)
         for part, other in parts:
-            sums.add(part, other)
+            sums.add(part)
+            sums.add_pair(part[:5], other[:5])
         return sums
 
     whole, first, second = summed(chunks), summed(chunks[:3]), summed(chunks[3:])
     first.merge(second)
-    assert first.tokens == whole.tokens
+    assert (first.tokens, first.paired) == (whole.tokens, whole.paired) == (100, 50)
     for mine, theirs in ((first.hessian(), whole.hessian()), (first.mean_cross(), whole.mean_cross())):
         assert mine is not None
         assert theirs is not None
@@ -112,6 +116,14 @@ def test_nan_is_seen() -> None:
     assert not sums.is_finite()
 
 
-def test_a_cross_term_without_its_inputs_is_a_fault_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="full-precision inputs"):
-        Sums.empty(8, hessian=False, cross=True).add(torch.ones(3, 8))
+def test_all_inputs_tell_of_themselves_and_pairs_of_what_they_lag_behind() -> None:
+    inputs, full = data()
+    sums = Sums.empty(24, hessian=True, cross=True)
+    sums.add(inputs)
+    same = sums.mean_cross()
+    assert same is not None
+    np.testing.assert_array_equal(same.numpy(), sums.hessian().numpy())  # type: ignore[union-attr]
+    sums.add_pair(inputs[:40], full[:40])
+    x, f = inputs.double().numpy(), full.double().numpy()
+    wanted = x.T @ x / 100 + (f - x)[:40].T @ x[:40] / 40
+    np.testing.assert_allclose(sums.mean_cross().numpy(), wanted, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]

@@ -90,10 +90,10 @@ def test_ranks_add_up_to_the_sums_of_one(size: int) -> None:
     inputs = torch.randn(12, 10, 6, generator=torch.Generator().manual_seed(0))
     whole = Sums.empty(6, hessian=True, cross=True)
     for at in range(0, 12, 2):
-        whole.add(inputs[at : at + 2], 2 * inputs[at : at + 2])
-        whole.add_residual(inputs[at : at + 2], inputs[at : at + 2, :, :4])
+        whole.add(inputs[at : at + 2])
+        whole.add_pair(inputs[at : at + 1], 2 * inputs[at : at + 1], inputs[at : at + 1, :, :4])
     for row in found:
-        assert row["tokens"] == 120
+        assert (row["tokens"], row["paired"]) == (120, 60)
         assert row["squares"] == whole.importance().tolist()
         assert row["peaks"] == inputs.abs().amax(dim=(0, 1)).tolist()
         assert row["broadcast"] == [1, 1, 1]

@@ -69,10 +69,13 @@ def close(ours: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("stepwise", [True, False])
+@pytest.mark.parametrize("paired", [1.0, 0.5])
 def test_sums_are_those_of_a_whole_forward_pass_behind_what_earlier_matrices_became(
-    stepwise: bool, dense: Small, sequences: Sequences, gather: Gather
+    paired: float, stepwise: bool, dense: Small, sequences: Sequences, gather: Gather
 ) -> None:
-    notebook = gather(dense.model, sequences, stepwise=stepwise)
+    notebook = gather(dense.model, sequences, stepwise=stepwise, paired=paired, chunk=2)
+    # of five sequences in chunks of two: the first of each
+    twins = np.repeat([True, paired == 1, True, paired == 1, True], 12)
     full = [spied(dense, sequences, layer) for layer in range(3)]
     for layer in range(3):
         behind = spied(dense, sequences, layer)
@@ -84,11 +87,12 @@ def test_sums_are_those_of_a_whole_forward_pass_behind_what_earlier_matrices_bec
             x, y = behind[site], full[layer][site]
             assert sums.tokens == len(x) == 60
             close(sums.hessian(), x.T @ x / 60)
-            close(sums.mean_cross(), y.T @ x / 60)
+            assert sums.paired in (twins.sum(), 0)
+            close(sums.mean_cross(), x.T @ x / 60 + (y - x)[twins].T @ x[twins] / twins.sum())
             close(sums.importance(), (x**2).mean(axis=0))
             stream = f"stream before {stems[0]}"
             if stream in behind:
-                wanted = (full[layer][stream] - behind[stream]).T @ x / 60
+                wanted = (full[layer][stream] - behind[stream])[twins].T @ x[twins] / twins.sum()
                 found = sums.mean_residual()
                 assert found is not None
                 atol = 2e-5 * max(np.sqrt(np.mean(np.square(wanted))), 1e-3)
@@ -102,7 +106,7 @@ def test_sums_are_those_of_a_whole_forward_pass_behind_what_earlier_matrices_bec
 
 
 def test_the_output_matrix_sees_what_all_blocks_became(dense: Small, sequences: Sequences, gather: Gather) -> None:
-    sums = gather(dense.model, sequences).seen[3][("output.weight",), None].sums
+    sums = gather(dense.model, sequences, paired=1.0).seen[3][("output.weight",), None].sums
     rows = []
     for _ in range(2):
         with torch.no_grad():
@@ -170,7 +174,7 @@ def test_every_input_is_summed_up_that_of_each_expert_by_itself(
     assert seen.keys() == wanted.keys()
     for key, sums in seen.items():
         assert sums.tokens == wanted[key].tokens, key
-        assert sums.cross is None
+        assert sums.lag is None
         if sums.tokens:
             hessian, expected = sums.hessian(), wanted[key].hessian()
             assert hessian is not None
@@ -188,7 +192,7 @@ def test_each_expert_counts_its_own_tokens(experts: Small, sequences: Sequences,
 
 def test_experts_are_not_paired_with_other_tokens(experts: Small, sequences: Sequences, gather: Gather) -> None:
     for (names, expert), one in gather(experts.model, sequences).seen[2].items():
-        assert (one.sums.cross is None) == (expert is not None), names
+        assert (one.sums.lag is None) == (expert is not None), names
 
 
 def test_what_a_matrix_does_not_need_is_not_summed(dense: Small, sequences: Sequences, gather: Gather) -> None:
@@ -198,7 +202,7 @@ def test_what_a_matrix_does_not_need_is_not_summed(dense: Small, sequences: Sequ
 
     for (names, _), one in gather(dense.model, sequences, notebook=Choosy()).seen[0].items():
         assert (one.sums.product is None) == ("ffn" not in names[0])
-        assert one.sums.cross is None
+        assert one.sums.lag is None
         assert one.sums.importance().any()
 
 

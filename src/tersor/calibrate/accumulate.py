@@ -32,16 +32,18 @@ class Sums:
     squares  Σ x², float64 [columns]; where a product is kept, what its diagonal adds up to
     product  Σ x xᵀ of the inputs behind the quantized prefix, float64 [columns, columns], of which only the stripes on
              and above the diagonal are kept up; None: not wanted
-    cross    Σ x_full xᵀ, x_full the same token's input in the full-precision model; None: not wanted
-    residual Σ (s - r) xᵀ, float64 [outputs, columns], s and r what outputs are added to in the full-precision and in
-             the quantized model; None: not wanted, or nothing seen yet
+    lag      Σ (y - x) xᵀ over paired rows, y the same token's input in the full-precision model; None: not wanted
+    paired   rows whose y was given; where it was for none, y and x are the same
+    residual Σ (s - r) xᵀ over paired rows, float64 [outputs, columns], s and r what outputs are added to in the
+             full-precision and in the quantized model; None: not wanted, or nothing seen yet
     peaks    largest |x|, float32 [columns], the one thing here that does not add up; None: not wanted
     """
 
     tokens: int
     squares: Tensor
     product: Tensor | None
-    cross: Tensor | None
+    lag: Tensor | None
+    paired: int = 0
     residual: Tensor | None = None
     peaks: Tensor | None = None
 
@@ -63,10 +65,10 @@ class Sums:
 
     def parts(self) -> list[Tensor]:
         """The tensors that ranks add up."""
-        return [part for part in (self.squares, self.product, self.cross, self.residual) if part is not None]
+        return [part for part in (self.squares, self.product, self.lag, self.residual) if part is not None]
 
-    def add(self, inputs: Tensor, full: Tensor | None = None) -> None:
-        """Add inputs [tokens, columns]; `full` are the same tokens' in the full-precision model, None: the same."""
+    def add(self, inputs: Tensor) -> None:
+        """Add inputs [tokens, columns]."""
         inputs = inputs.reshape(-1, inputs.shape[-1])
         if not len(inputs):
             return
@@ -77,10 +79,6 @@ class Sums:
             self.squares += inputs.double().square_().sum(dim=0)
         else:
             self._add_symmetric(self.product, inputs)
-        if self.cross is not None and full is None:
-            raise ValueError("a cross term needs the full-precision inputs of the same tokens")
-        if self.cross is not None and full is not None:
-            _add_product(self.cross, full.reshape(inputs.shape), inputs)
 
     def _add_symmetric(self, product: Tensor, inputs: Tensor) -> None:
         for start in range(0, len(product), STRIPE):
@@ -89,9 +87,16 @@ class Sums:
             product[stripe, start:] += part
             self.squares[stripe] += part.diagonal()
 
-    def add_residual(self, inputs: Tensor, difference: Tensor) -> None:
-        """Add the same tokens' s - r, [tokens, outputs]."""
-        inputs, difference = inputs.reshape(-1, inputs.shape[-1]), difference.reshape(-1, difference.shape[-1])
+    def add_pair(self, inputs: Tensor, full: Tensor, difference: Tensor | None = None) -> None:
+        """Add what some of the inputs' tokens have in the full-precision model, and their s - r [tokens, outputs]."""
+        inputs = inputs.reshape(-1, inputs.shape[-1])
+        self.paired += len(inputs)
+        if self.lag is not None:
+            _add_product(self.lag, full.reshape(inputs.shape) - inputs, inputs)
+        if difference is not None:
+            self._add_residual(inputs, difference.reshape(len(inputs), -1))
+
+    def _add_residual(self, inputs: Tensor, difference: Tensor) -> None:
         if self.residual is None:
             shape = (difference.shape[1], inputs.shape[1])
             self.residual = torch.zeros(shape, dtype=torch.float64, device=inputs.device)
@@ -100,6 +105,7 @@ class Sums:
     def merge(self, other: Sums) -> None:
         """Add what another part of the data has added up to."""
         self.tokens += other.tokens
+        self.paired += other.paired
         for mine, theirs in zip(self.parts(), other.parts(), strict=True):
             mine.add_(theirs)
         if self.peaks is not None and other.peaks is not None:
@@ -114,12 +120,18 @@ class Sums:
         return (upper / self.tokens).float()
 
     def mean_cross(self) -> Tensor | None:
-        """Mean of x_full xᵀ over tokens, float32 [columns, columns]; None: not wanted, or no token seen."""
-        return (self.cross / self.tokens).float() if self.cross is not None and self.tokens else None
+        """Mean of y xᵀ, float32 [columns, columns]; None: not wanted, or no token seen.
+
+        All tokens tell of x xᵀ, the paired ones of what comes on top, which is small.
+        """
+        hessian = self.hessian()
+        if self.lag is None or hessian is None:
+            return None
+        return hessian.add_((self.lag / max(self.paired, 1)).float())
 
     def mean_residual(self) -> Tensor | None:
-        """Mean of (s - r) xᵀ over tokens, float32 [outputs, columns]; None: not wanted, or no token seen."""
-        return (self.residual / self.tokens).float() if self.residual is not None and self.tokens else None
+        """Mean of (s - r) xᵀ over paired tokens, float32 [outputs, columns]; None: not wanted, or none seen."""
+        return (self.residual / self.paired).float() if self.residual is not None and self.paired else None
 
     def importance(self) -> Tensor:
         """Mean of x² over tokens, float32 [columns]: what an imatrix holds; zeros where no token was seen."""

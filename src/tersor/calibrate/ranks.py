@@ -59,19 +59,19 @@ class Ranks:
         if self.size == 1:
             return
         with _speaking():
-            tokens = torch.tensor([sums.tokens], dtype=torch.int64, device=self.device)
+            tokens = torch.tensor([sums.tokens, sums.paired], dtype=torch.int64, device=self.device)
             torch.distributed.all_reduce(tokens)
             torch.distributed.all_reduce(sums.squares)
             if sums.peaks is not None:
                 torch.distributed.all_reduce(sums.peaks, op=torch.distributed.ReduceOp.MAX)
-            for part in (sums.product, sums.cross, sums.residual):
+            for part in (sums.product, sums.lag, sums.residual):
                 if part is None:
                     continue
                 if len(owners) > 1:
                     torch.distributed.all_reduce(part)
                 else:
                     torch.distributed.reduce(part, dst=next(iter(owners)))
-        sums.tokens = int(tokens)
+        sums.tokens, sums.paired = tokens.tolist()
 
     def broadcast(self, values: Tensor, owner: int) -> None:
         """Fill `values` on every rank with the owner's."""

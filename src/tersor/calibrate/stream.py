@@ -10,6 +10,7 @@ the full-precision states, which no step changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Input", "Needs", "Setting", "Visitor", "run_blocks"]
+__all__ = ["PAIRED", "Input", "Needs", "Setting", "Visitor", "run_blocks"]
 
 Weights = Mapping[str, "Tensor"]
+PAIRED = 0.75
+"""Share of the calibration sequences that also go through the full-precision model, for methods that correct towards it.
+
+What these tell is a small difference, and fewer do: a quarter of the time of a second pass and of its products is saved,
+1 % of divergence lost (docs/log.md)."""
 STEPS = 2
 """Of half a block: matrices that read its norm, and those that need what they make."""
 
@@ -98,7 +104,8 @@ class Setting:
              one pass, for what changes matrices of several steps together
     chunk    sequences at once; together with the data it shapes the sums, so it is part of what a result depends on
     spill    folder for the hidden states; None: keep them in memory
-    cross    keep the full-precision hidden states too
+    cross    keep full-precision hidden states too
+    paired   of this share of every chunk
     embed    the embeddings behind the quantized table, given those in full precision; None: they stay as they are
     stage    called with a name, wraps the work of that name: for clocks
     progress called with (layer, share of the layer that is done)
@@ -109,6 +116,7 @@ class Setting:
     device: str = "cpu"
     spill: Path | None = None
     cross: bool = False
+    paired: float = PAIRED
     embed: Callable[[Tensor], Tensor] | None = None
     stage: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
     progress: Callable[[int, float], None] = lambda _layer, _share: None
@@ -137,14 +145,18 @@ class _Run:
     def run(self) -> None:
         setting, decoder = self.setting, self.decoder
         count, tokens = self.sequences.ids.shape
-        shape = (count, tokens, decoder.hidden)
-        self.hidden = Activations(*shape, chunk=setting.chunk, spill=setting.spill)
-        self.full = Activations(*shape, chunk=setting.chunk, spill=setting.spill) if setting.cross else None
+        self.hidden = Activations(count, tokens, decoder.hidden, chunk=setting.chunk, spill=setting.spill)
+        pairs = sum(self._paired(part) for part in self.hidden.chunks())
+        self.full = (
+            Activations(pairs, tokens, decoder.hidden, chunk=self._paired(slice(0, setting.chunk)), spill=setting.spill)
+            if setting.cross
+            else None
+        )
         with setting.stage("forward"):
             for part in self.hidden.chunks():
                 embedded = decoder.embed(torch.from_numpy(self.sequences.ids[part]))
                 if setting.embed is not None and self.full is not None:
-                    self.full.write(part, embedded)
+                    self._write_full(part, embedded[: self._paired(part)])
                 self.hidden.write(part, embedded if setting.embed is None else setting.embed(embedded))
         self.is_split = setting.embed is not None
         for layer in range(decoder.layers):
@@ -201,8 +213,8 @@ class _Run:
                 pair = theirs.at(seen.step) if theirs is not None and seen.expert is None else None
                 self._add(found, seen, pair)
             hidden, full = ours.made, None if theirs is None else theirs.rest()
-        if self.full is not None and full is not None:
-            self.full.write(part, full)
+        if full is not None:
+            self._write_full(part, full)
 
     def _gather(self, block: Block, became: Block, number: int, step: int) -> list[Input]:
         """Sum up what the matrices of one step see; the last step takes the full-precision states along."""
@@ -219,8 +231,8 @@ class _Run:
                     self._add(found, seen, pair)
                     if seen.expert is None:
                         break  # the only input of its step
-                if is_last and self.full is not None and theirs is not None:
-                    self.full.write(part, theirs.rest())
+                if is_last and theirs is not None:
+                    self._write_full(part, theirs.rest())
         return list(found.values())
 
     def _advance(self, became: Block, number: int) -> None:
@@ -234,9 +246,9 @@ class _Run:
     def _advance_full(self, block: Block, number: int) -> None:
         """Take the full-precision states through half a block where no inputs are gathered on the way."""
         if self.full is not None and self._goes_on(block, number):
-            for part in self.full.chunks():
+            for part in self.hidden.chunks():
                 with self.setting.stage("forward"):
-                    self.full.write(part, _Walk(block.halves[number](self._full(part))).rest())
+                    self._write_full(part, _Walk(block.halves[number](self._full(part))).rest())
 
     def _goes_on(self, block: Block, number: int) -> bool:
         """Whether somebody asks what the states become in this half of a block."""
@@ -273,16 +285,32 @@ class _Run:
             peaks, device = any(n.peaks for n in needs), str(values.device)
             sums = Sums.empty(values.shape[-1], hessian=hessian, cross=cross, peaks=peaks, device=device)
             one = found[names, seen.expert] = Input(names, seen.expert, sums)
-        if one.sums.cross is None:
-            one.sums.add(values)
+        one.sums.add(values)
+        if one.sums.lag is None or full is None:
             return
-        one.sums.add(values, values if full is None else full.values)
-        if full is not None and full.stream is not None and seen.stream is not None:
-            one.sums.add_residual(values, full.stream - seen.stream)
+        count, lacking = len(full.values), None
+        if full.stream is not None and seen.stream is not None:
+            lacking = full.stream - seen.stream[:count]
+        one.sums.add_pair(values[:count], full.values, lacking)
+
+    def _paired(self, part: slice) -> int:
+        """How many sequences of a chunk, its first ones, have a full-precision twin."""
+        return math.ceil((part.stop - part.start) * self.setting.paired)
+
+    def _place(self, part: slice) -> slice:
+        """Where the twins of a chunk lie."""
+        start = part.start // self.setting.chunk * self._paired(slice(0, self.setting.chunk))
+        return slice(start, start + self._paired(part))
 
     def _full(self, part: slice) -> Tensor:
         assert self.full is not None
-        return self._read(self.full if self.is_split else self.hidden, part)
+        if self.is_split:
+            return self._read(self.full, self._place(part))
+        return self._read(self.hidden, slice(part.start, part.start + self._paired(part)))
+
+    def _write_full(self, part: slice, values: Tensor) -> None:
+        if self.full is not None:
+            self.full.write(self._place(part), values)
 
     def _read(self, states: Activations, part: slice) -> Tensor:
         return states.read(part, self.setting.device)

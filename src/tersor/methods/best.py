@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 FINE_BITS = 4
-FINE, COARSE = (0.3, 2), (0.1, 6)
+FINE, COARSE = (0.3, 2), (0.15, 6)
 """`trust` and `rounds` from so many bits on, and below."""
 
 WORSE = "the error on calibration inputs was {0:.4g}, rounding to nearest has {1:.4g}: that was taken"
@@ -39,7 +39,7 @@ def quantize(
     """Quantize `weight` as well as is known; on large layers refinement costs some times what GPTQ does.
 
     Arguments as in gptq; with `cross` (and `residual`) as in qronos. `trust` and `rounds` None: 0.3 and 2, and below 4
-    bits 0.1 and 6, where every code is a larger part of the whole. Where rounding to nearest errs less on the
+    bits 0.15 and 6, where every code is a larger part of the whole. Where rounding to nearest errs less on the
     calibration inputs its result is returned, and `fallback` says so.
     """
     usual = FINE if fmt.bits >= FINE_BITS else COARSE

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
-from tersor.calibrate.stream import Needs
+from tersor.calibrate.stream import PAIRED, Needs
 from tersor.core.errors import MissingError
 from tersor.core.quantities import size
 from tersor.decoder import Decoder
@@ -26,7 +26,7 @@ class MemoryPlan:
 
     block        weights of the largest block, float32, own and rounded
     statistics   sums of its inputs, float64, and the float32 Hessian and factor of the widest one
-    hidden       hidden states of all sequences of this rank, one or two times
+    hidden       hidden states of all sequences of this rank, and for methods that correct a second time of most
     forward      what a forward pass of one chunk holds
     spilled      whether the hidden states lie in a file instead
     """
@@ -87,10 +87,10 @@ def plan_memory(
     statistics = max(sum(8 * width * (products * width + residual) for width in step) for step in widths.values())
     widest = max(width for step in widths.values() for width in step)
     statistics += 4 * (2 + products) * widest**2 if needs.hessian else 0
-    states = 2 if needs.cross else 1
-    hidden = 4 * states * sequences * length * decoder.hidden
+    states = 1 + PAIRED if needs.cross else 1
+    hidden = ceil(4 * states * sequences * length * decoder.hidden)
     tokens = chunk * length
-    forward = 4 * tokens * (6 * decoder.hidden + 3 * widest) * states
+    forward = ceil(4 * tokens * (6 * decoder.hidden + 3 * widest) * states)
     is_large = available is not None and hidden > SPILL_SHARE * available
     return MemoryPlan(3 * largest, statistics, hidden, forward, is_large if spill is None else spill, available)
 

@@ -153,7 +153,7 @@ def _rescale_sums(sums: Sums, scales: Tensor) -> None:
     sums.squares = sums.squares / scales.square()
     if sums.peaks is not None:
         sums.peaks = (sums.peaks / scales).float()
-    for product in (sums.product, sums.cross):
+    for product in (sums.product, sums.lag):
         if product is not None:
             product.div_(scales[:, None]).div_(scales[None, :])
     if sums.residual is not None:

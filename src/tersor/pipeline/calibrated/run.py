@@ -17,7 +17,7 @@ from tersor import __version__
 from tersor.calibrate.encoders import open_encoder
 from tersor.calibrate.ranks import Ranks
 from tersor.calibrate.sequences import Sequences, pack
-from tersor.calibrate.stream import Setting, run_blocks
+from tersor.calibrate.stream import PAIRED, Setting, run_blocks
 from tersor.calibrate.text import BUILT_IN, read_corpus
 from tersor.calibrate.workspace import Finished, Workspace, workspace_path
 from tersor.core.arrays import Bytes
@@ -247,6 +247,7 @@ def _description(
         "text": sequences.sha256,
         "tokens": hashlib.sha256(sequences.ids.tobytes()).hexdigest(),
         "chunk": calibration.chunk,
+        "paired": PAIRED,
         "versions": {"tersor": __version__, "torch": version("torch"), "kernels": codec.backend().partition(":")[0]},
     }
 

@@ -107,7 +107,7 @@ class BlockQuantizer:
             with self.clock.stage("method"):
                 mine = [name for name in one.names if owners[name, one.expert] == self.ranks.rank]
                 results = self._quantized(weights, one, mine) if mine else {}
-            one.sums.product = one.sums.cross = None  # the largest things in memory, used up
+            one.sums.product = one.sums.lag = None  # the largest things in memory, used up
             for name in one.names:
                 found = self._shared(name, results.get(name), owners[name, one.expert])
                 made.setdefault(name, {})[one.expert] = found
