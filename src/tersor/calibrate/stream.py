@@ -33,10 +33,10 @@ __all__ = ["PAIRED", "Input", "Needs", "Setting", "Visitor", "run_blocks"]
 
 Weights = Mapping[str, "Tensor"]
 PAIRED = 0.75
-"""Share of the calibration sequences that also go through the full-precision model, for methods that correct towards it.
+"""Share of the calibration sequences that also go through the full-precision model, where a method asks for that.
 
-What these tell is a small difference, and fewer do: a quarter of the time of a second pass and of its products is saved,
-1 % of divergence lost (docs/log.md)."""
+What they tell is a small difference, and fewer do: a quarter of a second pass and of its products is saved, 1 % of
+divergence lost (docs/log.md)."""
 STEPS = 2
 """Of half a block: matrices that read its norm, and those that need what they make."""
 
@@ -295,7 +295,8 @@ class _Run:
 
     def _paired(self, part: slice) -> int:
         """How many sequences of a chunk, its first ones, have a full-precision twin."""
-        return math.ceil((part.stop - part.start) * self.setting.paired)
+        count: int = part.stop - part.start
+        return math.ceil(count * self.setting.paired)
 
     def _place(self, part: slice) -> slice:
         """Where the twins of a chunk lie."""
