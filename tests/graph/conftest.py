@@ -16,8 +16,9 @@ pytest.importorskip("onnx_ir", reason="holds them: pip install 'tersor[onnx]'")
 
 from tersor.graph.net import Net, constant  # noqa: E402
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net  # noqa: E402
-from tersor.graph.qdq import bias_place  # noqa: E402
 from tersor.graph.sessions import Feeds, Session  # noqa: E402
+from tersor.graph.weights import RoundedWeight  # noqa: E402
+from tersor.graph.writing.qdq import bias_place  # noqa: E402
 
 Array = npt.NDArray[Any]
 Shape = Sequence[Any]
@@ -186,6 +187,28 @@ def mobilenet(*, opset: int = 17) -> Drawing:
     return d.output("logits", shape=["batch", 10])
 
 
+def encoder(*, opset: int = 20, width: int = 32, hidden: int = 64) -> Drawing:
+    """A table of embeddings, two feed-forward layers with a shortcut, a pooling, a Gemm, and a Conv of one place."""
+    d = Drawing(7, opset=opset)
+    ids = d.input("ids", ["batch", "length"], "int64")
+    x = d.add("Gather", d.weight(256, width, name="words"), ids, name="take_words")
+    x = d.add("Add", x, d.add("Gather", d.weight(8, width, name="few"), d.constant([1], kind="int64")))
+    y = d.add("Add", d.add("MatMul", x, d.weight(width, hidden), name="up"), d.weight(hidden))
+    y = d.add("Add", d.add("MatMul", d.add("Relu", y), d.weight(hidden, width), name="down"), d.weight(width))
+    x = d.add("ReduceMean", d.add("Add", x, y), d.constant([1], kind="int64"), keepdims=0)
+    x = d.add("Gemm", x, d.weight(width, width), d.weight(width), transB=1, name="pooler")
+    x = d.add("Unsqueeze", d.add("Tanh", x), d.constant([2], kind="int64"))
+    x = d.add("Conv", x, d.weight(width, width, 1), name="last")
+    d.add("Flatten", x, made="made")
+    return d.output("made", shape=["batch", width])
+
+
+def sentences(count: int = 4, length: int = 6, *, seed: int = 0, batches: int = 1) -> list[Feeds]:
+    """Ids that `encoder` takes."""
+    random = np.random.default_rng(seed)
+    return [{"ids": random.integers(0, 256, (count, length))} for _ in range(batches)]
+
+
 def simulated(made: QuantizedNet, feeds: Feeds) -> dict[str, Array]:
     """Return what the integers of a net mean, by definition.
 
@@ -210,6 +233,11 @@ def simulated(made: QuantizedNet, feeds: Feeds) -> dict[str, Array]:
                 proto.input.extend([f"{name}_other"] * (place + 1 - len(proto.input)))
                 proto.input[place] = f"{name}_other"
                 read[f"{name}_other"] = bias
+            if name in placement.tables:
+                read[proto.input[0]] = made.tables[name].values
+            if name in placement.weights and placement.precision.activations == "dynamic":
+                values[proto.output[0]] = _at_run_time(read[proto.input[0]], made.weights[name])
+                continue
             if name in placement.weights:
                 source, weight = made.activations.get(proto.input[0]), made.weights[name]
                 read[proto.input[1]] = weight.values
@@ -225,6 +253,17 @@ def simulated(made: QuantizedNet, feeds: Feeds) -> dict[str, Array]:
         name: rounded[name] if name in rounded and placement.activations[name].returned else values[name]
         for name in names
     }
+
+
+def _at_run_time(x: Array, weight: RoundedWeight) -> Array:
+    """Return a product by integers of x, rounded to its own range as the standard defines DynamicQuantizeLinear."""
+    low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
+    scale = np.float32((high - low) / np.float32(255))
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    codes = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.int64) - int(zero)
+    steps = (scale * weight.quantizer.scale).astype(np.float32)
+    made: Array = (codes @ weight.codes.astype(np.int64)).astype(np.float32) * steps
+    return made
 
 
 def _other_biases(made: QuantizedNet) -> list[tuple[Any, int, Array]]:

@@ -9,6 +9,7 @@ from tersor.core.errors import SchemeError
 from tersor.graph.engines import ENGINES, Engine
 from tersor.graph.net import Net
 from tersor.graph.placement import Placement, place, weight_axis
+from tersor.graph.scheme import Precision
 from tersor.graph.simplify import simplified
 
 from .conftest import Drawing, mobilenet, resnet
@@ -338,7 +339,7 @@ def test_operators_of_other_domains_stay_as_they_are(row: Engine) -> None:
 @engines
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_bits_are_those_of_weights_only(row: Engine, bits: int) -> None:
-    placement = place(simplified(resnet().net()), row, weight_bits=bits)
+    placement = place(simplified(resnet().net()), row, Precision(bits=bits))
     assert {site.scheme.bits for site in placement.weights.values()} == {bits}
     assert {site.scheme.bits for site in placement.activations.values()} == {8}
 

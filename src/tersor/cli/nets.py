@@ -121,8 +121,8 @@ def _show(result: QuantizedResult, card: Card, output: Path) -> None:
 
 def _ranking(result: QuantizedResult) -> Table:
     made = table("operator", "kind", ">weights", ">alone, dB", ">share of noise", "now")
-    left = set(result.returned.left) if result.returned else set()
+    left, wide = (set(result.returned.left), set(result.returned.wide)) if result.returned else (set(), set())
     for row in result.ranking:
-        where = "float" if row.node in left else "integers"
+        where = "float" if row.node in left else "8 bits" if row.node in wide else "integers"
         made.add_row(row.node, row.operator, f"{row.weights:,}", f"{row.alone_db:.1f}", f"{row.gain:.1%}", where)
     return made

@@ -35,6 +35,8 @@ class Engine:
 
     activations  how inputs and outputs are rounded
     weighted     operators with constant weights that have integer kernels
+    dynamic      those of them whose inputs it rounds to a range found at run time, for a file that says so
+    compressed   those it runs in float on weights that stay small in memory
     products     whether MatMul of two activations has one
     joining      operators that run on integers where all their inputs are integers already
     passing      operators that move codes without decoding them
@@ -53,6 +55,8 @@ class Engine:
     closed: tuple[str, ...]
     fused: tuple[str, ...]
     source: str
+    dynamic: tuple[str, ...] = ()
+    compressed: tuple[str, ...] = ()
     products: bool = True
     passing: tuple[str, ...] = PASSING
     fuses_sum: bool = False
@@ -70,6 +74,8 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             closed=("Conv",),
             fused=("Relu", "Clip"),
             source="onnxruntime 1.32, core/optimizer/qdq_transformer; signedness measured on AVX-512 VNNI",
+            dynamic=("MatMul",),
+            compressed=("MatMul",),  # a Conv decodes its weights anew in every run
             one_grid=False,  # QLinearConcat takes any; a Relu whose grid has negative codes keeps its Conv in float
         ),
         "openvino": Engine(
@@ -79,6 +85,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             joining=("Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "Add", "Mul"),
             closed=(),
             fused=("Relu", "Clip", "PRelu", "LeakyRelu", "Sigmoid", "HardSwish", "Gelu", "Tanh", "Elu"),
+            compressed=("Conv", "ConvTranspose", "Gemm", "MatMul"),  # and may round activations of MatMul by itself
             source="OpenVINO 2026.4, low precision transformations of its CPU plugin",
             fuses_sum=True,
             rounds_bias=False,
@@ -90,6 +97,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             joining=("Add", "AveragePool", "GlobalAveragePool", "Concat"),
             closed=(),
             fused=("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSwish"),
+            compressed=("MatMul",),
             source="TensorRT 10, Working with Quantized Types: explicit quantization, symmetric int8",
             fuses_sum=True,
             rounds_bias=False,

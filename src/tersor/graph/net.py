@@ -176,6 +176,15 @@ class Net:
             node.resize_inputs(place + 1)
         node.replace_input_with(place, self.new_constant(name, values))
 
+    def replace(self, node: ir.Node, nodes: Sequence[ir.Node]) -> None:
+        """Put operators in the place of one; the first output of the last takes over its name and readers."""
+        old, made = node.outputs[0], nodes[-1].outputs[0]
+        made.shape, made.type = old.shape, old.type
+        made.name, old.name = old.name, None
+        self.graph.insert_before(node, nodes)
+        old.replace_all_uses_with(made, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+
     def insert_behind(self, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
         """Put operators that read a value where it has just been made; before all others where a caller gives it."""
         producer = value.producer()

@@ -18,16 +18,29 @@ import numpy as np
 from tersor.core.errors import SchemeError
 from tersor.graph.engines import WITH_WEIGHTS, Engine
 from tersor.graph.net import Net, attribute, constant, inner_nodes, operator
-from tersor.graph.scheme import Scheme
+from tersor.graph.scheme import ACTIVATIONS, USUAL, Precision, Scheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["Kept", "Kind", "Placement", "Site", "place", "weight_axis"]
 
-Kind: TypeAlias = Literal["activation", "weight", "bias"]
+Kind: TypeAlias = Literal["activation", "weight", "bias", "table"]
 WEIGHT, BIAS = 1, 2
 """Which input of an operator."""
+TABLE = 0
+"""Which input of a Gather."""
+SMALLEST_TABLE = 4096
+"""Numbers; below, scales and operators cost more than the table."""
+
+TABLE_SCHEME = Scheme(8, signed=True, symmetric=True, axis=0)
+"""Of tables, whatever weights have: engines gather no halves of bytes."""
+REASONS = {
+    "static": "{} has no integer kernel for it",
+    "dynamic": "{} finds ranges at run time for MatMul alone",
+    "float": "{} would decode its weights in every run",
+}
+"""Why an operator with weights stays in float, by the kind of activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +48,7 @@ class Site:
     """A tensor that is rounded.
 
     value  its name in the graph
-    nodes  the operators that read it rounded; one for weights and biases
+    nodes  the operators that read it rounded; one for weights, biases and tables
     group  the value whose scale it has: its own, or that of a value that it shares a grid with
     returned  whether the caller of the net gets it rounded too
     """
@@ -61,7 +74,7 @@ class Kept:
 class Placement:
     """All sites of a net for one engine, in the order of the graph.
 
-    integer  names of the operators that run on integers
+    integer  names of the operators that run on integers, or on float activations with weights that are integers
     kept     those with weights, or that multiply, that do not
     """
 
@@ -69,6 +82,7 @@ class Placement:
     sites: tuple[Site, ...]
     integer: tuple[str, ...]
     kept: tuple[Kept, ...]
+    precision: Precision
 
     @cached_property
     def activations(self) -> dict[str, Site]:
@@ -85,24 +99,37 @@ class Placement:
         """By node."""
         return {site.nodes[0]: site for site in self.sites if site.kind == "bias"}
 
+    @cached_property
+    def tables(self) -> dict[str, Site]:
+        """Matrices of which rows are taken, by the Gather that takes them; rows are rounded, each with its scale."""
+        return {site.nodes[0]: site for site in self.sites if site.kind == "table"}
 
-def place(net: Net, row: Engine, *, weight_bits: int = 8, left: Collection[str] = ()) -> Placement:
+
+def place(net: Net, row: Engine, precision: Precision = USUAL, *, left: Collection[str] = ()) -> Placement:
     """Return the sites of `net` for an engine.
 
-    weight_bits  of all weights
-    left         names of operators that stay in float; SchemeError for one that is not there
+    left  names of operators that stay in float
+    Raises SchemeError for a name that is not there, and for activations that the engine cannot take so.
     """
     absent = sorted(set(left) - {str(node.name) for node in net.nodes})
     if absent:
         raise SchemeError(f"{net.name} has no operator {', '.join(map(repr, absent))}")
-    return _Placing(net, row, weight_bits, frozenset(left)).placed()
+    if not _weighted(row, precision):
+        others = " or ".join(kind for kind in ACTIVATIONS if _weighted(row, Precision(activations=kind)))
+        raise SchemeError(f"{row.name} runs no net with {precision.activations} activations: choose {others}")
+    return _Placing(net, row, precision, frozenset(left)).placed()
+
+
+def _weighted(row: Engine, precision: Precision) -> tuple[str, ...]:
+    """Return the operators whose weights become integers."""
+    return {"static": row.weighted, "dynamic": row.dynamic, "float": row.compressed}[precision.activations]
 
 
 @dataclass
 class _Placing:
     net: Net
     row: Engine
-    weight_bits: int
+    precision: Precision
     left: frozenset[str]
     integer: dict[str, ir.Node] = field(default_factory=dict)
     kept: list[Kept] = field(default_factory=list)
@@ -113,16 +140,22 @@ class _Placing:
         for node in self.net.nodes:
             if self._is_integer(node):
                 self.integer[str(node.name)] = node
-        for node in self.integer.values():
-            for value in self._data(node):
-                self._want(value)
-            if operator(node) in self.row.closed:
-                self._want(self._final(node.outputs[0]))
-        for node in self.net.nodes:
-            self._join(node)
+        if self.is_static:
+            self._want_all()
         self.kept += list(self._within())
         sites = [self._activation(name) for name in self.values if name in self.wanted]
-        return Placement(self.row, (*sites, *self._constants()), tuple(self.integer), tuple(self.kept))
+        sites += [*self._constants(), *self._tables()]
+        return Placement(self.row, tuple(sites), tuple(self.integer), tuple(self.kept), self.precision)
+
+    @cached_property
+    def is_static(self) -> bool:
+        """Whether activations have ranges."""
+        return self.precision.activations == "static"
+
+    @cached_property
+    def weighted(self) -> tuple[str, ...]:
+        """Operators whose weights become integers."""
+        return _weighted(self.row, self.precision)
 
     @cached_property
     def values(self) -> dict[str, ir.Value]:
@@ -137,12 +170,12 @@ class _Placing:
     # Which operators run on integers
 
     def _is_integer(self, node: ir.Node) -> bool:
-        if operator(node) in self.row.weighted:
+        if operator(node) in self.weighted:
             reason = self._against_weighted(node)
-        elif operator(node) in self.row.joining:
+        elif self.is_static and operator(node) in self.row.joining:
             return str(node.name) not in self.left and self._joins(node)
         elif operator(node) in WITH_WEIGHTS:
-            reason = f"{self.row.name} has no integer kernel for it"
+            reason = REASONS[self.precision.activations].format(self.row.name)
         else:
             return False
         if reason:
@@ -152,7 +185,7 @@ class _Placing:
     def _against_weighted(self, node: ir.Node) -> str:
         """Return why an operator with weights, or a product, stays in float; nothing where it does not."""
         weight = constant(node.inputs[WEIGHT])
-        may_multiply = operator(node) == "MatMul" and self.row.products
+        may_multiply = operator(node) == "MatMul" and self.row.products and self.is_static
         transposes = attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0
         against = {
             "asked for": str(node.name) in self.left,
@@ -209,6 +242,15 @@ class _Placing:
         return moving[0] if len(moving) == 1 else None
 
     # Which values are rounded
+
+    def _want_all(self) -> None:
+        for node in self.integer.values():
+            for value in self._data(node):
+                self._want(value)
+            if operator(node) in self.row.closed:
+                self._want(self._final(node.outputs[0]))
+        for node in self.net.nodes:
+            self._join(node)
 
     def _data(self, node: ir.Node) -> Iterator[ir.Value]:
         """Yield the inputs that are rounded as activations."""
@@ -293,14 +335,28 @@ class _Placing:
     def _constants(self) -> Iterator[Site]:
         for name, node in self.integer.items():
             weight = node.inputs[WEIGHT] if operator(node) in self.row.weighted else None
-            if weight is None or constant(weight) is None:
+            stored = constant(weight)
+            if weight is None or stored is None:
                 continue
-            scheme = Scheme(self.weight_bits, signed=True, symmetric=True, axis=weight_axis(node))
+            scheme = self.precision.of_weight(name, stored.shape, weight_axis(node))
             yield Site(str(weight.name), "weight", scheme, (name,), str(weight.name))
+            if not self.is_static:
+                continue  # sums are floats: so are biases
             bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
             numbers = constant(bias)
             if bias is not None and numbers is not None and numbers.ndim == 1 and self.row.rounds_bias:
                 yield Site(str(bias.name), "bias", replace(scheme, axis=0), (name,), str(bias.name))
+
+    def _tables(self) -> Iterator[Site]:
+        for node in self.net.nodes:
+            if operator(node) != "Gather" or str(node.name) in self.left or attribute(node, "axis", 0):
+                continue
+            table, rows = constant(node.inputs[TABLE]), constant(node.inputs[1])
+            if table is None or rows is not None or table.dtype != np.float32 or table.ndim != 2:
+                continue
+            if table.size >= SMALLEST_TABLE and np.isfinite(table).all():
+                name = str(node.inputs[TABLE].name)  # type: ignore[union-attr]
+                yield Site(name, "table", TABLE_SCHEME, (str(node.name),), name)
 
 
 def weight_axis(node: ir.Node) -> int | None:

@@ -15,11 +15,12 @@ from tersor.graph.engines import engine
 from tersor.graph.net import Array, Net
 from tersor.graph.observe import Progress, activation_quantizers, batches_of, needs_counts, observe
 from tersor.graph.placement import Placement, place
-from tersor.graph.qdq import with_quantizers
-from tersor.graph.scheme import Quantizer
+from tersor.graph.ranges import Seen
+from tersor.graph.scheme import Precision, Quantizer
 from tersor.graph.sessions import Feeds
-from tersor.graph.simplify import simplified
-from tersor.graph.weights import RoundedWeight
+from tersor.graph.simplify import simplified, with_products
+from tersor.graph.weights import RoundedWeight, rounded_tables
+from tersor.graph.writing.qdq import with_quantizers
 
 __all__ = ["QuantizedNet", "Recipe", "quantize_net"]
 
@@ -29,6 +30,9 @@ class Recipe:
     """How a net is rounded.
 
     bits      of weights; activations have 8
+    activations  "static", "dynamic" or "float", see Precision
+    group     so many weights of a row share a scale, where activations are floats; None: a row
+    wide      names of operators whose weights have 8 bits whatever `bits` says
     engine    a key of ENGINES: what the quantizers are placed for
     ranges    a key of RANGES: how the range of an activation is chosen
     weights   a key of METHODS, or "auto": best below 8 bits, else gptq
@@ -40,6 +44,9 @@ class Recipe:
     """
 
     bits: int = 8
+    activations: str = "static"
+    group: int | None = None
+    wide: tuple[str, ...] = ()
     engine: str = "onnxruntime"
     ranges: str = "mse"
     weights: str = "auto"
@@ -48,6 +55,11 @@ class Recipe:
     smooth: bool = True
     biases: bool = True
     products: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """What of it says how finely numbers are rounded; SchemeError where that does not go together."""
+        return Precision(self.bits, self.activations, self.group, frozenset(self.wide))
 
     def resolved(self) -> Recipe:
         """Return the recipe with what "auto" stands for."""
@@ -61,6 +73,7 @@ class QuantizedNet:
     net      with quantizers: what is saved and run
     source   the float net that it was made from, simplified, equalized and smoothed: the same operators and names
     biases   node → bias that was put in the place of its own
+    tables   Gather → the rows it takes
     """
 
     net: Net
@@ -70,6 +83,7 @@ class QuantizedNet:
     activations: Mapping[str, Quantizer]
     weights: Mapping[str, RoundedWeight]
     biases: Mapping[str, Array] = field(default_factory=dict)
+    tables: Mapping[str, RoundedWeight] = field(default_factory=dict)
 
 
 def quantize_net(
@@ -89,23 +103,32 @@ def quantize_net(
     the net takes, EngineError where ONNX Runtime cannot run the net.
     """
     row, recipe = engine(recipe.engine), recipe.resolved()
-    row = replace(row, products=row.products and recipe.products)
+    row, precision = replace(row, products=row.products and recipe.products), recipe.precision
     plain = simplified(net)
     batches = batches_of(plain, calibration, limit)
-    plain = equalized(plain) if recipe.equalize else plain
-    placement = place(plain, row, weight_bits=recipe.bits, left=recipe.left)
-    counts = needs_counts(recipe.ranges)
-    seen = observe(plain, batches, placement.activations, counts=counts, threads=threads, progress=progress)
+    is_static = precision.activations == "static"
+    if is_static:
+        plain = equalized(plain) if recipe.equalize else plain
+    elif "Gemm" not in row.compressed:
+        plain = with_products(plain)
+    placement = place(plain, row, precision, left=recipe.left)
+    seen: Mapping[str, Seen] = {}
+    if is_static:
+        counts = needs_counts(recipe.ranges)
+        seen = observe(plain, batches, placement.activations, counts=counts, threads=threads, progress=progress)
     ranges: Mapping[str, tuple[float, float]] = {}
-    if recipe.smooth:
-        flat = smooth(plain, placement, batches, threads=threads, progress=progress)
+    if recipe.smooth and precision.activations != "float":
+        # a range found at run time is smoothed as one that was calibrated
+        rounded = place(plain, row, replace(precision, activations="static"), left=recipe.left)
+        flat = smooth(plain, rounded, batches, threads=threads, progress=progress)
         plain, ranges = flat.net, flat.ranges
-        placement = place(plain, row, weight_bits=recipe.bits, left=recipe.left)
+        placement = place(plain, row, precision, left=recipe.left)
     activations = activation_quantizers(placement, seen, recipe.ranges, ranges)
     known: Mapping[str, InputStatistics] = {}
     if recipe.biases or wants_statistics(recipe.weights):
         known = gather(plain, batches, placement.weights, threads=threads, progress=progress)
     weights = round_with_statistics(plain, placement, recipe.weights, known)
     biases = corrected_biases(plain, placement, weights, known) if recipe.biases else {}
-    made = with_quantizers(plain, placement, activations, weights, biases)
-    return QuantizedNet(made, plain, recipe, placement, activations, weights, biases)
+    tables = rounded_tables(plain, placement)
+    made = with_quantizers(plain, placement, activations, weights, biases, tables=tables)
+    return QuantizedNet(made, plain, recipe, placement, activations, weights, biases, tables)

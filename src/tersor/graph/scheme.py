@@ -11,10 +11,13 @@ from tersor.core.arrays import Float32
 from tersor.core.errors import SchemeError
 from tersor.graph.net import Array, beside
 
-__all__ = ["Integers", "Quantizer", "Scheme"]
+__all__ = ["ACTIVATIONS", "USUAL", "Integers", "Precision", "Quantizer", "Scheme"]
+
+ACTIVATIONS = ("static", "dynamic", "float")
 
 Integers = npt.NDArray[np.integer]
 LARGEST_BITS = 16
+SMALLEST_BLOCK = 16
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 """Of a scale."""
 
@@ -26,16 +29,20 @@ class Scheme:
     signed     whether codes may be negative
     symmetric  the zero point is 0 (signed) or half of the codes
     axis       one scale for each index of this axis; None: one for the tensor
+    block      of a matrix: so many along its other axis share a scale; None: all of them
     """
 
     bits: int
     signed: bool
     symmetric: bool
     axis: int | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= LARGEST_BITS:
             raise SchemeError(f"a net is rounded to 2 to {LARGEST_BITS} bits, not {self.bits}")
+        if self.block is not None and (self.axis not in (0, 1) or self.block < 1):
+            raise SchemeError(f"blocks of {self.block} along axis {self.axis}: they divide the rows of a matrix")
 
     @property
     def lowest(self) -> int:
@@ -54,11 +61,46 @@ class Scheme:
         return np.dtype(f"{'' if self.signed else 'u'}int{size}")
 
 
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How finely a net is rounded.
+
+    bits         of weights
+    activations  "static": to ranges that calibration found; "dynamic": to the range of each batch, found at run time;
+                 "float": not at all, weights alone are small
+    block        so many weights of a row share a scale, where the activations are floats and the row divides
+    wide         names of operators whose weights have 8 bits all the same
+    """
+
+    bits: int = 8
+    activations: str = "static"
+    block: int | None = None
+    wide: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.activations not in ACTIVATIONS:
+            raise SchemeError(f"activations are {', '.join(ACTIVATIONS)}, not {self.activations!r}")
+        if self.block is not None and self.activations != "float":
+            raise SchemeError(f"groups of {self.block} weights are for activations in float, not {self.activations}")
+        if self.block is not None and (self.block < SMALLEST_BLOCK or self.block & (self.block - 1)):
+            raise SchemeError(f"groups of {self.block} weights: engines take powers of two from {SMALLEST_BLOCK} on")
+
+    def of_weight(self, node: str, shape: tuple[int, ...], axis: int | None) -> Scheme:
+        """Return how the weight of an operator is rounded; `axis` is that of its outputs."""
+        bits = 8 if node in self.wide else self.bits
+        divides = self.block is not None and len(shape) == 2 and axis is not None and shape[1 - axis] % self.block == 0
+        return Scheme(bits, signed=True, symmetric=True, axis=axis, block=self.block if divides else None)
+
+
+USUAL = Precision()
+"""8 bits everywhere, ranges from calibration."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantizer:
     """x becomes round(x / scale) + zero_point, saturated; a code q means (q - zero_point)·scale.
 
-    scale       float32, [] or [channels]
+    scale       float32, [] or [channels]; with blocks a matrix, smaller along the axis that they divide
     zero_point  whole numbers of the same shape
     """
 
@@ -110,5 +152,8 @@ class Quantizer:
         """Return scale and zero point, shaped to stand beside `values`."""
         if self.scheme.axis is None:
             return self.scale, self.zero_point
-        scale, zero = (beside(part, self.scheme.axis, values.ndim) for part in (self.scale, self.zero_point))
-        return scale, zero
+        if self.scheme.block is not None:
+            inner = 1 - self.scheme.axis
+            return np.repeat(self.scale, self.scheme.block, inner), np.repeat(self.zero_point, self.scheme.block, inner)
+        axis, rank = self.scheme.axis, values.ndim
+        return beside(self.scale, axis, rank), beside(self.zero_point, axis, rank)

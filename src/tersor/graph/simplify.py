@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     ir, passes = LazyModule("onnx_ir", "onnx"), LazyModule("onnx_ir.passes.common", "onnx")
 
-__all__ = ["simplified"]
+__all__ = ["simplified", "with_products"]
 
 FOLDED = ("Conv", "ConvTranspose", "Gemm")
 EPSILON = 1e-5
@@ -47,6 +47,34 @@ def simplified(net: Net) -> Net:
     passes.RemoveUnusedNodesPass()(made.model)
     _name_nodes(made)
     return made
+
+
+def with_products(net: Net) -> Net:
+    """Return a net in which every Gemm of a constant matrix is a MatMul, and an Add of its bias: the same numbers.
+
+    Engines keep the weights of a MatMul small where they decode those of a Gemm.
+    """
+    made = net.copy()
+    for node in list(made.nodes):
+        weight = constant(node.inputs[1]) if operator(node) == "Gemm" else None
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        scaled = attribute(node, "alpha", 1.0) != 1.0 or (bias is not None and attribute(node, "beta", 1.0) != 1.0)
+        if weight is not None and weight.ndim == 2 and not attribute(node, "transA", 0) and not scaled:
+            _multiply(made, node, weight.T if attribute(node, "transB", 0) else weight, bias)
+    passes.RemoveUnusedNodesPass()(made.model)
+    return made
+
+
+def _multiply(net: Net, node: ir.Node, weight: Array, bias: ir.Value | None) -> None:
+    """Put a MatMul of that name, and an Add where there is a bias, in the place of a Gemm."""
+    stored = net.new_constant(f"{node.name}_matrix", np.ascontiguousarray(weight))
+    product = ir.node("MatMul", [node.inputs[0], stored], name=node.name)
+    nodes = [product]
+    if bias is not None:
+        product.outputs[0].name = net.free_name(f"{node.name}_product")
+        product.outputs[0].shape, product.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+        nodes.append(ir.node("Add", [product.outputs[0], bias], name=net.free_name(f"{node.name}_sum")))
+    net.replace(node, nodes)
 
 
 def _is_active(node: ir.Node) -> bool:
@@ -146,7 +174,7 @@ def _statistics(node: ir.Node) -> tuple[Array, Array, Array] | None:
 
 def _pool(net: Net, node: ir.Node) -> None:
     """Write a mean over all places of an image as the pooling that engines have integer kernels for."""
-    source, value = node.inputs[0], node.outputs[0]
+    source = node.inputs[0]
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes", None)
     if source is None or source.shape is None or axes is None or not attribute(node, "keepdims", 1):
         return
@@ -154,14 +182,7 @@ def _pool(net: Net, node: ir.Node) -> None:
     places = sorted(int(axis) % max(rank, 1) for axis in np.atleast_1d(axes))
     if rank < 3 or places != list(range(2, rank)) or source.dtype is None or source.dtype.name not in POOLED:
         return
-    pool = ir.node("GlobalAveragePool", [source], name=node.name)
-    pool.outputs[0].shape, pool.outputs[0].type = value.shape, value.type
-    name = value.name
-    value.name = None
-    pool.outputs[0].name = name
-    net.graph.insert_before(node, [pool])
-    value.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
-    net.graph.remove(node, safe=True)
+    net.replace(node, [ir.node("GlobalAveragePool", [source], name=node.name)])
 
 
 def _name_nodes(net: Net) -> None:

@@ -11,8 +11,8 @@ from tersor.core.arrays import Float32
 from tersor.core.errors import SchemeError
 from tersor.formats import get
 from tersor.formats.hf.groups import unpack_groups
-from tersor.graph.net import Array
-from tersor.graph.placement import Site
+from tersor.graph.net import Array, Net, constant
+from tersor.graph.placement import TABLE, Placement, Site
 from tersor.graph.scheme import Integers, Quantizer
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import METHODS
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["RoundedWeight", "as_matrix", "rounded_weight"]
+__all__ = ["RoundedWeight", "as_matrix", "rounded_tables", "rounded_weight"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,12 +55,16 @@ def rounded_weight(weight: Array, site: Site, method: str = "rtn", **statistics:
         raise SchemeError(f"no method {method!r} for weights; there are {', '.join(METHODS)}")
     scheme = site.scheme
     matrix = as_matrix(weight, scheme.axis)
-    fmt = get(f"int{scheme.bits}-channel-sym")
+    fmt = get(f"int{scheme.bits}-{'channel' if scheme.block is None else f'g{scheme.block}'}-sym")
     found = METHODS[method].function(torch.from_numpy(matrix), fmt, **statistics)
     groups = unpack_groups(found, 0, len(matrix))
     codes = groups.codes.astype(np.int16) - (1 << (scheme.bits - 1))
-    scale = groups.scales[:, 0].astype(np.float32)
+    scale = groups.scales.astype(np.float32)
     shape = weight.shape
+    if scheme.block is None:
+        scale = scale[:, 0]
+    elif scheme.axis == 1:
+        scale = np.ascontiguousarray(scale.T)
     if scheme.axis is None:
         made, scale = codes.reshape(shape), scale[0]
     else:
@@ -68,3 +72,14 @@ def rounded_weight(weight: Array, site: Site, method: str = "rtn", **statistics:
         made = np.moveaxis(codes.reshape(shape[scheme.axis], *rest), 0, scheme.axis)
     zero = np.zeros(np.shape(scale), scheme.dtype)
     return RoundedWeight(np.ascontiguousarray(made.astype(scheme.dtype)), Quantizer(np.asarray(scale), zero, scheme))
+
+
+def rounded_tables(net: Net, placement: Placement) -> dict[str, RoundedWeight]:
+    """Round every table of a placement, by its Gather: to nearest, each row with the scale that fits it best."""
+    nodes = {str(node.name): node for node in net.nodes}
+    made = {}
+    for name, site in placement.tables.items():
+        table = constant(nodes[name].inputs[TABLE])
+        assert table is not None, "a table site without a constant"
+        made[name] = rounded_weight(table, site)
+    return made

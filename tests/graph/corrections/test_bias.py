@@ -12,9 +12,10 @@ from tersor.graph.corrections.statistics import gather
 from tersor.graph.engines import engine
 from tersor.graph.net import Net
 from tersor.graph.placement import place
-from tersor.graph.qdq import with_quantizers
+from tersor.graph.scheme import Precision
 from tersor.graph.sessions import read_batches
 from tersor.graph.simplify import simplified
+from tersor.graph.writing.qdq import with_quantizers
 
 from ..conftest import Drawing, images, run
 
@@ -44,7 +45,7 @@ def test_the_mean_error_of_every_channel_goes(operator: str, bias: bool) -> None
     net, data = layer(operator, bias=bias)
     net = simplified(net)
     batches = list(read_batches(net, data))
-    placement = place(net, engine("openvino"), weight_bits=3)
+    placement = place(net, engine("openvino"), Precision(bits=3))
     weights = round_with_statistics(net, placement, "rtn", {})
     known = gather(net, batches, placement.weights, threads=1)
     biases = corrected_biases(net, placement, weights, known)

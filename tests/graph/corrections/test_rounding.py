@@ -15,7 +15,7 @@ from tersor.graph.corrections.rounding import (
 from tersor.graph.corrections.statistics import InputStatistics
 from tersor.graph.engines import ENGINES
 from tersor.graph.placement import Site, place
-from tersor.graph.scheme import Scheme
+from tersor.graph.scheme import Precision, Scheme
 from tersor.graph.simplify import simplified
 from tersor.graph.weights import rounded_weight
 
@@ -103,7 +103,7 @@ def test_a_method_without_a_hessian_gets_none() -> None:
 
 def test_a_method_that_needs_no_statistics_is_taken_without_them() -> None:
     net = simplified(resnet().net())
-    placement = place(net, ENGINES["onnxruntime"], weight_bits=4)
+    placement = place(net, ENGINES["onnxruntime"], Precision(bits=4))
     found, plain = (round_with_statistics(net, placement, method, {}) for method in ("hqq", "rtn"))
     needing = round_with_statistics(net, placement, "gptq", {})
     assert any(not np.array_equal(found[name].quantizer.scale, plain[name].quantizer.scale) for name in found)

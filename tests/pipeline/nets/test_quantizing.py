@@ -84,11 +84,15 @@ def test_operators_go_back_to_float_until_the_drop_is_small(graph: Net, how: Net
     assert held.returned is not None
     assert held.returned.meets
     assert held.returned.drop <= 0.0 < lossy.returned.drop, "two bits hurt this net, or the test shows nothing"
-    assert 0 < len(held.returned.left) <= 3
-    kept = {row.node for row in held.quantized.placement.kept}
-    assert set(held.returned.left) <= kept
-    assert [row.node for row in held.ranking if row.node in held.returned.left]
-    assert any("went back to float" in note for note in held.card.notes)
+    assert 0 < len(held.returned.left) + len(held.returned.wide) <= 3
+    widths = {name: weight.quantizer.scheme.bits for name, weight in held.quantized.weights.items()}
+    assert {name for name, bits in widths.items() if bits == 8} == set(held.returned.wide)
+    assert any("weights got 8 bits" in note for note in held.card.notes)
+    whole = quantize_network(graph, "int8", replace(how, max_drop=0.0))
+    assert whole.returned is not None
+    kept = {row.node for row in whole.quantized.placement.kept}
+    assert set(whole.returned.left) <= kept
+    assert any("went back to float" in note for note in whole.card.notes) == bool(whole.returned.left)
 
 
 def test_what_may_be_lost_is_what_the_card_measures(graph: Net, how: NetHow) -> None:

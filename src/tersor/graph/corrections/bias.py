@@ -16,8 +16,8 @@ from tersor.core.arrays import Float32
 from tersor.graph.corrections.statistics import InputStatistics
 from tersor.graph.net import Array, Net, attribute, constant
 from tersor.graph.placement import BIAS, WEIGHT, Placement, weight_axis
-from tersor.graph.qdq import bias_place
 from tersor.graph.weights import RoundedWeight, as_matrix
+from tersor.graph.writing.qdq import bias_place
 
 if TYPE_CHECKING:
     import onnx_ir as ir

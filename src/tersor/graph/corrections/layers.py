@@ -10,7 +10,7 @@ import numpy as np
 
 from tersor.graph.net import Array, constant
 from tersor.graph.observe import Progress
-from tersor.graph.placement import WEIGHT
+from tersor.graph.placement import TABLE, WEIGHT
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sessions import Feeds, Session
 
@@ -43,7 +43,7 @@ def operator_noise(
     Both keep the values that are looked at: memory is that of one batch's activations, twice.
     """
     nodes = {str(node.name): node for node in made.source.nodes}
-    watched = {name: str(nodes[name].outputs[0].name) for name in made.placement.integer}
+    watched = {name: str(nodes[name].outputs[0].name) for name in [*made.placement.integer, *made.placement.tables]}
     names = sorted(set(watched.values()))
     sessions = [Session(net, names, optimized=False, threads=threads) for net in (made.source, made.net)]
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
@@ -69,8 +69,9 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def _weight_db(made: QuantizedNet, node: ir.Node) -> float | None:
-    rounded = made.weights.get(str(node.name))
-    weight = constant(node.inputs[WEIGHT]) if rounded is not None else None
+    name = str(node.name)
+    rounded, place = (made.tables[name], TABLE) if name in made.tables else (made.weights.get(name), WEIGHT)
+    weight = constant(node.inputs[place]) if rounded is not None else None
     if rounded is None or weight is None:
         return None
     ideal: Array = weight.astype(np.float64)

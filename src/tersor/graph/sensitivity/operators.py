@@ -59,22 +59,24 @@ def noise(quantized: QuantizedNet, batches: Sequence[Feeds], wanted: Sequence[di
 def sensitivities(
     quantized: QuantizedNet, batches: Sequence[Feeds], *, progress: Progress | None = None
 ) -> tuple[Sensitivity, ...]:
-    """Return one row for each operator with weights that runs on integers, those that cost most first.
+    """Return one row for each operator with weights or a table that are integers, those that cost most first.
 
     batches  inputs to measure on, as `batches_of` gives them; a few hundred items tell
     """
     source = Session(quantized.source)
     wanted = [{name: made for name, made in source.run(feeds).items() if name in source.outputs} for feeds in batches]
     nodes = {str(node.name): node.op_type for node in quantized.source.nodes}
-    names = [name for name in quantized.placement.integer if name in quantized.placement.weights]
+    stored = {**quantized.weights, **quantized.tables}
+    names = [name for name in nodes if name in stored]
+    every = {*quantized.placement.integer, *names}
     base = set(quantized.recipe.left)
     whole = noise(quantized, batches, wanted)
     rows = []
     for number, name in enumerate(names):
         without = noise(with_left(quantized, base | {name}), batches, wanted)
-        alone = noise(with_left(quantized, (base | set(quantized.placement.integer)) - {name}), batches, wanted)
+        alone = noise(with_left(quantized, (base | every) - {name}), batches, wanted)
         gain = (whole - without) / whole if whole else 0.0
-        count = int(quantized.weights[name].codes.size)
+        count = int(stored[name].codes.size)
         rows.append(Sensitivity(name, nodes[name], count, alone, without, gain))
         if progress is not None:
             progress("sensitivity", number + 1, len(names))

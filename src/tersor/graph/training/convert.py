@@ -10,13 +10,13 @@ import numpy as np
 from tersor.core.errors import QualityError
 from tersor.graph.net import Array, Net
 from tersor.graph.ptq import QuantizedNet
-from tersor.graph.qdq import with_quantizers
 from tersor.graph.scheme import Quantizer
 from tersor.graph.training.fake import codes_of, step_of
 from tersor.graph.training.module import to_onnx_weights
 from tersor.graph.training.norms import conv_norm
 from tersor.graph.training.sources import put_biases, put_weights, start_of
 from tersor.graph.weights import RoundedWeight
+from tersor.graph.writing.qdq import with_quantizers
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from tersor.core.errors import SchemeError
 from tersor.graph.net import Array, Net
 from tersor.graph.placement import WEIGHT
 from tersor.graph.ptq import QuantizedNet
-from tersor.graph.qdq import bias_place
+from tersor.graph.writing.qdq import bias_place
 
 __all__ = ["put_biases", "put_weights", "start_of"]
 

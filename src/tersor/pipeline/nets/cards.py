@@ -18,12 +18,19 @@ from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sensitivity.search import Returned
 from tersor.graph.sessions import Feeds
 from tersor.graph.training.train import Trained
+from tersor.graph.writing.stored import HALF_BITS
 from tersor.pipeline.steps.provenance import machine, peak_memory_bytes, versions
 
 __all__ = ["card_of", "notes_of", "operator_errors"]
 
 ENGINES = ("onnx", "onnxruntime")
 SHOWN = 8
+RUN = {
+    "static": "run on integers",
+    "dynamic": "run on integers, activations rounded to the range of each batch",
+    "float": "have weights of integers, decoded to meet float activations",
+}
+"""What operators do, by the kind of activations."""
 
 
 def card_of(
@@ -67,7 +74,10 @@ def card_of(
 
 def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorError]]:
     """Yield every weight of the float net with what became of it."""
-    weights = {site.value: name for name, site in quantized.placement.weights.items()}
+    stored = {**quantized.weights, **quantized.tables}
+    sites = {**quantized.placement.weights, **quantized.placement.tables}
+    weights = {site.value: name for name, site in sites.items()}
+    is_packed = quantized.placement.precision.activations == "float"
     biases = {site.value for site in quantized.placement.biases.values()}
     kept = {row.node: row.reason for row in quantized.placement.kept}
     for name, value in quantized.source.graph.initializers.items():
@@ -76,10 +86,12 @@ def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorErr
             continue
         shape = tuple(numbers.shape)
         if name in weights:
-            rounded = quantized.weights[weights[name]]
+            rounded = stored[weights[name]]
             scheme = rounded.quantizer.scheme
-            form = f"int{scheme.bits}-{'tensor' if scheme.axis is None else 'channel'}-sym"
-            nbytes = rounded.codes.size + 4 * rounded.quantizer.scale.size
+            shared = "tensor" if scheme.axis is None else "channel" if scheme.block is None else f"g{scheme.block}"
+            form = f"int{scheme.bits}-{shared}-sym"
+            halves = is_packed and scheme.bits <= HALF_BITS
+            nbytes = -(-rounded.codes.size // (2 if halves else 1)) + 4 * rounded.quantizer.scale.size
             row = PlannedTensor(name, shape, "F32", form, weights[name], "", nbytes)
             yield row, TensorError(name, _relative(numbers, rounded.values), method=quantized.recipe.weights)
         elif name in biases:
@@ -109,14 +121,20 @@ def operator_errors(quantized: QuantizedNet, batches: Sequence[Feeds]) -> tuple[
 def notes_of(quantized: QuantizedNet, returned: Returned | None, max_drop: float | None) -> tuple[str, ...]:
     """Return what a reader of the Card must know: what stays in float and why, and what was tried."""
     notes = []
-    integer = len(quantized.placement.weights)
-    notes.append(f"{integer} operators with weights run on integers, {len(quantized.placement.kept)} stay in float")
+    precision, integer = quantized.placement.precision, len(quantized.placement.weights)
+    notes.append(
+        f"{integer} operators with weights {RUN[precision.activations]}, {len(quantized.placement.kept)} stay in float"
+    )
+    if quantized.tables:
+        notes.append(f"{len(quantized.tables)} tables are rows of 8 bits, decoded when they are taken")
     notes += [f"{row.node} ({row.operator}) stays in float: {row.reason}" for row in quantized.placement.kept]
     if returned is not None:
         met = "met" if returned.meets else "NOT met"
         notes.append(
             f"largest drop of {max_drop:g} points {met}: {returned.drop:.2f} after {len(returned.trials)} trials"
         )
+        if returned.wide:
+            notes.append(f"weights got 8 bits, the most sensitive first: {', '.join(returned.wide)}")
         if returned.left:
             notes.append(f"went back to float, the most sensitive first: {', '.join(returned.left)}")
         worst = [f"{row.node} {row.gain:.0%}" for row in returned.ranking[:SHOWN]]

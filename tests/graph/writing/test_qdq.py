@@ -15,10 +15,10 @@ from tersor.graph.net import Net
 from tersor.graph.observe import activation_quantizers, batches_of, observe
 from tersor.graph.placement import place
 from tersor.graph.ptq import QuantizedNet
-from tersor.graph.qdq import with_quantizers
 from tersor.graph.simplify import simplified
+from tersor.graph.writing.qdq import with_quantizers
 
-from .conftest import Drawing, by_name, images, mobilenet, numbers, operators, quantized, resnet, run, simulated, sqnr
+from ..conftest import Drawing, by_name, images, mobilenet, numbers, operators, quantized, resnet, run, simulated, sqnr
 
 engines = pytest.mark.parametrize("engine", ENGINES)
 

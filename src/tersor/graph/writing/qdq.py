@@ -13,6 +13,9 @@ from tersor.graph.net import Array, Net, constant, operator
 from tersor.graph.placement import BIAS, WEIGHT, Placement, Site
 from tersor.graph.scheme import Quantizer
 from tersor.graph.weights import RoundedWeight
+from tersor.graph.writing.dynamic import round_at_run_time
+from tersor.graph.writing.stored import allow_halves, axis_of, is_packed, parameters, put_before, stored
+from tersor.graph.writing.tables import take_rows
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -33,12 +36,15 @@ def with_quantizers(
     activations: Mapping[str, Quantizer],
     weights: Mapping[str, RoundedWeight],
     biases: Mapping[str, Array] | None = None,
+    *,
+    tables: Mapping[str, RoundedWeight] | None = None,
 ) -> Net:
     """Return the net on integers.
 
     activations  value → quantizer, of every site of the placement
     weights      node → its rounded weight
     biases       node → a bias to put in the place of its own, float32
+    tables       Gather → its rounded table
     Weights are stored as integers, and biases as int32 where the engine reads them so.
     """
     made = net.copy()
@@ -49,14 +55,33 @@ def with_quantizers(
     decoded: dict[ir.Value | None, Quantizer] = {}
     for name, site in placement.activations.items():
         decoded[_round_activation(made, values[name], site, activations[name], nodes)] = activations[name]
-    for name, site in placement.weights.items():
-        weight = weights[name]
-        _put_before(made, nodes[name], WEIGHT, _stored(made, site.value, weight.codes, weight.quantizer))
-        source = decoded.get(nodes[name].inputs[0])
-        if placement.engine.rounds_bias and source is not None:
-            _round_bias(made, nodes[name], source, weight.quantizer)
+    for name in placement.tables:
+        take_rows(made, nodes[name], (tables or {})[name])
+    if placement.precision.activations == "dynamic":
+        round_at_run_time(made, [(nodes[name], weights[name]) for name in placement.weights])
+    else:
+        _store_weights(made, placement, nodes, decoded, weights)
     passes.RemoveUnusedNodesPass()(made.model)
     return made
+
+
+def _store_weights(
+    net: Net,
+    placement: Placement,
+    nodes: Mapping[str, ir.Node],
+    decoded: Mapping[ir.Value | None, Quantizer],
+    weights: Mapping[str, RoundedWeight],
+) -> None:
+    """Put integers, and what decodes them, in the place of weights and biases; `decoded` are rounded activations."""
+    is_alone = placement.precision.activations == "float"
+    if is_alone and any(is_packed(weight.quantizer.scheme) for weight in weights.values()):
+        allow_halves(net)
+    for name, site in placement.weights.items():
+        weight, node = weights[name], nodes[name]
+        put_before(net, node, WEIGHT, stored(net, site.value, weight.codes, weight.quantizer, packed=is_alone))
+        source = decoded.get(node.inputs[0])
+        if placement.engine.rounds_bias and source is not None:
+            _round_bias(net, node, source, weight.quantizer)
 
 
 def _round_activation(
@@ -67,12 +92,14 @@ def _round_activation(
     Returns what they read.
     """
     name = str(value.name)
-    scale, zero = _parameters(net, name, quantizer)
-    quantize = ir.node("QuantizeLinear", [value, scale, zero], _axis(quantizer), name=net.free_name(f"{name}_quantize"))
+    scale, zero = parameters(net, name, quantizer)
+    quantize = ir.node(
+        "QuantizeLinear", [value, scale, zero], axis_of(quantizer), name=net.free_name(f"{name}_quantize")
+    )
     codes = quantize.outputs[0]
     codes.name, codes.shape, codes.type = net.free_name(f"{name}_quantized"), value.shape, zero.type
     called = net.free_name(f"{name}_dequantize")
-    restore = ir.node("DequantizeLinear", [codes, scale, zero], _axis(quantizer), name=called)
+    restore = ir.node("DequantizeLinear", [codes, scale, zero], axis_of(quantizer), name=called)
     values = restore.outputs[0]
     values.name, values.shape, values.type = net.free_name(f"{name}_dequantized"), value.shape, value.type
     net.insert_behind(value, [quantize, restore])
@@ -124,35 +151,6 @@ def _bounds(node: ir.Node) -> tuple[float, float] | None:
     return None if np.isnan(low) or np.isnan(high) else (low, high)
 
 
-def _parameters(net: Net, name: str, quantizer: Quantizer) -> tuple[ir.Value, ir.Value]:
-    scale = net.new_constant(f"{name}_scale", quantizer.scale)
-    return scale, net.new_constant(f"{name}_zero_point", quantizer.zero_point)
-
-
-def _axis(quantizer: Quantizer) -> dict[str, int]:
-    return {} if quantizer.scheme.axis is None else {"axis": quantizer.scheme.axis}
-
-
-def _stored(net: Net, name: str, codes: Array, quantizer: Quantizer) -> ir.Node:
-    """Return the node that decodes stored codes; it stands nowhere yet."""
-    stored = net.new_constant(f"{name}_quantized", codes)
-    scale, zero = _parameters(net, name, quantizer)
-    called = net.free_name(f"{stored.name}_dequantize")
-    node = ir.node("DequantizeLinear", [stored, scale, zero], _axis(quantizer), name=called)
-    made = node.outputs[0]
-    made.name, made.shape, made.type = (
-        net.free_name(f"{stored.name}_dequantized"),
-        stored.shape,
-        ir.TensorType(ir.DataType.FLOAT),
-    )
-    return node
-
-
-def _put_before(net: Net, node: ir.Node, place: int, decoder: ir.Node) -> None:
-    net.graph.insert_before(node, [decoder])
-    node.replace_input_with(place, decoder.outputs[0])
-
-
 def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
     """Return the operator and input that hold the bias of `node`; of a MatMul, the Add behind it, None without one."""
     if node.op_type != "MatMul":
@@ -190,4 +188,4 @@ def _round_bias(net: Net, node: ir.Node, source: Quantizer, weight: Quantizer) -
     if not (np.abs(codes) <= BIAS_LIMIT).all():
         return
     quantizer = Quantizer(scale, np.zeros(scale.shape, np.int32), replace(weight.scheme, axis=0))
-    _put_before(net, node, BIAS, _stored(net, f"{node.name}_bias", codes.astype(np.int32), quantizer))
+    put_before(net, node, BIAS, stored(net, f"{node.name}_bias", codes.astype(np.int32), quantizer))

@@ -1,0 +1,1 @@
+"""Write what was decided into a graph: quantizers, stored integers, tables."""

@@ -1,0 +1,62 @@
+"""Products whose inputs are rounded to the range of the batch at hand, found at run time.
+
+Written as DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses into one operator; inputs have 8 bits
+without sign, as the standard has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tersor.graph.net import Net
+from tersor.graph.weights import RoundedWeight
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+else:
+    ir = LazyModule("onnx_ir", "onnx")
+
+__all__ = ["round_at_run_time"]
+
+
+def round_at_run_time(net: Net, products: Sequence[tuple[ir.Node, RoundedWeight]]) -> None:
+    """Put MatMul operators with constant weights, in the order of the graph, on integers; readers of a value share its
+    codes."""
+    rounded: dict[ir.Value, ir.Node] = {}
+    for node, weight in products:
+        source = node.inputs[0]
+        assert source is not None, "a MatMul without an input"
+        if source not in rounded:
+            rounded[source] = _quantize(net, source)
+            net.graph.insert_before(node, [rounded[source]])
+        _multiply(net, node, rounded[source], weight)
+
+
+def _quantize(net: Net, source: ir.Value) -> ir.Node:
+    name = net.free_name(f"{source.name}_quantize")
+    node = ir.node("DynamicQuantizeLinear", [source], name=name, num_outputs=3)
+    kinds = (("quantized", ir.DataType.UINT8), ("scale", ir.DataType.FLOAT), ("zero_point", ir.DataType.UINT8))
+    for value, (suffix, kind) in zip(node.outputs, kinds, strict=True):
+        value.name, value.type = net.free_name(f"{source.name}_{suffix}"), ir.TensorType(kind)
+    return node
+
+
+def _multiply(net: Net, node: ir.Node, quantize: ir.Node, weight: RoundedWeight) -> None:
+    codes, scale, zero = quantize.outputs
+    old = str(node.inputs[1].name if node.inputs[1] is not None else node.name)
+    stored = net.new_constant(f"{old}_quantized", weight.codes.astype(np.int8))
+    step = net.new_constant(f"{old}_scale", weight.quantizer.scale)
+
+    def named(kind: str, inputs: Sequence[ir.Value], suffix: str, dtype: ir.DataType, **more: int) -> ir.Node:
+        made = ir.node(kind, inputs, more, name=net.free_name(f"{node.name}_{suffix}"))
+        made.outputs[0].name, made.outputs[0].type = net.free_name(str(made.name)), ir.TensorType(dtype)
+        return made
+
+    sums = named("MatMulInteger", [codes, stored, zero], "integers", ir.DataType.INT32)
+    real = named("Cast", [sums.outputs[0]], "float", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+    steps = named("Mul", [scale, step], "steps", ir.DataType.FLOAT)
+    net.replace(node, [sums, real, steps, ir.node("Mul", [real.outputs[0], steps.outputs[0]], name=str(node.name))])

@@ -1,0 +1,169 @@
+"""Integers without calibrated ranges: found at run time, or weights alone, in rows and groups; tables of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersor.core.errors import SchemeError, UnsupportedError
+from tersor.graph.engines import ENGINES
+from tersor.graph.ptq import QuantizedNet
+from tersor.graph.scheme import Precision, Quantizer, Scheme
+from tersor.graph.sensitivity.operators import sensitivities
+from tersor.graph.sensitivity.rebuild import with_left
+
+from ..conftest import Drawing, encoder, fused, operators, quantized, run, sentences, simulated, sqnr
+
+KINDS: dict[str, dict[str, Any]] = {
+    "static": {},
+    "dynamic": {"activations": "dynamic"},
+    "rows": {"activations": "float"},
+    "four": {"activations": "float", "bits": 4},
+    "groups": {"activations": "float", "bits": 4, "group": 16},
+    "bytes in groups": {"activations": "float", "bits": 8, "group": 32},
+    "biased": {"activations": "float", "bits": 3, "biases": True, "weights": "gptq"},
+    "smoothed": {"activations": "dynamic", "smooth": True, "biases": True},
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def made_of(kind: str, **more: Any) -> QuantizedNet:
+    return quantized(encoder().net(), sentences(8, batches=2), **{**KINDS[kind], **more})
+
+
+@kinds
+def test_the_written_net_is_its_definition(kind: str) -> None:
+    made = made_of(kind)
+    for feeds in sentences(3, 9, seed=5, batches=2):
+        wanted = simulated(made, feeds)["made"]
+        np.testing.assert_array_equal(run(made.net, feeds)["made"], wanted)
+        # MatMulNBits rounds activations to 8 bits by itself, a group at a time: its accuracy level 4
+        close = 40 if made.recipe.activations == "float" else 60
+        assert sqnr(wanted, run(made.net, feeds, optimized=True)["made"]) > close
+        float_ = run(made.source, feeds)["made"]
+        assert sqnr(float_, wanted) > {8: 30, 4: 12, 3: 6}[made.recipe.bits]
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorrt"])
+def test_weights_alone_for_other_engines_are_their_definition(engine: str) -> None:
+    made = made_of("groups", engine=engine)
+    feeds = sentences(3, 9, seed=5)[0]
+    np.testing.assert_array_equal(run(made.net, feeds)["made"], simulated(made, feeds)["made"])
+
+
+def test_onnx_runtime_multiplies_by_small_weights(tmp_path: Path) -> None:
+    assert fused(made_of("dynamic").net, tmp_path)["DynamicQuantizeMatMul"] == 3
+    assert fused(made_of("groups").net, tmp_path)["MatMulNBits"] == 3
+    assert fused(made_of("rows").net, tmp_path)["MatMulNBits"] == 3
+    assert "DequantizeLinear" not in fused(made_of("groups").net, tmp_path)
+
+
+def test_readers_of_a_value_share_its_codes() -> None:
+    d = Drawing(2)
+    x = d.add("Relu", d.input("x", ["batch", 16]))
+    left, right = (d.add("MatMul", x, d.weight(16, 16)) for _ in range(2))
+    d.add("Add", left, right, made="y")
+    net = d.output("y", shape=["batch", 16]).net()
+    made = quantized(net, [{"x": np.ones((2, 16), np.float32)}], activations="dynamic")
+    assert operators(made.net)["DynamicQuantizeLinear"] == 1
+    assert operators(made.net)["MatMulInteger"] == 2
+
+
+def test_files_shrink_by_the_bits() -> None:
+    whole = len(encoder(width=64, hidden=512).net().to_bytes())
+
+    def share(**recipe: Any) -> float:
+        net = quantized(encoder(width=64, hidden=512).net(), sentences(8), **recipe).net
+        return len(net.to_bytes()) / whole
+
+    conv = 64 * 64 * 4 / whole  # stays in float
+    assert share(activations="dynamic") == pytest.approx(0.25 + 0.75 * conv, abs=0.04)
+    assert share(activations="float", bits=4, group=32) < 0.25 + conv
+    assert share(activations="float", bits=4) < share(activations="float") - 0.05
+
+
+def test_tables_are_rows_of_eight_bits_and_small_ones_stay() -> None:
+    made = made_of("static")
+    assert set(made.tables) == {"take_words"}
+    table = made.tables["take_words"]
+    words = dict(made.source.graph.initializers)["words"].const_value
+    assert words is not None
+    assert table.codes.dtype == np.int8
+    assert np.abs(table.values - words.numpy()).max() <= table.quantizer.scale.max() / 2 * 1.001
+    assert "words" not in made.net.graph.initializers
+    left = with_left(made, {"take_words"})
+    assert "words" in left.net.graph.initializers
+    np.testing.assert_array_equal(
+        run(left.net, sentences(2)[0])["made"], run(with_left(left, {"take_words"}).net, sentences(2)[0])["made"]
+    )
+
+
+def test_operators_that_would_be_slower_stay_in_float_by_name() -> None:
+    for kind, reason in (("dynamic", "run time"), ("groups", "decode its weights")):
+        kept = {row.node: row.reason for row in made_of(kind).placement.kept}
+        assert reason in kept["last"]
+        assert set(made_of(kind).weights) == {"up", "down", "pooler"}
+
+
+def test_tables_and_operators_are_ranked() -> None:
+    made = made_of("groups")
+    rows = sensitivities(made, sentences(8))
+    assert {row.node for row in rows} == {"up", "down", "pooler", "take_words"}
+    assert all(0 <= row.alone < 0.2 for row in rows)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorrt", "xnnpack"])
+def test_engines_that_read_no_such_file_are_named_with_what_they_take(engine: str) -> None:
+    with pytest.raises(SchemeError, match=f"{engine} runs no net with dynamic activations: choose static"):
+        made_of("dynamic", engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"activations": "guessed"}, "static, dynamic, float, not 'guessed'"),
+        ({"block": 32}, "groups of 32 weights are for activations in float, not static"),
+        ({"block": 24, "activations": "float"}, "powers of two from 16 on"),
+    ],
+)
+def test_what_does_not_go_together_is_said(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(SchemeError, match=told):
+        Precision(**given)
+    with pytest.raises(SchemeError, match="rows of a matrix"):
+        Scheme(4, signed=True, symmetric=True, axis=2, block=16)
+
+
+def test_old_opsets_are_refused_for_halves_of_bytes_and_blocks() -> None:
+    d = Drawing(2, opset=18)
+    d.add("MatMul", d.input("x", ["batch", 16]), d.weight(16, 32), made="y")
+    net, given = d.output("y", shape=["batch", 32]).net(), [{"x": np.ones((2, 16), np.float32)}]
+    for recipe in ({"bits": 4}, {"bits": 8, "group": 16}):
+        with pytest.raises(UnsupportedError, match="opset 18 has neither"):
+            quantized(net, given, activations="float", **recipe)
+    quantized(net, given, activations="float", bits=8)
+
+
+def test_raising_the_opset_leaves_the_net_of_the_caller_alone() -> None:
+    net = encoder().net()
+    made = quantized(net, sentences(8), activations="float", bits=4)
+    assert made.net.model.opset_imports[""] == 21
+    assert net.model.opset_imports[""] == made.source.model.opset_imports[""] == 20
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_have_scales_of_their_own(axis: int) -> None:
+    weight = np.arange(1, 65, dtype=np.float32).reshape(2, 32) if axis == 0 else np.ones((32, 2), np.float32)
+    scheme = Scheme(8, signed=True, symmetric=True, axis=axis, block=16)
+    scale = np.array([[1, 2], [3, 4]], np.float32)
+    quantizer = Quantizer(scale, np.zeros((2, 2), np.int8), scheme)
+    wide = np.repeat(scale, 16, axis=1 - axis)
+    np.testing.assert_array_equal(quantizer.codes(weight), np.rint(weight / wide))
+    np.testing.assert_array_equal(quantizer.values(quantizer.codes(weight)), np.rint(weight / wide) * wide)
+
+
+def test_every_engine_says_what_it_keeps_small() -> None:
+    assert {name for name, row in ENGINES.items() if row.dynamic} == {"onnxruntime"}
+    assert {name for name, row in ENGINES.items() if row.compressed} == {"onnxruntime", "openvino", "tensorrt"}
