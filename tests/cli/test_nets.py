@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tersor.cli.main import main
+from tersor.graph.training import train as loop
 
 pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
 onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'tersor[onnx]'")
@@ -91,6 +93,61 @@ def test_a_net_is_trained_on_integers(folder: Path, capsys: pytest.CaptureFixtur
     assert "qat, 2 epochs" in json.loads(out)["plan"]["recipe"]["method"]
 
 
+TRAINING = (
+    "quantize net.onnx -o small.onnx --format int4 --calibration calibration.npz --method qat --train calibration.npz "
+    "--threads 1"
+)
+
+
+def test_training_goes_on_where_it_was_stopped(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, _ = run(f"{TRAINING} --epochs 3", capsys)
+    assert code == 0
+    whole = (folder / "small.onnx").read_bytes()
+    assert not (folder / ".small.onnx.tersor-work").exists()
+    epochs: list[int] = []
+
+    def stopped(run: Any) -> None:
+        keep(run)
+        epochs.append(len(run.epochs))
+        if epochs == [1, 2]:
+            raise KeyboardInterrupt
+
+    keep = loop._Run.save  # the moment after an epoch is on disk
+    monkeypatch.setattr(loop._Run, "save", stopped)
+    with contextlib.suppress(KeyboardInterrupt):
+        run(f"{TRAINING} --epochs 3", capsys)
+    assert (folder / ".small.onnx.tersor-work" / "last.pt").is_file()
+    code, _, err = run(f"{TRAINING} --epochs 4 --resume", capsys)
+    assert code == 1
+    assert "was made with another epochs: 3, now 4" in err
+    code, _, _ = run(f"{TRAINING} --epochs 3 --resume", capsys)
+    assert (code, epochs) == (0, [1, 2, 3])
+    assert (folder / "small.onnx").read_bytes() == whole
+    assert not (folder / ".small.onnx.tersor-work").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "smaller"),
+    [
+        ("--format int4-g32", "have weights of integers", 4),
+        ("--format int8 --activations float", "have weights of integers", 2),
+        ("--format int8 --activations dynamic", "activations rounded to the range of each batch", 2),
+    ],
+)
+def test_weights_alone_and_ranges_found_at_run_time(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: str, told: str, smaller: float
+) -> None:
+    code, out, err = run(
+        f"quantize net.onnx -o small.onnx {options} --calibration calibration.npz --data test.npz --threads 1", capsys
+    )
+    assert (code, err) == (0, "")
+    assert told in out
+    assert "first (Conv) stays in float" in out
+    assert (folder / "small.onnx").stat().st_size < (folder / "net.onnx").stat().st_size / smaller + 1500
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -99,6 +156,13 @@ def test_a_net_is_trained_on_integers(folder: Path, capsys: pytest.CaptureFixtur
         ("-o small.onnx --calibration calibration.npz --method gptq", "nets are quantized by ptq, qat, not 'gptq'"),
         ("-o small.onnx --calibration calibration.npz --method qat", "--method qat needs --train"),
         ("-o small.onnx --calibration calibration.npz --train test.npz", "--train is for --method qat"),
+        ("-o small.onnx --calibration calibration.npz --resume", "--resume is for --method qat"),
+        ("-o small.onnx --calibration calibration.npz --activations none", "activations are static, dynamic, float"),
+        (
+            "-o small.onnx --calibration calibration.npz --format int4-g32 --activations dynamic",
+            "groups of 32 weights are for activations in float, not dynamic",
+        ),
+        ("-o small.onnx --calibration calibration.npz --format int4-g9", "engines take powers of two from 16 on"),
         ("-o small.onnx --calibration calibration.npz --seed 3", "--seed means nothing for a net"),
         ("-o small.onnx --calibration calibration.npz --engine abacus", "no engine 'abacus'; there are onnxruntime"),
         ("-o small.onnx --calibration calibration.npz --leave nose", "net has no operator 'nose'"),

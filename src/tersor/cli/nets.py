@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 
+from tersor.calibrate.workspace import workspace_path
 from tersor.cli.screen.output import console, print_json, significant, table
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import Card, card_path
@@ -34,11 +36,13 @@ class NetArguments:
     engine: str
     leave: tuple[str, ...]
     preparation: Preparation = field(default_factory=Preparation)
+    activations: str = "static"
     threads: int = 0
     force: bool = False
     method: str | None = None
     train: Path | None = None
     epochs: int = 10
+    resume: bool = False
     command: str = ""
 
 
@@ -57,8 +61,8 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
         how = NetHow(
             calibration=given.calibration,
             weights=given.weights,
-            recipe=Recipe(engine=given.engine, left=given.leave),
-            training=_training(given),
+            recipe=Recipe(engine=given.engine, left=given.leave, activations=given.activations),
+            training=_training(given, output),
             data=given.data,
             max_drop=given.max_drop,
             force=given.force,
@@ -69,21 +73,23 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
         )
         result = quantize_network(model, file_type, how)
         card = result.save(output)
+        if how.training is not None and how.training.folder is not None:
+            shutil.rmtree(how.training.folder, ignore_errors=True)
     if as_json:
         print_json(card.to_object())
     else:
         _show(result, card, output)
 
 
-def _training(given: NetArguments) -> Training | None:
+def _training(given: NetArguments, output: Path) -> Training | None:
     """Return how to train, None for PTQ."""
     if given.method != "qat":
-        if given.train is not None:
-            raise SchemeError("--train is for --method qat")
+        if given.train is not None or given.resume:
+            raise SchemeError(f"{'--resume' if given.train is None else '--train'} is for --method qat")
         return None
     if given.train is None:
         raise SchemeError("--method qat needs --train: labelled images to train on, as --data takes them")
-    return Training(given.train, epochs=given.epochs)
+    return Training(given.train, epochs=given.epochs, folder=workspace_path(output), resume=given.resume)
 
 
 def _show(result: QuantizedResult, card: Card, output: Path) -> None:

@@ -36,6 +36,7 @@ from tersor.cli.options.language import (
 from tersor.cli.options.nets import (
     OF_LANGUAGE,
     OF_NETS,
+    ActivationsOption,
     DataOption,
     EngineOption,
     EpochsOption,
@@ -111,7 +112,10 @@ def quantize(
         Path | None, typer.Option(metavar="FILE", help="Save what calibration saw as an imatrix file for llama.cpp.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the finished blocks of a run that was stopped.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with what a run that was stopped has finished: blocks, or epochs of --method qat."
+        ),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Write the result even if plain rounding would be better.")
@@ -125,6 +129,7 @@ def quantize(
     max_drop: MaxDropOption = None,
     train: TrainOption = None,
     epochs: EpochsOption = 10,
+    kind: ActivationsOption = "static",
     engine: EngineOption = "onnxruntime",
     leave: LeaveOption = None,
     mean: MeanOption = "0,0,0",
@@ -151,9 +156,10 @@ def quantize(
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
         made = NetArguments(
-            calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of)
+            calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of), kind
         )
-        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs, command=command)
+        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs)
+        made = replace(made, resume=resume, command=command)
         named = file_type if is_given(context, "file_type") else "int8"
         quantize_net_command(model, output, named, made, as_json=as_json)
         return

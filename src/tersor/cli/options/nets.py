@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "OF_LANGUAGE",
     "OF_NETS",
+    "ActivationsOption",
     "DataOption",
     "EngineOption",
     "EpochsOption",
@@ -44,6 +45,15 @@ TrainOption = Annotated[
     typer.Option(metavar="DATA", help="Nets, --method qat: labelled images to train on, as --data takes them."),
 ]
 EpochsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Nets, --method qat: passes over --train.")]
+ActivationsOption = Annotated[
+    str,
+    typer.Option(
+        "--activations",
+        metavar="KIND",
+        help="Nets: static rounds activations to ranges that calibration finds; dynamic to that of each batch; float "
+        "leaves them, and weights alone are small, in rows or in groups as in int4-g32.",
+    ),
+]
 EngineOption = Annotated[
     str,
     typer.Option(
@@ -59,11 +69,11 @@ NetSizeOption = Annotated[
     str, typer.Option("--size", metavar="HxW", help="Nets: what images of a folder are resized to.")
 ]
 
-OF_NETS = ("weights", "data", "max_drop", "train", "epochs", "engine", "leave", "mean", "std", "size_of")
+OF_NETS = (*("weights", "data", "max_drop", "train", "epochs", "kind", "engine", "leave", "mean", "std", "size_of"),)
 """Parameters that mean nothing for a language model."""
 OF_LANGUAGE = (
     *("tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),
     *("split_max_tensors", "ignore_config", "container", "activations", "calibration_sequences", "calibration_length"),
-    *("calibration_field", "calibration_chunk", "seed", "imatrix", "save_imatrix", "resume", "proof", "device"),
+    *("calibration_field", "calibration_chunk", "seed", "imatrix", "save_imatrix", "proof", "device"),
 )
 """Parameters that mean nothing for a net."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     torch, fx = LazyModule("torch", "torch"), LazyModule("torch.fx", "torch")
 
-__all__ = ["convert"]
+__all__ = ["convert", "evaluated"]
 
 
 def convert(prepared: fx.GraphModule, quantized: QuantizedNet) -> QuantizedNet:
@@ -35,8 +35,9 @@ def convert(prepared: fx.GraphModule, quantized: QuantizedNet) -> QuantizedNet:
     at rest, but where a value lies so near to the middle between two codes that the order of a float sum decides:
     there by one step. Raises QualityError where a step or a weight is no longer finite.
     """
-    values = _stored(prepared)
-    activations, weights = dict(quantized.activations), dict(quantized.weights)
+    values = evaluated(prepared)
+    activations = dict(quantized.activations)
+    stored = {"weight": dict(quantized.weights), "table": dict(quantized.tables)}
     floats: dict[str, Array] = {}
     biases: dict[str, Array] = {}
     for node in prepared.graph.nodes:
@@ -44,20 +45,22 @@ def convert(prepared: fx.GraphModule, quantized: QuantizedNet) -> QuantizedNet:
         if kind == "activation":
             step = step_of(*(values[str(part)] for part in node.args[1:3]))
             activations[site] = replace(activations[site], scale=_finite(step, site))
-        elif kind == "weight":
+        elif kind in stored:
             floats[site] = _finite(values[str(node.args[0])], site)
-            weights[site] = _rounded(node, values, weights[site].quantizer, site)
+            stored[kind][site] = _rounded(node, values, stored[kind][site].quantizer, site)
         elif node.target is conv_norm:
             biases[node.meta["node"]] = _finite(values[str(_unrounded(node.args[2]))], node.meta["node"])
     source = Net(to_onnx_weights(prepared, start_of(quantized).model), quantized.source.name)
     put_weights(source, floats)
     put_biases(source, biases)
-    made = with_quantizers(source, quantized.placement, activations, weights)
-    return replace(quantized, net=made, source=source, activations=activations, weights=weights, biases={})
+    weights, tables = stored["weight"], stored["table"]
+    made = with_quantizers(source, quantized.placement, activations, weights, tables=tables)
+    parts: dict[str, Any] = {"activations": activations, "weights": weights, "biases": {}, "tables": tables}
+    return replace(quantized, net=made, source=source, **parts)
 
 
-def _stored(module: fx.GraphModule) -> dict[str, Tensor]:
-    """Return what nodes make of parameters alone, on the CPU, as the engine will have it."""
+def evaluated(module: fx.GraphModule) -> dict[str, Tensor]:
+    """Return by node what is made of parameters alone, on the CPU, as the engine will have it."""
     interpreter = fx.Interpreter(module)
     with torch.no_grad():
         for node in module.graph.nodes:
@@ -72,7 +75,7 @@ def _stored(module: fx.GraphModule) -> dict[str, Tensor]:
 def _rounded(node: fx.Node, values: dict[str, Tensor], quantizer: Quantizer, site: str) -> RoundedWeight:
     weight, base, shift = (values[str(part)] for part in node.args[:3])
     scheme, step = quantizer.scheme, step_of(base, shift)
-    codes = codes_of(weight, step, (0, scheme.lowest, scheme.highest), scheme.axis)
+    codes = codes_of(weight, step, (0, scheme.lowest, scheme.highest), scheme.axis, scheme.block)
     return RoundedWeight(codes.numpy().astype(scheme.dtype), replace(quantizer, scale=_finite(step, site)))
 
 

@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Grid", "codes_of", "fake_quantize", "fake_quantize_bias", "fake_quantize_weight", "step_of"]
+__all__ = [
+    "Grid",
+    "codes_of",
+    "fake_quantize",
+    "fake_quantize_at_run_time",
+    "fake_quantize_bias",
+    "fake_quantize_weight",
+    "step_of",
+]
 
 Grid: TypeAlias = tuple[int, int, int]
 """Zero point, lowest and highest code."""
 LARGEST_BIAS = (1 << 31) - 1
+BYTE = 255
 
 
 def step_of(base: Tensor, shift: Tensor) -> Tensor:
@@ -38,10 +47,25 @@ def fake_quantize(x: Tensor, base: Tensor, shift: Tensor, grid: Grid) -> Tensor:
     return _rounded(x, step_of(base, shift), grid, x.numel() / max(len(x) if x.ndim else 1, 1))
 
 
-def fake_quantize_weight(x: Tensor, base: Tensor, shift: Tensor, grid: Grid, axis: int | None) -> Tensor:
-    """Return a weight on its grid, with a step for each place of the axis, or one for all."""
+def fake_quantize_at_run_time(x: Tensor) -> Tensor:
+    """Return an activation as DynamicQuantizeLinear has it: 8 bits over the range that it has itself."""
+    values = x.detach()
+    low, high = values.amin().clamp(max=0), values.amax().clamp(min=0)
+    step = (high - low) / BYTE
+    if not bool(step > 0):
+        return x
+    zero = torch.clamp(torch.round(-low / step), 0, BYTE)
+    codes = torch.clamp(torch.round(values / step) + zero, 0, BYTE)
+    made: Tensor = _straight().apply(x, (codes - zero) * step)
+    return made
+
+
+def fake_quantize_weight(  # noqa: PLR0917 (calls in a graph have no keywords)
+    x: Tensor, base: Tensor, shift: Tensor, grid: Grid, axis: int | None, block: int | None = None
+) -> Tensor:
+    """Return a weight on its grid: a step for each place of the axis, for each block of its row, or one for all."""
     step = step_of(base, shift)
-    return _rounded(x, _beside(step, x, axis), grid, x.numel() / max(step.numel(), 1))
+    return _rounded(x, _beside(step, x, axis, block), grid, x.numel() / max(step.numel(), 1))
 
 
 def fake_quantize_bias(bias: Tensor, base: Tensor, shift: Tensor, weight_base: Tensor, weight_shift: Tensor) -> Tensor:
@@ -54,9 +78,9 @@ def fake_quantize_bias(bias: Tensor, base: Tensor, shift: Tensor, weight_base: T
     return made
 
 
-def codes_of(x: Tensor, step: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
+def codes_of(x: Tensor, step: Tensor, grid: Grid, axis: int | None = None, block: int | None = None) -> Tensor:
     """Return the integers that a value is rounded to, int32."""
-    return _codes(x, _beside(step, x, axis), grid).to(torch.int32)
+    return _codes(x, _beside(step, x, axis, block), grid).to(torch.int32)
 
 
 def _codes(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
@@ -64,7 +88,9 @@ def _codes(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
     return torch.clamp(torch.round(x / step) + zero_point, low, high)
 
 
-def _beside(step: Tensor, x: Tensor, axis: int | None) -> Tensor:
+def _beside(step: Tensor, x: Tensor, axis: int | None, block: int | None = None) -> Tensor:
+    if axis is not None and block is not None:
+        return step.repeat_interleave(block, 1 - axis)
     return step if axis is None else step.reshape([-1 if place == axis % x.ndim else 1 for place in range(x.ndim)])
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tersor.core.errors import SchemeError
 from tersor.graph.net import Net
-from tersor.graph.placement import BIAS, WEIGHT, Site
+from tersor.graph.placement import BIAS, TABLE, WEIGHT, Site
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Quantizer
-from tersor.graph.training.fake import fake_quantize, fake_quantize_bias, fake_quantize_weight
+from tersor.graph.training.fake import (
+    fake_quantize,
+    fake_quantize_at_run_time,
+    fake_quantize_bias,
+    fake_quantize_weight,
+)
 from tersor.graph.training.module import to_torch
 from tersor.graph.training.norms import conv_norm, folded_bias, folded_weight, norm_factor
 from tersor.graph.training.places import at_the_top, put, stored_values
@@ -77,7 +82,11 @@ class _Preparing:
         for value, site in self.quantized.placement.activations.items():
             self._activation(values[value], site, self.quantized.activations[value])
         for node, site in self.quantized.placement.weights.items():
-            self._weight(self.call(node), site, self.quantized.weights[node].quantizer)
+            self._weight(self.call(node), WEIGHT, site, self.quantized.weights[node].quantizer)
+        for node, site in self.quantized.placement.tables.items():
+            self._weight(self.call(node), TABLE, site, self.quantized.tables[node].quantizer)
+        if self.quantized.placement.precision.activations == "dynamic":
+            self._round_at_run_time([self.call(node) for node in self.quantized.placement.weights])
         for node in self.quantized.placement.biases:
             self._bias(self.call(node), node)
 
@@ -99,15 +108,26 @@ class _Preparing:
             reader.replace_input_with(value, made)
         self.read |= dict.fromkeys(site.nodes, site.group)
 
-    def _weight(self, call: fx.Node, site: Site, quantizer: Quantizer) -> None:
-        scheme, weight = quantizer.scheme, call.args[WEIGHT]
+    def _round_at_run_time(self, calls: Sequence[fx.Node]) -> None:
+        made: dict[fx.Node, fx.Node] = {}
+        for call in calls:
+            source = call.args[0]
+            assert isinstance(source, torch.fx.Node)
+            if source not in made:
+                with self.module.graph.inserting_before(call):
+                    made[source] = self.module.graph.call_function(fake_quantize_at_run_time, (source,))
+            call.update_arg(0, made[source])
+
+    def _weight(self, call: fx.Node, place: int, site: Site, quantizer: Quantizer) -> None:
+        scheme, weight = quantizer.scheme, call.args[place]
         assert isinstance(weight, torch.fx.Node)
         base, shift = self._step(f"{site.nodes[0]}.weight", quantizer)
         with self.module.graph.inserting_before(call):
             grid = (0, scheme.lowest, scheme.highest)
-            made = self.module.graph.call_function(fake_quantize_weight, (weight, base, shift, grid, scheme.axis))
-        made.meta |= {"site": site.nodes[0], "kind": "weight"}
-        call.update_arg(WEIGHT, made)
+            given = (weight, base, shift, grid, scheme.axis, scheme.block)
+            made = self.module.graph.call_function(fake_quantize_weight, given)
+        made.meta |= {"site": site.nodes[0], "kind": site.kind}
+        call.update_arg(place, made)
 
     def _bias(self, call: fx.Node, node: str) -> None:
         group = self.read.get(node)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tersor.core.errors import SchemeError
-from tersor.graph.net import Array, Net
-from tersor.graph.placement import WEIGHT
+from tersor.graph.net import Array, Net, operator
+from tersor.graph.placement import TABLE, WEIGHT
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.writing.qdq import bias_place
 
@@ -21,10 +21,11 @@ def start_of(quantized: QuantizedNet) -> Net:
 
 
 def put_weights(net: Net, weights: Mapping[str, Array]) -> None:
-    """Give operators, by name, other weights."""
+    """Give operators, by name, other weights or tables."""
     nodes = {str(node.name): node for node in net.nodes}
     for name, values in weights.items():
-        net.put_constant(nodes[name], WEIGHT, values, f"{name}_weight")
+        place = TABLE if operator(nodes[name]) == "Gather" else WEIGHT
+        net.put_constant(nodes[name], place, values, f"{name}_weight")
 
 
 def put_biases(net: Net, biases: Mapping[str, Array]) -> None:

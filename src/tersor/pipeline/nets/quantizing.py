@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from tersor.graph.sensitivity.operators import Sensitivity, sensitivities
 from tersor.graph.sensitivity.search import Returned, return_to_float
 from tersor.graph.sessions import Feeds
 from tersor.graph.training.train import Trained
+from tersor.graph.writing.torch_module import integer_module
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.nets.cards import card_of, notes_of, operator_errors
 from tersor.pipeline.nets.data import calibration_batches
@@ -37,13 +39,15 @@ from tersor.pipeline.steps.cards import save_card
 
 if TYPE_CHECKING:
     import torch
+    from torch import fx
 else:
     torch = LazyModule("torch", "torch")
 
 __all__ = ["FORMATS", "NetHow", "QuantizedResult", "is_network", "quantize_network"]
 
-FORMATS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
-"""Name → bits of the weights; activations have 8."""
+FORMATS = ("int8", "int4", "int3", "int2")
+"""By the bits of the weights; activations have 8. With -g32 or another group: weights alone, a scale for each group."""
+_FORMAT = re.compile(r"int([2348])(?:-g(\d+))?")
 RANKED_ITEMS = 256
 """Of the calibration data, for the ranking of operators."""
 
@@ -110,6 +114,13 @@ class QuantizedResult:
         save_card(card, target)
         return card
 
+    def to_torch(self) -> fx.GraphModule:
+        """Return it as a module at rest with integer weights, which `torch.compile` lowers to integer kernels.
+
+        Raises SchemeError for activations whose range is found at run time.
+        """
+        return integer_module(self.quantized)
+
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run it in ONNX Runtime: the first output as an array."""
         return scores_by(self.quantized.net)(*inputs, **named)
@@ -126,18 +137,15 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     """Return `net` on integers, and its Card.
 
     net     a torch module, a Net, an .onnx file, or "package.module:factory"
-    format  "int8", or "int4" to "int2" for weights of fewer bits
+    format  "int8", or "int4" to "int2" for weights of fewer bits; "int4-g32" for weights alone, in groups
     Raises SchemeError, ShapeError and FormatError by name for data and options that do not fit, UnsupportedError for a
     net that cannot be exported, QualityError where `max_drop` cannot be met even in float (unless `force`).
     """
-    if format not in FORMATS:
-        raise SchemeError(f"nets are written as {', '.join(FORMATS)}, not {format!r}")
-    began = time.perf_counter()
+    began, recipe = time.perf_counter(), _in_format(how.recipe, format)
     how = replace(how, calibration=_kept(how.calibration, how.limit), data=_kept(how.data))
     source, files = _opened(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
-    recipe = replace(how.recipe, bits=FORMATS[format])
     quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
     plain, trained = quantized.source, None
     if how.training is not None:
@@ -156,6 +164,19 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
         command=how.command,
     )
     return QuantizedResult(quantized, card, returned, trained)
+
+
+def _in_format(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with the bits of a format, and its groups, which are for weights alone."""
+    found = _FORMAT.fullmatch(name)
+    if found is None:
+        raise SchemeError(f"nets are written as {', '.join(FORMATS)}, or int4-g32 in groups, not {name!r}")
+    recipe = replace(recipe, bits=int(found[1]))
+    if found[2] is not None:
+        is_usual = recipe.activations == Recipe().activations
+        recipe = replace(recipe, group=int(found[2]), activations="float" if is_usual else recipe.activations)
+    recipe.precision  # noqa: B018 (says what does not go together)
+    return recipe
 
 
 def _kept(data: Any, limit: int | None = None) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tersor.calibrate.workspace import Workspace
 from tersor.core.errors import SchemeError
 from tersor.graph.observe import Progress
 from tersor.graph.ptq import QuantizedNet
@@ -40,7 +42,8 @@ class Training:
     epochs    passes over the data
     rate      of Adam, at the start; it falls to nothing in half a cosine
     patience  epochs without a better one after which training ends; None: never before its time
-    folder    for checkpoints: a training that was stopped goes on from there
+    folder    for checkpoints; whatever else is in it is removed
+    resume    go on from the checkpoints that are in it, if they are of the same net, recipe and number of epochs
     """
 
     data: Iterable[Any] | Path
@@ -48,6 +51,7 @@ class Training:
     rate: float = 1e-3
     patience: int | None = None
     folder: Path | None = None
+    resume: bool = True
 
 
 def train_quantized(
@@ -70,6 +74,8 @@ def train_quantized(
         )
     kept = batches[::KEPT_BACK] if len(batches) > KEPT_BACK else batches[:1]
     taken = [batch for number, batch in enumerate(batches) if not any(batch is other for other in kept)]
+    if training.folder is not None:
+        Workspace(training.folder, _description(quantized, training, len(batches)), resume=training.resume)
     teacher = to_torch(quantized.source.model).eval()
     module = prepare(quantized)
     is_labelled = all(label is not None for _, label in batches)
@@ -90,6 +96,17 @@ def train_quantized(
     )
     trained = train(module, _shuffled(taken), training.epochs, options)
     return convert(module, quantized), trained
+
+
+def _description(quantized: QuantizedNet, training: Training, batches: int) -> dict[str, Any]:
+    """Return what shapes a training, but for what is in its data."""
+    return {
+        "net": hashlib.sha256(quantized.source.to_bytes()).hexdigest(),
+        "recipe": repr(quantized.recipe),
+        "epochs": training.epochs,
+        "rate": training.rate,
+        "batches": batches,
+    }
 
 
 def _shuffled(batches: Sequence[Batch]) -> Callable[[int], list[Batch]]:

@@ -1,0 +1,125 @@
+"""A net on integers as a PyTorch module that `torch.compile` lowers to integer kernels.
+
+Weights are int8 buffers; activations go through the operators of `quantized_decomposed`, which inductor fuses with what
+stands between them (on x86 into oneDNN's kernels, with `torch._inductor.config.freezing`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tersor.core.errors import SchemeError
+from tersor.graph.ptq import QuantizedNet
+from tersor.graph.scheme import Quantizer
+from tersor.graph.training.convert import evaluated
+from tersor.graph.training.places import put
+from tersor.graph.training.prepare import QUANTIZERS, prepare
+from tersor.graph.weights import RoundedWeight
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, fx
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["integer_module"]
+
+PLACE = "integers"
+"""Under this name the module keeps codes, scales and zero points."""
+
+
+def integer_module(quantized: QuantizedNet) -> fx.GraphModule:
+    """Return a module at rest with weights of integers; its outputs are those of `quantized.net`, up to float sums.
+
+    Raises SchemeError for activations whose range is found at run time, UnsupportedError for an operator without a row
+    in the table of those that PyTorch can take.
+    """
+    if quantized.placement.precision.activations == "dynamic":
+        raise SchemeError("ranges found at run time are for ONNX Runtime; PyTorch takes static or float activations")
+    importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
+    prepared = prepare(quantized)
+    return _Writing(quantized, prepared, evaluated(prepared)).written()
+
+
+class _Writing:
+    def __init__(self, quantized: QuantizedNet, module: fx.GraphModule, values: dict[str, Tensor]) -> None:
+        self.quantized, self.module, self.graph, self.values = quantized, module, module.graph, values
+        self.operators: Any = torch.ops.quantized_decomposed
+
+    def written(self) -> fx.GraphModule:
+        for node in list(self.graph.nodes):
+            kind, site = node.meta.get("kind"), node.meta.get("site", "")
+            with self.graph.inserting_before(node):
+                if kind == "activation":
+                    self._replace(node, self._activation(node, self.quantized.activations[site]))
+                elif kind == "weight":
+                    self._replace(node, self._weight(site, self.quantized.weights[site]))
+                elif kind == "table":
+                    self._take_rows(node, site, self.quantized.tables[site])
+                elif kind == "bias":
+                    self._replace(node, self._buffer(f"{site}.bias", self.values[node.name]))
+        self.graph.eliminate_dead_code()
+        self._forget_unused()
+        self.module.recompile()
+        return self.module.requires_grad_(False).eval()
+
+    def _replace(self, old: fx.Node, made: fx.Node) -> None:
+        old.replace_all_uses_with(made)
+        self.graph.erase_node(old)
+
+    def _activation(self, node: fx.Node, quantizer: Quantizer) -> fx.Node:
+        scheme = quantizer.scheme
+        kind = torch.int8 if scheme.signed else torch.uint8
+        grid = (float(quantizer.scale), int(quantizer.zero_point), scheme.lowest, scheme.highest, kind)
+        codes = self.graph.call_function(self.operators.quantize_per_tensor.default, (node.args[0], *grid))
+        return self.graph.call_function(self.operators.dequantize_per_tensor.default, (codes, *grid))
+
+    def _weight(self, site: str, weight: RoundedWeight) -> fx.Node:
+        scheme, scale = weight.quantizer.scheme, torch.from_numpy(np.asarray(weight.quantizer.scale))
+        codes = self._buffer(f"{site}.codes", torch.from_numpy(weight.codes))
+        if scheme.axis is None:
+            return self._times(codes, self._buffer(f"{site}.scale", scale))
+        if scheme.block is not None:
+            steps = self._buffer(f"{site}.scale", scale)
+            return self._times(
+                codes, self.graph.call_method("repeat_interleave", (steps, scheme.block, 1 - scheme.axis))
+            )
+        zero = torch.zeros(scale.shape, dtype=torch.int64)
+        parts = [self._buffer(f"{site}.{name}", part) for name, part in (("scale", scale), ("zero_point", zero))]
+        grid = (scheme.axis, scheme.lowest, scheme.highest, torch.int8)
+        return self.graph.call_function(self.operators.dequantize_per_channel.default, (codes, *parts, *grid))
+
+    def _times(self, codes: fx.Node, scale: fx.Node) -> fx.Node:
+        real = self.graph.call_method("to", (codes, torch.float32))
+        return self.graph.call_function(operator.mul, (real, scale))
+
+    def _take_rows(self, table: fx.Node, site: str, rounded: RoundedWeight) -> None:
+        """Let every reader of a table take rows of codes, and their scales, and multiply those alone."""
+        scale = np.ascontiguousarray(rounded.quantizer.scale[:, None])
+        codes = self._buffer(f"{site}.codes", torch.from_numpy(rounded.codes))
+        steps = self._buffer(f"{site}.scale", torch.from_numpy(scale))
+        for reader in list(table.users):
+            with self.graph.inserting_before(reader):
+                taken = [self.graph.node_copy(reader), self.graph.node_copy(reader)]
+                for copy, part in zip(taken, (codes, steps), strict=True):
+                    copy.replace_input_with(table, part)
+                self._replace(reader, self._times(*taken))
+        self.graph.erase_node(table)
+
+    def _buffer(self, name: str, tensor: Tensor) -> fx.Node:
+        return self.graph.get_attr(put(self.module, f"{PLACE}.{name.replace('/', '_')}", tensor, trained=False))
+
+    def _forget_unused(self) -> None:
+        """Drop the float weights, and what training needs."""
+        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]:
+            if name not in read:
+                owner, _, leaf = name.rpartition(".")
+                delattr(self.module.get_submodule(owner), leaf)
+        if hasattr(self.module, QUANTIZERS) and not any(name.startswith(f"{QUANTIZERS}.") for name in read):
+            delattr(self.module, QUANTIZERS)
