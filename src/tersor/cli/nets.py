@@ -36,7 +36,7 @@ class NetArguments:
     engine: str
     leave: tuple[str, ...]
     preparation: Preparation = field(default_factory=Preparation)
-    activations: str = "static"
+    activations: str | None = None
     threads: int = 0
     force: bool = False
     method: str | None = None
@@ -61,7 +61,9 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
         how = NetHow(
             calibration=given.calibration,
             weights=given.weights,
-            recipe=Recipe(engine=given.engine, left=given.leave, activations=given.activations),
+            recipe=Recipe(left=given.leave),
+            target=given.engine,
+            activations=given.activations,
             training=_training(given, output),
             data=given.data,
             max_drop=given.max_drop,

@@ -129,7 +129,7 @@ def quantize(
     max_drop: MaxDropOption = None,
     train: TrainOption = None,
     epochs: EpochsOption = 10,
-    kind: ActivationsOption = "static",
+    kind: ActivationsOption = None,
     engine: EngineOption = "onnxruntime",
     leave: LeaveOption = None,
     mean: MeanOption = "0,0,0",

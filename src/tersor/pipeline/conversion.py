@@ -55,6 +55,8 @@ class NetOptions(TypedDict, total=False):
     example_inputs: Any
     weights: Path | None
     recipe: Recipe
+    target: str | None
+    activations: str | None
     data: Any
     max_drop: float | None
     force: bool

@@ -89,7 +89,7 @@ def test_training_regains_what_rounding_loses(trained: Any, bits: int, with_norm
     torch.manual_seed(1)
     teacher = copy.deepcopy(trained)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 64, shuffle=True)
-    train(module, loader, 12, Options(loss=nn.functional.cross_entropy, teacher=teacher, optimizer=adam(3e-3)))
+    train(module, loader, 12, Options(loss=nn.functional.cross_entropy, teacher=teacher, optimizer=adam(1e-2)))
     made = convert(module, start)
     found = accuracy(next(iter(run(made.net, {name: held_x.numpy()}).values())), held_y)
     logging.getLogger(__name__).info("w%da8: float %.1f %%, PTQ %.1f %%, QAT %.1f %%", bits, wanted, lost, found)

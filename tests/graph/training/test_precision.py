@@ -30,7 +30,7 @@ def test_what_is_trained_is_what_is_written(kind: str) -> None:
     given = torch.from_numpy(feeds["ids"])
     assert sqnr(run(made.net, feeds)["made"], module(given).detach().numpy()) > 90
     before = {name: weight.codes.copy() for name, weight in {**made.weights, **made.tables}.items()}
-    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    optimizer = torch.optim.Adam(module.parameters(), 0.05)
     for _ in range(3):
         optimizer.zero_grad()
         module(given).square().sum().backward()

@@ -157,7 +157,7 @@ def test_tersor_quantize_takes_nets_too(net: Any, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("format_name", "calibration", "words"),
     [
-        ("q4_k", "calibration.npz", "nets are written as int8, int4, int3, int2, not 'q4_k'"),
+        ("q4_k", "calibration.npz", "nets are written as int8, int4, int3, int2, or int4-g32 in groups, not 'q4_k'"),
         ("int8", [], "the calibration data is empty"),
         ("int8", 5, "calibration data is a path or yields batches, got int"),
     ],
@@ -190,10 +190,10 @@ def test_quality_errors_tell_what_is_left(graph: Net, how: NetHow, monkeypatch: 
 
 
 def test_training_gets_back_what_two_bits_lose(graph: Net, how: NetHow) -> None:
-    how = replace(how, recipe=COARSE)
+    how = replace(how, recipe=replace(COARSE, weights="rtn"))
     rounded = quantize_network(graph, "int2", how)
     batches = [(torch.from_numpy(feeds),) for feeds in np.split(pixels("calibration.npz"), 6)]
-    trained = quantize_network(graph, "int2", replace(how, training=Training(batches, epochs=15, rate=0.003)))
+    trained = quantize_network(graph, "int2", replace(how, training=Training(batches, epochs=15, rate=0.01)))
     before, after = (
         [result.card.evaluations[0].metric(name) for name in ("agreement", "reference_top1_accuracy")]
         for result in (rounded, trained)
@@ -203,16 +203,27 @@ def test_training_gets_back_what_two_bits_lose(graph: Net, how: NetHow) -> None:
     assert after[0].value > 0.9
     assert trained.trained is not None
     losses = [epoch.loss for epoch in trained.trained.epochs]
-    assert min(losses) < losses[0] / 2, "the divergence from the float net falls"
+    assert min(losses) < 0.85 * losses[0], "the divergence from the float net falls"
     assert "; qat, 15 epochs, the best of them " in trained.card.plan.recipe.method
     assert {row.format for row in trained.card.plan.tensors} == {row.format for row in rounded.card.plan.tensors}
+
+
+def test_training_that_makes_nothing_better_is_not_taken(graph: Net, how: NetHow) -> None:
+    batches = [(torch.from_numpy(feeds),) for feeds in np.split(pixels("calibration.npz"), 6)]
+    rounded = quantize_network(graph, "int2", how)
+    for rate in (1e-12, 3.0):  # nothing moves; everything is torn apart
+        trained = quantize_network(graph, "int2", replace(how, training=Training(batches, epochs=2, rate=rate)))
+        assert trained.trained is not None
+        assert trained.trained.best == -1
+        assert trained.quantized.net.to_bytes() == rounded.quantized.net.to_bytes()
+        assert "none of them better than ptq alone" in trained.card.plan.recipe.method
 
 
 @pytest.mark.parametrize(
     ("training", "words"),
     [
         (Training([], epochs=1), "training needs at least 2 batches, there are 0"),
-        (Training("calibration.npz", epochs=0), "training takes epochs and a rate above 0, got 0 and 0.001"),
+        (Training("calibration.npz", epochs=0), "training takes epochs and a rate above 0, got 0 and 0.006"),
         (Training([(torch.zeros(4, 3, 8, 8),) * 3] * 2), "training batch 0: 3 arrays for 1 inputs and a label"),
     ],
 )

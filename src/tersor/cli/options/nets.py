@@ -46,12 +46,12 @@ TrainOption = Annotated[
 ]
 EpochsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Nets, --method qat: passes over --train.")]
 ActivationsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--activations",
         metavar="KIND",
-        help="Nets: static rounds activations to ranges that calibration finds; dynamic to that of each batch; float "
-        "leaves them, and weights alone are small, in rows or in groups as in int4-g32.",
+        help="Nets: static (the default) rounds activations to ranges that calibration finds, dynamic to that of each "
+        "batch; float leaves them, and weights alone are small, in rows, or in groups as in int4-g32.",
     ),
 ]
 EngineOption = Annotated[

@@ -50,7 +50,7 @@ def convert(prepared: fx.GraphModule, quantized: QuantizedNet) -> QuantizedNet:
             stored[kind][site] = _rounded(node, values, stored[kind][site].quantizer, site)
         elif node.target is conv_norm:
             biases[node.meta["node"]] = _finite(values[str(_unrounded(node.args[2]))], node.meta["node"])
-    source = Net(to_onnx_weights(prepared, start_of(quantized).model), quantized.source.name)
+    source = Net(to_onnx_weights(prepared, start_of(quantized, rounded=True).model), quantized.source.name)
     put_weights(source, floats)
     put_biases(source, biases)
     weights, tables = stored["weight"], stored["table"]

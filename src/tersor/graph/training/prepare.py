@@ -44,12 +44,15 @@ def prepare(
 ) -> fx.GraphModule:
     """Return a module that rounds where the engine will, and trains; at rest it computes what `quantized.net` computes.
 
+    Training starts from the weights that PTQ rounded to: from the float ones it would have to find them again.
+
     norms    the net before its batch norms were folded: they are then trained too, by the statistics of each batch
-             until `freeze_norms`, and start without what PTQ did to biases. Without it the folded weights are trained
+             until `freeze_norms`, and start in float, without what PTQ did to weights and biases. Without it the folded
+             weights are trained
     trained  as for `to_torch`
     Raises SchemeError where `norms` is not the net that was quantized, or that was equalized.
     """
-    preparing = _Preparing(quantized, to_torch(start_of(quantized).model, trained=trained))
+    preparing = _Preparing(quantized, to_torch(start_of(quantized, rounded=norms is None).model, trained=trained))
     if norms is not None:
         preparing.unfold(norms)
     preparing.insert()

@@ -13,10 +13,15 @@ from tersor.graph.writing.qdq import bias_place
 __all__ = ["put_biases", "put_weights", "start_of"]
 
 
-def start_of(quantized: QuantizedNet) -> Net:
-    """Return the float net with the biases that PTQ has corrected; the same names each time."""
+def start_of(quantized: QuantizedNet, *, rounded: bool = False) -> Net:
+    """Return the float net with the biases that PTQ has corrected; the same names each time.
+
+    rounded  whether weights are those that PTQ rounded to: what its methods knew of their inputs is then not lost
+    """
     made = quantized.source.copy()
     put_biases(made, quantized.biases)
+    if rounded:
+        put_weights(made, {name: weight.values for name, weight in {**quantized.weights, **quantized.tables}.items()})
     return made
 
 

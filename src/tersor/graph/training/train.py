@@ -46,18 +46,22 @@ class Trained:
     stopped_early: bool
 
 
-def adam(rate: float = 1e-3, *, step_rate: float | None = None) -> Callable[[Module], Optimizer]:
-    """Return what makes Adam for a module; the steps of its quantizers learn at `step_rate`, or as fast as the rest."""
+def adam(rate: float = 6e-3, *, step_rate: float | None = None) -> Callable[[Module], Optimizer]:
+    """Return what makes Adam for a module.
+
+    rate       share of a tensor's root mean square by which one update moves its numbers about: folded batch norms
+               leave tensors of any size, and what moves one of them at all makes noise of another
+    step_rate  by which the steps of quantizers change; None: `rate`
+    """
 
     def made(module: Module) -> Optimizer:
-        named = list(module.named_parameters())
-        steps = [parameter for name, parameter in named if name.endswith(".shift")]
-        others = [parameter for name, parameter in named if not name.endswith(".shift")]
-        groups: list[dict[str, Any]] = [
-            {"params": others},
-            {"params": steps, "lr": rate if step_rate is None else step_rate},
-        ]
-        return torch.optim.Adam([group for group in groups if group["params"]], lr=rate)
+        groups: list[dict[str, Any]] = []
+        for name, parameter in module.named_parameters():
+            size = float(parameter.detach().square().mean().sqrt()) or 1.0
+            is_step = name.endswith(".shift")
+            lr = (rate if step_rate is None else step_rate) if is_step else rate * size
+            groups.append({"params": [parameter], "lr": lr})
+        return torch.optim.Adam(groups, lr=rate)
 
     return made
 

@@ -54,7 +54,8 @@ def card_of(
     rows = list(_tensors(quantized))
     method = f"ptq for {recipe.engine}, ranges {recipe.ranges}, weights {recipe.weights}"
     if trained is not None:
-        method += f"; qat, {len(trained.epochs)} epochs, the best of them {trained.best + 1}"
+        best = f"the best of them {trained.best + 1}" if trained.best >= 0 else "none of them better than ptq alone"
+        method += f"; qat, {len(trained.epochs)} epochs, {best}"
     made = Recipe(format=name, mixture="", method=method, calibration=calibration)
     found = {**versions(), **{package: version(package) for package in ENGINES}}
     return Card(

@@ -59,7 +59,9 @@ class NetHow:
     calibration     batches, or what `calibration_batches` opens
     example_inputs  of a torch net, None: the first calibration batch
     weights         a file to load into a torch net first
-    recipe          how numbers are rounded; `bits` is set by the format
+    recipe          how numbers are rounded; `bits` and `group` are set by the format
+    target          whose rules say what runs on integers, None: the recipe's engine
+    activations     "static", "dynamic" or "float", None: the recipe's
     data            labelled data to judge by: batches of (inputs, labels), an .npz or a folder of images
     max_drop        percentage points of accuracy that may be lost on `data` (without data: of agreement with the float
                     net on the calibration data); operators go back to float until it is met
@@ -74,6 +76,8 @@ class NetHow:
     example_inputs: Any = None
     weights: Path | None = None
     recipe: Recipe = field(default_factory=Recipe)
+    target: str | None = None
+    activations: str | None = None
     data: Any = None
     max_drop: float | None = None
     force: bool = False
@@ -141,7 +145,7 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     Raises SchemeError, ShapeError and FormatError by name for data and options that do not fit, UnsupportedError for a
     net that cannot be exported, QualityError where `max_drop` cannot be met even in float (unless `force`).
     """
-    began, recipe = time.perf_counter(), _in_format(how.recipe, format)
+    began, recipe = time.perf_counter(), _recipe(how, format)
     how = replace(how, calibration=_kept(how.calibration, how.limit), data=_kept(how.data))
     source, files = _opened(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
@@ -166,15 +170,17 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     return QuantizedResult(quantized, card, returned, trained)
 
 
-def _in_format(recipe: Recipe, name: str) -> Recipe:
+def _recipe(how: NetHow, name: str) -> Recipe:
     """Return the recipe with the bits of a format, and its groups, which are for weights alone."""
+    recipe = how.recipe if how.target is None else replace(how.recipe, engine=how.target)
+    recipe = recipe if how.activations is None else replace(recipe, activations=how.activations)
     found = _FORMAT.fullmatch(name)
     if found is None:
         raise SchemeError(f"nets are written as {', '.join(FORMATS)}, or int4-g32 in groups, not {name!r}")
     recipe = replace(recipe, bits=int(found[1]))
     if found[2] is not None:
-        is_usual = recipe.activations == Recipe().activations
-        recipe = replace(recipe, group=int(found[2]), activations="float" if is_usual else recipe.activations)
+        is_asked = how.activations is not None or recipe.activations != Recipe().activations
+        recipe = replace(recipe, group=int(found[2]), activations=recipe.activations if is_asked else "float")
     recipe.precision  # noqa: B018 (says what does not go together)
     return recipe
 
