@@ -80,6 +80,15 @@ def test_inductor_finds_integer_kernels() -> None:
         assert sqnr(module(x).numpy(), found.numpy()) > 55
     told = "\n".join(code)
     assert told.count("onednn.qconv") >= 4, "convolutions run in oneDNN's integer kernels"
+    made, _, given = made_of("encoder")
+    module, x = integer_module(made), torch.from_numpy(given)
+    with torch.no_grad(), config.patch(freezing=True):
+        torch._dynamo.reset()
+        found, code = run_and_get_code(torch.compile(module), x)
+        assert sqnr(module(x).numpy(), found.numpy()) > 55
+    told = "\n".join(code)
+    assert told.count("onednn.qlinear") >= 3, "and products with weights"
+    assert "extern_kernels.mm" not in told
 
 
 def test_ranges_found_at_run_time_are_refused() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import operator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class _Writing:
             with self.graph.inserting_before(node):
                 if kind == "activation":
                     self._replace(node, self._activation(node, self.quantized.activations[site]))
+                elif kind == "weight" and (product := _product(node)) is not None:
+                    self._linear(node, product, site)
                 elif kind == "weight":
                     self._replace(node, self._weight(site, self.quantized.weights[site]))
                 elif kind == "table":
@@ -94,6 +97,23 @@ class _Writing:
         grid = (scheme.axis, scheme.lowest, scheme.highest, torch.int8)
         return self.graph.call_function(self.operators.dequantize_per_channel.default, (codes, *parts, *grid))
 
+    def _linear(self, weight: fx.Node, product: fx.Node, site: str) -> None:
+        """Put a linear layer, with the bias that is added behind, in the place of a product: inductor knows these."""
+        matrix = _transposed(self.quantized.weights[site])
+        last, inputs = product, [product.args[0], self._weight(site, matrix)]
+        behind = next(iter(product.users)) if len(product.users) == 1 else None
+        if behind is not None and behind.target is torch.add and len(behind.args) == 2 and not behind.kwargs:
+            other = behind.args[0] if behind.args[1] is product else behind.args[1]
+            stored = self.values.get(getattr(other, "name", ""))
+            if stored is not None and tuple(stored.shape) == (len(matrix.codes),):
+                last, inputs = behind, [*inputs, other]
+        with self.graph.inserting_before(last):
+            made = self.graph.call_function(torch.nn.functional.linear, tuple(inputs))
+        self._replace(last, made)
+        if last is not product:
+            self.graph.erase_node(product)
+        self.graph.erase_node(weight)
+
     def _times(self, codes: fx.Node, scale: fx.Node) -> fx.Node:
         real = self.graph.call_method("to", (codes, torch.float32))
         return self.graph.call_function(operator.mul, (real, scale))
@@ -123,3 +143,20 @@ class _Writing:
                 delattr(self.module.get_submodule(owner), leaf)
         if hasattr(self.module, QUANTIZERS) and not any(name.startswith(f"{QUANTIZERS}.") for name in read):
             delattr(self.module, QUANTIZERS)
+
+
+def _product(weight: fx.Node) -> fx.Node | None:
+    """Return the product of two matrices that alone reads a weight, as its second; None where there is none."""
+    reader = next(iter(weight.users)) if len(weight.users) == 1 else None
+    reads = reader is not None and reader.target is torch.matmul and reader.args[1] is weight
+    axis = weight.args[4]
+    return reader if reads and axis == 1 else None
+
+
+def _transposed(weight: RoundedWeight) -> RoundedWeight:
+    """Return a matrix [inputs, outputs] as [outputs, inputs]."""
+    quantizer = weight.quantizer
+    scheme = replace(quantizer.scheme, axis=0)
+    scale = quantizer.scale if scheme.block is None else np.ascontiguousarray(quantizer.scale.T)
+    zero = np.zeros(scale.shape, scheme.dtype)
+    return RoundedWeight(np.ascontiguousarray(weight.codes.T), Quantizer(scale, zero, scheme))
