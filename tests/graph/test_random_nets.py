@@ -224,6 +224,18 @@ def test_random_nets_are_their_definition_as_placed_for_every_engine(made: tuple
             np.testing.assert_array_equal(run(found.net, x)[name], wanted)
 
 
+@each_net(12)
+def test_random_nets_without_calibrated_ranges_are_their_definition(made: tuple[Drawing, list[int]]) -> None:
+    d, shape = made
+    net, x = d.net(), {"x": images(2, *shape, seed=7)[0]}
+    for engine, activations in (("onnxruntime", "dynamic"), ("onnxruntime", "float"), ("openvino", "float")):
+        found = quantized(net, images(4, *shape, count=1), engine=engine, activations=activations)
+        assert not found.activations
+        for name, wanted in simulated(found, x).items():
+            np.testing.assert_array_equal(run(found.net, x)[name], wanted)
+            assert sqnr(run(net, x)[name], wanted) > FLOOR
+
+
 @each_net(20)
 def test_random_nets_run_in_openvino(made: tuple[Drawing, list[int]]) -> None:
     """On what was calibrated with: its pooling over all places wraps around where a mean is beyond its range (2026.4).
