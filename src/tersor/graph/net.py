@@ -101,6 +101,13 @@ class Net:
         """What a caller gets."""
         return list(self.graph.outputs)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all stored numbers."""
+        graphs = [self.model.graph, *self.model.graph.subgraphs()]
+        held = [value.const_value for graph in graphs for value in graph.initializers.values()]
+        return sum(int(tensor.nbytes) for tensor in held if tensor is not None)
+
     def value(self, name: str) -> ir.Value:
         """Return the value of that name; KeyError."""
         return self.values()[name]
@@ -169,7 +176,8 @@ class Net:
     def put_constant(self, node: ir.Node, place: int, values: Array, name: str) -> None:
         """Give an operator other numbers as an input: in the place of its own, as `name` where others read those."""
         old = node.inputs[place] if len(node.inputs) > place else None
-        if old is not None and len(old.uses()) == 1 and str(old.name) in self.graph.initializers:
+        is_own = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
+        if old is not None and is_own and str(old.name) in self.graph.initializers:
             self.set_constant(str(old.name), values)
             return
         if len(node.inputs) <= place:

@@ -30,8 +30,8 @@ WEIGHT, BIAS = 1, 2
 """Which input of an operator."""
 TABLE = 0
 """Which input of a Gather."""
-SMALLEST_TABLE = 4096
-"""Numbers; below, scales and operators cost more than the table."""
+SMALLEST_TABLE, SHORTEST_ROW = 4096, 32
+"""Numbers; below, scales and operators cost more than the table. Short rows are coordinates, and no features."""
 
 TABLE_SCHEME = Scheme(8, signed=True, symmetric=True, axis=0)
 """Of tables, whatever weights have: engines gather no halves of bytes."""
@@ -111,7 +111,7 @@ def place(net: Net, row: Engine, precision: Precision = USUAL, *, left: Collecti
     left  names of operators that stay in float
     Raises SchemeError for a name that is not there, and for activations that the engine cannot take so.
     """
-    absent = sorted(set(left) - {str(node.name) for node in net.nodes})
+    absent = sorted({*left, *precision.wide} - {str(node.name) for node in net.nodes})
     if absent:
         raise SchemeError(f"{net.name} has no operator {', '.join(map(repr, absent))}")
     if not _weighted(row, precision):
@@ -354,9 +354,23 @@ class _Placing:
             table, rows = constant(node.inputs[TABLE]), constant(node.inputs[1])
             if table is None or rows is not None or table.dtype != np.float32 or table.ndim != 2:
                 continue
-            if table.size >= SMALLEST_TABLE and np.isfinite(table).all():
+            is_large = table.size >= SMALLEST_TABLE and table.shape[1] >= SHORTEST_ROW
+            if is_large and np.isfinite(table).all() and not self._is_exact(node.outputs[0]):
                 name = str(node.inputs[TABLE].name)  # type: ignore[union-attr]
                 yield Site(name, "table", TABLE_SCHEME, (str(node.name),), name)
+
+    def _is_exact(self, rows: ir.Value) -> bool:
+        """Whether rows of a table are given to the caller, or multiply something, as sines of angles do."""
+        if rows.is_graph_output():
+            return True
+        for use in rows.uses():
+            moves = operator(use.node) in (*self.row.passing, "Unsqueeze")
+            factors = [value for value in use.node.inputs if value is not None and constant(value) is None]
+            if operator(use.node) == "Mul" and len(factors) > 1:
+                return True
+            if moves and any(self._is_exact(made) for made in use.node.outputs):
+                return True
+        return False
 
 
 def weight_axis(node: ir.Node) -> int | None:

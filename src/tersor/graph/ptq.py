@@ -21,6 +21,7 @@ from tersor.graph.sessions import Feeds
 from tersor.graph.simplify import simplified, with_products
 from tersor.graph.weights import RoundedWeight, rounded_tables
 from tersor.graph.writing.qdq import with_quantizers
+from tersor.graph.writing.stored import is_packed, refuse_halves
 
 __all__ = ["QuantizedNet", "Recipe", "quantize_net"]
 
@@ -112,6 +113,8 @@ def quantize_net(
     elif "Gemm" not in row.compressed:
         plain = with_products(plain)
     placement = place(plain, row, precision, left=recipe.left)
+    if precision.activations == "float" and any(is_packed(site.scheme) for site in placement.weights.values()):
+        refuse_halves(plain)
     seen: Mapping[str, Seen] = {}
     if is_static:
         counts = needs_counts(recipe.ranges)

@@ -77,9 +77,12 @@ def rounded_weight(weight: Array, site: Site, method: str = "rtn", **statistics:
 def rounded_tables(net: Net, placement: Placement) -> dict[str, RoundedWeight]:
     """Round every table of a placement, by its Gather: to nearest, each row with the scale that fits it best."""
     nodes = {str(node.name): node for node in net.nodes}
-    made = {}
+    made: dict[str, RoundedWeight] = {}
+    shared: dict[str, RoundedWeight] = {}
     for name, site in placement.tables.items():
         table = constant(nodes[name].inputs[TABLE])
         assert table is not None, "a table site without a constant"
-        made[name] = rounded_weight(table, site)
+        if site.value not in shared:
+            shared[site.value] = rounded_weight(table, site)
+        made[name] = shared[site.value]
     return made

@@ -14,6 +14,9 @@ from tersor.graph.sensitivity.operators import sensitivities
 from tersor.graph.sensitivity.rebuild import with_left
 from tersor.graph.sessions import Session
 
+from .. import conftest
+from ..conftest import Drawing, images, run, sqnr
+
 onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'tersor[onnx]'")
 pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
 
@@ -83,3 +86,20 @@ def test_gains_are_those_of_the_definition(net: Net, quantized: QuantizedNet) ->
         assert row.gain == pytest.approx(1 - without / whole, rel=1e-6)
         assert row.alone_db == pytest.approx(-10 * np.log10(alone), rel=1e-6)
     assert rows[-1].weights in (108, 144, 720)
+
+
+def test_wide_weights_do_not_keep_corrections_of_narrow_ones() -> None:
+    d = Drawing(3)
+    x = d.input("x", ["batch", 16])
+    x = d.add("Relu", d.add("Gemm", x, d.weight(16, 16), d.weight(16), name="first"))
+    d.add("Gemm", x, d.weight(16, 16), d.weight(16), name="second", made="y")
+    net, data = d.output("y", shape=["batch", 16]).net(), [images(64, 16, seed=1)[0] + 2]
+    made = conftest.quantized(net, data, bits=2, biases=True)
+    assert set(made.biases) == {"first", "second"}
+    wide = with_left(made, wide={"first", "second"})
+    assert not wide.biases
+    assert with_left(made, wide={"first"}).biases.keys() == {"second"}
+    plain = conftest.quantized(net, data, bits=8)
+    feeds = {"x": data[0]}
+    wanted = run(net, feeds)["y"]
+    assert sqnr(wanted, run(wide.net, feeds)["y"]) > sqnr(wanted, run(plain.net, feeds)["y"]) - 1

@@ -70,6 +70,18 @@ def test_steps_are_trained_at_a_rate_of_their_own(prepared: Any) -> None:
         assert torch.equal(parameter, before[name]) == name.endswith(".shift"), name
 
 
+def test_rates_are_shares_of_each_tensors_size() -> None:
+    module = torch.nn.Module()
+    module.register_parameter("large", torch.nn.Parameter(torch.full((4,), -500.0)))
+    module.register_parameter("zero", torch.nn.Parameter(torch.zeros(4)))
+    module.encoder = torch.nn.Module()
+    module.encoder.register_parameter("shift", torch.nn.Parameter(torch.full((4,), 20.0)))
+    module.quantizers = torch.nn.Module()
+    module.quantizers.register_parameter("shift", torch.nn.Parameter(torch.full((1,), 20.0)))
+    rates = [group["lr"] for group in adam(0.01, step_rate=0.3)(module).param_groups]
+    assert rates == pytest.approx([5.0, 0.01, 0.2, 0.3])
+
+
 def test_a_teacher_teaches_without_targets(prepared: Any) -> None:
     teacher = copy.deepcopy(prepared)
     with torch.no_grad():

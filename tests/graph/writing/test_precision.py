@@ -167,3 +167,52 @@ def test_blocks_have_scales_of_their_own(axis: int) -> None:
 def test_every_engine_says_what_it_keeps_small() -> None:
     assert {name for name, row in ENGINES.items() if row.dynamic} == {"onnxruntime"}
     assert {name for name, row in ENGINES.items() if row.compressed} == {"onnxruntime", "openvino", "tensorrt"}
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "groups"])
+def test_a_weight_that_operators_share_is_rounded_and_stored_once(kind: str) -> None:
+    d = Drawing(2, opset=20)
+    ids = d.input("ids", ["batch", "length"], "int64")
+    table, matrix = d.weight(256, 32, name="table"), d.weight(32, 32, name="matrix")
+    x = d.add("Tanh", d.add("Add", d.add("Gather", table, ids), d.add("Gather", table, ids)))
+    for _ in range(3):
+        x = d.add("Tanh", d.add("MatMul", x, matrix))
+    d.add("MatMul", x, d.add("Transpose", table, perm=[1, 0]), made="made")  # a tied embedding
+    net = d.output("made", shape=["batch", "length", 256]).net()
+    made = quantized(net, sentences(8), **{**KINDS[kind], "weights": "gptq", "smooth": True, "biases": True})
+    codes = [value for value in made.net.graph.initializers.values() if str(value.dtype) in ("INT8", "INT4")]
+    large = [value for value in codes if value.const_value is not None and value.const_value.size >= 32 * 32]
+    assert len(large) == 3  # the table by rows, the matrix, the table as a matrix
+    feeds = sentences(2)[0]
+    np.testing.assert_array_equal(run(made.net, feeds)["made"], simulated(made, feeds)["made"])
+
+
+def test_short_rows_factors_and_what_the_caller_gets_stay_exact() -> None:
+    d = Drawing(2)
+    ids = d.input("ids", ["batch", "length"], "int64")
+    x = d.add("Gather", d.weight(256, 32), ids, name="features")
+    turned = d.add("Mul", x, d.add("Gather", d.weight(256, 32), ids, name="angles"))
+    scaled = d.add("Mul", d.add("Gather", d.weight(256, 32), ids, name="scaled"), d.constant(2.0))
+    d.add("Add", d.add("Tanh", turned), d.add("Tanh", scaled), made="sum")
+    d.add("Add", d.add("Gather", d.weight(256, 32), ids, name="added"), d.weight(32), made="other")
+    d.add("Gather", d.weight(2048, 4), ids, name="boxes", made="corners")
+    d.add("Transpose", d.add("Gather", d.weight(256, 32), ids, name="given"), perm=[1, 0, 2], made="rows")
+    net = d.output("sum", "other", "corners", "rows").net()
+    made = quantized(net, sentences(8))
+    assert set(made.tables) == {"scaled", "added"}
+
+
+def test_names_of_wide_operators_are_checked() -> None:
+    with pytest.raises(SchemeError, match="has no operator 'typo'"):
+        made_of("static", wide=("typo",))
+
+
+@pytest.mark.parametrize("kind", ["static", "rows"])
+def test_a_constant_that_the_caller_gets_too_stays_as_it_is(kind: str) -> None:
+    d = Drawing(2)
+    matrix = d.weight(32, 32, name="matrix")
+    d.add("MatMul", d.input("x", ["batch", 32]), matrix, made="made")
+    net = d.output("made", shape=["batch", 32]).output("matrix", shape=[32, 32]).net()
+    x = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
+    made = quantized(net, [{"x": x}], **{**KINDS[kind], "smooth": True, "equalize": True})
+    np.testing.assert_array_equal(run(made.net, {"x": x})["matrix"], d.constants[matrix])

@@ -242,3 +242,36 @@ def test_data_that_can_be_gone_through_once_is_kept(net: Any, how: NetHow) -> No
     assert found.card.evaluations[0].metrics == wanted.card.evaluations[0].metrics
     for name, quantizer in found.quantized.activations.items():
         assert quantizer.scale == wanted.quantized.activations[name].scale
+
+
+def test_what_rounding_made_is_judged_at_rest(how: NetHow) -> None:
+    """A norm that nothing can take in has statistics that each batch would change."""
+    torch.manual_seed(0)
+    layers = [torch.nn.BatchNorm2d(3), torch.nn.ReLU(), torch.nn.Conv2d(3, 8, 8), torch.nn.Flatten()]
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(8, 4))
+    batches = [torch.from_numpy(part) for part in np.split(pixels("calibration.npz"), 6)]
+    with torch.no_grad():
+        for batch in batches:
+            net(3 * batch + 1)
+    usual = replace(how, calibration=batches, example_inputs=batches[0], data=None)
+    rounded = quantize_network(net.eval(), "int8", usual)
+    training = Training([(batch,) for batch in batches], epochs=2, rate=1e-12)
+    trained = quantize_network(net, "int8", replace(usual, training=training))
+    assert trained.trained is not None
+    assert trained.trained.best == -1
+    assert trained.quantized.net.to_bytes() == rounded.quantized.net.to_bytes()
+
+
+def test_a_folder_of_other_files_is_not_trained_in(graph: Net, how: NetHow, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    batches = [(torch.from_numpy(part),) for part in np.split(pixels("calibration.npz"), 6)]
+    with pytest.raises(SchemeError, match="holds other files than those of a training"):
+        quantize_network(graph, "int8", replace(how, training=Training(batches, epochs=1, folder=tmp_path)))
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_card_counts_what_the_float_net_stored(graph: Net, how: NetHow) -> None:
+    result = quantize_network(graph, "int8", how)
+    assert result.card.source_bytes == graph.weight_bytes
+    stored = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    assert graph.weight_bytes == stored

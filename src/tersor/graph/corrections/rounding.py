@@ -13,10 +13,10 @@ import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import SchemeError
-from tersor.graph.corrections.statistics import InputStatistics
+from tersor.graph.corrections.statistics import InputStatistics, merged
 from tersor.graph.net import Array, Net, constant
 from tersor.graph.placement import WEIGHT, Placement, Site
-from tersor.graph.scheme import Integers, Quantizer
+from tersor.graph.scheme import Integers, Quantizer, Scheme
 from tersor.graph.weights import RoundedWeight, as_matrix, rounded_weight
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import METHODS
@@ -44,19 +44,26 @@ def wants_statistics(method: str) -> bool:
 def round_with_statistics(
     net: Net, placement: Placement, method: str, statistics: Mapping[str, InputStatistics]
 ) -> dict[str, RoundedWeight]:
-    """Round the weights of all operators on integers, by node; rtn where statistics that are needed are absent."""
+    """Round the weights of all operators on integers, by node; rtn where statistics that are needed are absent.
+
+    Operators that share a weight share what becomes of it, rounded for the inputs of all.
+    """
     nodes = {str(node.name): node for node in net.nodes}
     alone, made = "rtn" if wants_statistics(method) else method, {}
+    sharing: dict[tuple[str, Scheme], list[str]] = {}
     for name, site in placement.weights.items():
-        weight = constant(nodes[name].inputs[WEIGHT])
+        sharing.setdefault((site.value, site.scheme), []).append(name)
+    for names in sharing.values():
+        site, weight = placement.weights[names[0]], constant(nodes[names[0]].inputs[WEIGHT])
         assert weight is not None, "a weight site without a constant"
-        known = statistics.get(name)
-        made[name] = (
+        known = merged([statistics[name] for name in names if name in statistics])
+        found = (
             rounded_weight(weight, site, alone)
             if known is None
             else rounded_with_statistics(weight, site, method, known)
         )
-    return made
+        made.update(dict.fromkeys(names, found))
+    return {name: made[name] for name in placement.weights}
 
 
 def rounded_with_statistics(weight: Array, site: Site, method: str, known: InputStatistics) -> RoundedWeight:

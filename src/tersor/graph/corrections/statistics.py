@@ -21,7 +21,7 @@ from tersor.graph.sessions import Feeds, Session
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["InputStatistics", "gather"]
+__all__ = ["InputStatistics", "gather", "merged"]
 
 PLACES = 1 << 14
 """Places of its output that each operator is seen at, over all batches; a matrix of more columns sees more."""
@@ -46,6 +46,20 @@ class InputStatistics:
     def importance(self) -> Float32:
         """Mean square of each column, [groups, columns]."""
         return np.ascontiguousarray(np.diagonal(self.hessian, axis1=1, axis2=2))
+
+
+def merged(parts: Sequence[InputStatistics]) -> InputStatistics | None:
+    """Return the statistics of all inputs of operators that share a weight; None of nothing.
+
+    Where the weight stands for another number of groups in one of them, those of the first.
+    """
+    alike = [part for part in parts if part.hessian.shape == parts[0].hessian.shape]
+    if len(alike) < 2:
+        return alike[0] if alike else None
+    places = sum(part.places for part in alike)
+    hessian = sum(part.hessian.astype(np.float64) * part.places for part in alike) / places
+    mean = sum(part.mean.astype(np.float64) * part.places for part in alike) / places
+    return InputStatistics(np.asarray(hessian, np.float32), np.asarray(mean, np.float32), places)
 
 
 def gather(

@@ -35,7 +35,8 @@ def with_left(
             weight = constant(nodes[name].inputs[WEIGHT])
             assert weight is not None, "a weight site without a constant"
             weights[name] = rounded_weight(weight, site)
-    biases = {name: bias for name, bias in quantized.biases.items() if name in placement.weights}
+    # what a correction takes out of a bias is what that very rounding had put into it
+    biases = {name: bias for name, bias in quantized.biases.items() if weights.get(name) is quantized.weights[name]}
     tables = {name: quantized.tables[name] for name in placement.tables}
     net = with_quantizers(quantized.source, placement, activations, weights, biases, tables=tables)
     return replace(

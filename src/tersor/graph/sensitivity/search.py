@@ -73,6 +73,8 @@ def return_to_float(
             wide = narrow if quantized.recipe.bits < WIDE_BITS else ()
             left = search.fewest(order, lambda names: search.suffices(names, wide))
             wide = tuple(name for name in wide if name not in left)
+            if wide and search.suffices(left, wide):
+                wide = search.fewest(wide, lambda names: search.suffices(left, names))
     drop = search.lost(left, wide)
     return Returned(search.net(left, wide), ranking, left, drop, drop <= max_drop, tuple(search.trials), wide)
 

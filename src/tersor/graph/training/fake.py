@@ -50,6 +50,8 @@ def fake_quantize(x: Tensor, base: Tensor, shift: Tensor, grid: Grid) -> Tensor:
 def fake_quantize_at_run_time(x: Tensor) -> Tensor:
     """Return an activation as DynamicQuantizeLinear has it: 8 bits over the range that it has itself."""
     values = x.detach()
+    if not values.numel():
+        return x
     low, high = values.amin().clamp(max=0), values.amax().clamp(min=0)
     step = (high - low) / BYTE
     if not bool(step > 0):

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 else:
     torch, fx = LazyModule("torch", "torch"), LazyModule("torch.fx", "torch")
 
-__all__ = ["at_the_top", "identifier", "put", "stored_values"]
+__all__ = ["QUANTIZERS", "at_the_top", "identifier", "put", "stored_values"]
+
+QUANTIZERS = "quantizers"
+"""Under this name a prepared module keeps `base` and `shift` of every quantizer."""
 
 
 def put(root: Module, name: str, tensor: Tensor, *, trained: bool) -> str:

@@ -20,7 +20,7 @@ from tersor.graph.training.fake import (
 )
 from tersor.graph.training.module import to_torch
 from tersor.graph.training.norms import conv_norm, folded_bias, folded_weight, norm_factor
-from tersor.graph.training.places import at_the_top, put, stored_values
+from tersor.graph.training.places import QUANTIZERS, at_the_top, put, stored_values
 from tersor.graph.training.sources import start_of
 from tersor.kernels.lazy import LazyModule
 
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["QUANTIZERS", "prepare"]
+__all__ = ["prepare"]
 
-QUANTIZERS = "quantizers"
-"""Under this name the module keeps `base` and `shift` of every quantizer."""
 SAME = 1e-3
 """Share of the largest weight by which folding in another precision may move one."""
 

@@ -13,6 +13,7 @@ from tersor.core.errors import QualityError, SchemeError
 from tersor.graph.training.checkpoints import BEST, LAST, load_state, read, write
 from tersor.graph.training.distillation import Distance, divergence
 from tersor.graph.training.norms import freeze_norms
+from tersor.graph.training.places import QUANTIZERS
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def adam(rate: float = 6e-3, *, step_rate: float | None = None) -> Callable[[Mod
         groups: list[dict[str, Any]] = []
         for name, parameter in module.named_parameters():
             size = float(parameter.detach().square().mean().sqrt()) or 1.0
-            is_step = name.endswith(".shift")
+            is_step = name.startswith(f"{QUANTIZERS}.") and name.endswith(".shift")
             lr = (rate if step_rate is None else step_rate) if is_step else rate * size
             groups.append({"params": [parameter], "lr": lr})
         return torch.optim.Adam(groups, lr=rate)

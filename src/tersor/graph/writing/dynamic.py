@@ -27,13 +27,18 @@ def round_at_run_time(net: Net, products: Sequence[tuple[ir.Node, RoundedWeight]
     """Put MatMul operators with constant weights, in the order of the graph, on integers; readers of a value share its
     codes."""
     rounded: dict[ir.Value, ir.Node] = {}
+    held: dict[int, tuple[ir.Value, ir.Value]] = {}
     for node, weight in products:
         source = node.inputs[0]
         assert source is not None, "a MatMul without an input"
         if source not in rounded:
             rounded[source] = _quantize(net, source)
             net.graph.insert_before(node, [rounded[source]])
-        _multiply(net, node, rounded[source], weight)
+        if id(weight) not in held:
+            old = str(node.inputs[1].name if node.inputs[1] is not None else node.name)
+            codes = net.new_constant(f"{old}_quantized", weight.codes.astype(np.int8))
+            held[id(weight)] = codes, net.new_constant(f"{old}_scale", weight.quantizer.scale)
+        _multiply(net, node, rounded[source], *held[id(weight)])
 
 
 def _quantize(net: Net, source: ir.Value) -> ir.Node:
@@ -45,11 +50,8 @@ def _quantize(net: Net, source: ir.Value) -> ir.Node:
     return node
 
 
-def _multiply(net: Net, node: ir.Node, quantize: ir.Node, weight: RoundedWeight) -> None:
+def _multiply(net: Net, node: ir.Node, quantize: ir.Node, stored: ir.Value, step: ir.Value) -> None:
     codes, scale, zero = quantize.outputs
-    old = str(node.inputs[1].name if node.inputs[1] is not None else node.name)
-    stored = net.new_constant(f"{old}_quantized", weight.codes.astype(np.int8))
-    step = net.new_constant(f"{old}_scale", weight.quantizer.scale)
 
     def named(kind: str, inputs: Sequence[ir.Value], suffix: str, dtype: ir.DataType, **more: int) -> ir.Node:
         made = ir.node(kind, inputs, more, name=net.free_name(f"{node.name}_{suffix}"))

@@ -15,7 +15,7 @@ from tersor.graph.scheme import Quantizer
 from tersor.graph.weights import RoundedWeight
 from tersor.graph.writing.dynamic import round_at_run_time
 from tersor.graph.writing.stored import allow_halves, axis_of, is_packed, parameters, put_before, stored
-from tersor.graph.writing.tables import take_rows
+from tersor.graph.writing.tables import Held, take_rows
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def with_quantizers(
     decoded: dict[ir.Value | None, Quantizer] = {}
     for name, site in placement.activations.items():
         decoded[_round_activation(made, values[name], site, activations[name], nodes)] = activations[name]
+    held: Held = {}
     for name in placement.tables:
-        take_rows(made, nodes[name], (tables or {})[name])
+        take_rows(made, nodes[name], (tables or {})[name], held)
     if placement.precision.activations == "dynamic":
         round_at_run_time(made, [(nodes[name], weights[name]) for name in placement.weights])
     else:
@@ -76,9 +77,15 @@ def _store_weights(
     is_alone = placement.precision.activations == "float"
     if is_alone and any(is_packed(weight.quantizer.scheme) for weight in weights.values()):
         allow_halves(net)
+    decoders: dict[int, ir.Node] = {}  # a weight that several operators share is stored once
     for name, site in placement.weights.items():
         weight, node = weights[name], nodes[name]
-        put_before(net, node, WEIGHT, stored(net, site.value, weight.codes, weight.quantizer, packed=is_alone))
+        decoder = decoders.get(id(weight))
+        if decoder is None:
+            decoder = decoders[id(weight)] = stored(net, site.value, weight.codes, weight.quantizer, packed=is_alone)
+            put_before(net, node, WEIGHT, decoder)
+        else:
+            node.replace_input_with(WEIGHT, decoder.outputs[0])
         source = decoded.get(node.inputs[0])
         if placement.engine.rounds_bias and source is not None:
             _round_bias(net, node, source, weight.quantizer)

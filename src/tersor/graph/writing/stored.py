@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     ir = LazyModule("onnx_ir", "onnx")
 
-__all__ = ["HALF_BITS", "allow_halves", "axis_of", "is_packed", "parameters", "put_before", "stored"]
+__all__ = ["HALF_BITS", "allow_halves", "axis_of", "is_packed", "parameters", "put_before", "refuse_halves", "stored"]
 
 HALF_BITS = 4
 BLOCKS_OPSET, BEFORE_OPSET, IR_VERSION = 21, 20, 10
@@ -24,6 +24,11 @@ BLOCKS_OPSET, BEFORE_OPSET, IR_VERSION = 21, 20, 10
 def is_packed(scheme: Scheme) -> bool:
     """Whether weights so rounded need what opset 21 brought: two to the byte, or blocks."""
     return scheme.bits <= HALF_BITS or scheme.block is not None
+
+
+def refuse_halves(net: Net) -> None:
+    """Raise UnsupportedError where `allow_halves` would: before the work is done."""
+    allow_halves(net.copy())
 
 
 def allow_halves(net: Net) -> None:

@@ -17,12 +17,18 @@ else:
 __all__ = ["take_rows"]
 
 
-def take_rows(net: Net, node: ir.Node, table: RoundedWeight) -> None:
+Held = dict["ir.Value | None", "tuple[ir.Value, ir.Value]"]
+"""Table → its codes and scales, once they are in the graph."""
+
+
+def take_rows(net: Net, node: ir.Node, table: RoundedWeight, held: Held) -> None:
     """Put in the place of a Gather: codes of the rows and their scales, gathered, times one another."""
     old, rows = node.inputs[TABLE], node.inputs[1]
-    name = str(old.name if old is not None else node.name)
-    stored = net.new_constant(f"{name}_quantized", table.codes)
-    scales = net.new_constant(f"{name}_scale", table.quantizer.scale[:, None])
+    if old not in held:
+        name = str(old.name if old is not None else node.name)
+        codes_of_all = net.new_constant(f"{name}_quantized", table.codes)
+        held[old] = codes_of_all, net.new_constant(f"{name}_scale", table.quantizer.scale[:, None])
+    stored, scales = held[old]
     codes = ir.node("Gather", [stored, rows], {"axis": 0}, name=net.free_name(f"{node.name}_codes"))
     scale = ir.node("Gather", [scales, rows], {"axis": 0}, name=net.free_name(f"{node.name}_scales"))
     real = ir.node("Cast", [codes.outputs[0]], {"to": ir.DataType.FLOAT}, name=net.free_name(f"{node.name}_float"))

@@ -17,8 +17,8 @@ from tersor.core.errors import SchemeError
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Quantizer
 from tersor.graph.training.convert import evaluated
-from tersor.graph.training.places import put
-from tersor.graph.training.prepare import QUANTIZERS, prepare
+from tersor.graph.training.places import QUANTIZERS, put
+from tersor.graph.training.prepare import prepare
 from tersor.graph.weights import RoundedWeight
 from tersor.kernels.lazy import LazyModule
 
@@ -83,8 +83,8 @@ class _Writing:
         return self.graph.call_function(self.operators.dequantize_per_tensor.default, (codes, *grid))
 
     def _weight(self, site: str, weight: RoundedWeight) -> fx.Node:
-        scheme, scale = weight.quantizer.scheme, torch.from_numpy(np.asarray(weight.quantizer.scale))
-        codes = self._buffer(f"{site}.codes", torch.from_numpy(weight.codes))
+        scheme, scale = weight.quantizer.scheme, torch.from_numpy(np.array(weight.quantizer.scale))
+        codes = self._buffer(f"{site}.codes", torch.from_numpy(weight.codes.copy()))
         if scheme.axis is None:
             return self._times(codes, self._buffer(f"{site}.scale", scale))
         if scheme.block is not None:
@@ -121,7 +121,7 @@ class _Writing:
     def _take_rows(self, table: fx.Node, site: str, rounded: RoundedWeight) -> None:
         """Let every reader of a table take rows of codes, and their scales, and multiply those alone."""
         scale = np.ascontiguousarray(rounded.quantizer.scale[:, None])
-        codes = self._buffer(f"{site}.codes", torch.from_numpy(rounded.codes))
+        codes = self._buffer(f"{site}.codes", torch.from_numpy(rounded.codes.copy()))
         steps = self._buffer(f"{site}.scale", torch.from_numpy(scale))
         for reader in list(table.users):
             with self.graph.inserting_before(reader):

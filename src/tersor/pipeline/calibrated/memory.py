@@ -87,7 +87,7 @@ def plan_memory(
     statistics = max(sum(8 * width * (products * width + residual) for width in step) for step in widths.values())
     widest = max(width for step in widths.values() for width in step)
     statistics += 4 * (2 + products) * widest**2 if needs.hessian else 0
-    states = 1 + PAIRED if needs.cross else 1
+    states = 1 + ceil(chunk * PAIRED) / chunk if needs.cross else 1
     hidden = ceil(4 * states * sequences * length * decoder.hidden)
     tokens = chunk * length
     forward = ceil(4 * tokens * (6 * decoder.hidden + 3 * widest) * states)

@@ -40,6 +40,7 @@ def card_of(
     calibration: str,
     *,
     began: float,
+    source_bytes: int,
     trained: Trained | None = None,
 ) -> Card:
     """Return the Card of a net that is not written yet.
@@ -47,6 +48,7 @@ def card_of(
     files        name → SHA-256 of what was read
     name         of the format
     calibration  in words
+    source_bytes  of all numbers that are stored in the float net
     began        when the work began, as `time.perf_counter` has it
     trained      how training went, None without
     """
@@ -54,15 +56,14 @@ def card_of(
     rows = list(_tensors(quantized))
     method = f"ptq for {recipe.engine}, ranges {recipe.ranges}, weights {recipe.weights}"
     if trained is not None:
-        best = f"the best of them {trained.best + 1}" if trained.best >= 0 else "none of them better than ptq alone"
-        method += f"; qat, {len(trained.epochs)} epochs, {best}"
+        method += f"; {_training(trained)}"
     made = Recipe(format=name, mixture="", method=method, calibration=calibration)
     found = {**versions(), **{package: version(package) for package in ENGINES}}
     return Card(
         name=quantized.source.name,
         plan=Plan(quantized.source.name, "onnx", made, tuple(row for row, _ in rows)),
         sources=dict(files),
-        source_bytes=sum(4 * row.weights for row, _ in rows),
+        source_bytes=source_bytes,
         artefacts=(),
         errors=tuple(error for _, error in rows),
         seconds=Seconds(total=time.perf_counter() - began),
@@ -71,6 +72,11 @@ def card_of(
         platform=machine(),
         command="",
     )
+
+
+def _training(trained: Trained) -> str:
+    best = f"the best of them {trained.best + 1}" if trained.best >= 0 else "none of them better than ptq alone"
+    return f"qat, {len(trained.epochs)} epochs, {best}"
 
 
 def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorError]]:
@@ -119,9 +125,13 @@ def operator_errors(quantized: QuantizedNet, batches: Sequence[Feeds]) -> tuple[
     )
 
 
-def notes_of(quantized: QuantizedNet, returned: Returned | None, max_drop: float | None) -> tuple[str, ...]:
+def notes_of(
+    quantized: QuantizedNet, trained: Trained | None, returned: Returned | None, max_drop: float | None
+) -> tuple[str, ...]:
     """Return what a reader of the Card must know: what stays in float and why, and what was tried."""
     notes = []
+    if trained is not None:
+        notes.append(_training(trained))
     precision, integer = quantized.placement.precision, len(quantized.placement.weights)
     notes.append(
         f"{integer} operators with weights {RUN[precision.activations]}, {len(quantized.placement.kept)} stay in float"

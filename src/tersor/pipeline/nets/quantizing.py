@@ -159,12 +159,13 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     quantized = quantized if returned is None else returned.net
     evaluations = tuple(_evaluations(quantized, plain, how))
     race = [race_nets(quantized.net, plain, _one(batches[0]), threads=how.threads)] * how.bench
+    about: Any = {"began": began, "source_bytes": source.weight_bytes, "trained": trained}
     card = replace(
-        card_of(quantized, files, format, _described(how, batches), began=began, trained=trained),
+        card_of(quantized, files, format, _described(how, batches), **about),
         layers=operator_errors(quantized, _few(batches)),
         evaluations=evaluations,
         benchmarks=tuple(race),
-        notes=notes_of(quantized, returned, how.max_drop),
+        notes=notes_of(quantized, trained, returned, how.max_drop),
         command=how.command,
     )
     return QuantizedResult(quantized, card, returned, trained)

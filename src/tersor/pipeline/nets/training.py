@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ class Training:
     epochs    passes over the data
     rate      of Adam at the start, as a share of each tensor's size; it falls to nothing in half a cosine
     patience  epochs without a better one after which training ends; None: never before its time
-    folder    for checkpoints; whatever else is in it is removed
+    folder    for checkpoints: one that is not there yet, is empty, or is that of an earlier training
     resume    go on from the checkpoints that are in it, if they are of the same net, recipe and number of epochs
     """
 
@@ -77,6 +78,10 @@ def train_quantized(
     kept = batches[::KEPT_BACK] if len(batches) > KEPT_BACK else batches[:1]
     taken = [batch for number, batch in enumerate(batches) if not any(batch is other for other in kept)]
     if training.folder is not None:
+        if not (training.folder / "run.json").exists() and training.folder.exists() and any(training.folder.iterdir()):
+            raise SchemeError(
+                f"{training.folder}: holds other files than those of a training; name a folder of its own"
+            )
         Workspace(training.folder, _description(quantized, training, len(batches)), resume=training.resume)
     teacher = to_torch(quantized.source.model).eval()
     module = prepare(quantized)
@@ -99,7 +104,7 @@ def train_quantized(
     validate = options.validate
     assert validate is not None
     with torch.no_grad():
-        before = validate(module)
+        before = validate(module.eval())
     trained = train(module, _shuffled(taken), training.epochs, options)
     with torch.no_grad():
         after = validate(module)
@@ -109,9 +114,12 @@ def train_quantized(
 
 
 def _description(quantized: QuantizedNet, training: Training, batches: int) -> dict[str, Any]:
-    """Return what shapes a training, but for what is in its data."""
+    """Return what shapes a training, but for numbers: sums of floats may differ in their last bit on another day."""
+    shapes = {
+        str(name): list(map(str, value.shape or ())) for name, value in quantized.source.graph.initializers.items()
+    }
     return {
-        "net": hashlib.sha256(quantized.source.to_bytes()).hexdigest(),
+        "net": hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest(),
         "recipe": repr(quantized.recipe),
         "epochs": training.epochs,
         "rate": training.rate,
