@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,3 +78,21 @@ def test_the_files_of_the_system_are_read_as_kilobytes(tmp_path: Path) -> None:
 def test_without_proc_the_resident_size_comes_from_ps(tmp_path: Path) -> None:
     found = footprint(os.getpid(), tmp_path / "none")
     assert found is None or (found.resident > MIB and found.peak is None)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to give memory back")
+def test_what_was_freed_between_things_that_live_on_is_given_back() -> None:
+    program = (
+        "import os, numpy as np\n"
+        "from tersor.targets.memory import footprint, give_back\n"
+        "many = [np.ones(12_500) for _ in range(1500)]\n"
+        "kept = many[::50]\n"
+        "del many\n"
+        "before = footprint(os.getpid()).resident\n"
+        "give_back()\n"
+        "print(before - footprint(os.getpid()).resident, sum(array.sum() for array in kept))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    given, kept = done.stdout.split()
+    assert int(given) > 50 << 20
+    assert float(kept) == 30 * 12_500

@@ -25,6 +25,7 @@ from tersor.pipeline.calibrated.held_out import HeldOut
 from tersor.pipeline.calibrated.outcome import Outcome
 from tersor.pipeline.calibrated.rewrites import apply, producer_of, rescale
 from tersor.pipeline.steps.stages import Clock
+from tersor.targets.memory import give_back
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,7 @@ class BlockQuantizer:
             self.workspace.save(layer, self.pending)
         self._remember(self.pending)
         self.pending = Finished({}, {})
+        give_back()
 
     def _owners(self, inputs: list[Input]) -> dict[tuple[str, int | None], int]:
         """Which rank works on what."""
