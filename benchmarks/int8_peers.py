@@ -4,10 +4,10 @@
 
 Every net is exported once; tersor, ONNX Runtime's quantize_static, NNCF and torchao's pt2e quantize the same graph on
 the same calibration inputs. Then all artefacts run in turn, in one process: the float net in ONNX Runtime, in OpenVINO
-and compiled by PyTorch's inductor, and every one on integers where it can be loaded; tersor's is there as a file and as
-a module. What is no integer is float32 everywhere (OpenVINO would take bfloat16). Milliseconds are medians of the
-rounds; "×float" is the fastest float engine over it, run by run.
-SQNR compares answers on test inputs with those of the float net; accuracy is measured where the net is a trained one.
+and compiled by PyTorch's inductor, and every one on integers where it can be loaded; tersor's is there as a file placed
+for each engine, and as a module. What is no integer is float32 everywhere (OpenVINO would take bfloat16). Milliseconds
+are medians of the rounds; "×float" is the fastest float engine over it, run by run. SQNR compares answers on test
+inputs with those of the float net; accuracy is measured where the net is a trained one.
 
   resnet18, mobilenetv2   random weights, noise for images of 224 × 224: speed, and noise of rounding
   cifar10-resnet20        the trained net and images of --data (shared with whoever has that folder), else left out
@@ -167,8 +167,10 @@ def measured(subject: Subject, options: argparse.Namespace, scratch: Path) -> li
         named: Any = by_input(subject, arrays)
         np.savez(names[name], **named)
     subject.net.save(folder / "float.onnx")
-    quantized = quantize_net(subject.net, pieces(by_input(subject, subject.calibration)), Recipe())
+    batches = pieces(by_input(subject, subject.calibration))
+    quantized = quantize_net(subject.net, batches, Recipe())
     quantized.net.save(folder / "tersor.onnx")
+    quantize_net(subject.net, batches, Recipe(engine="openvino")).net.save(folder / "tersor-openvino.onnx")
     programs(folder / "float", subject.module, subject.test)
     programs(folder / "tersor", integer_module(quantized), subject.test)
     made = {"float": [folder / "float.onnx", folder / "float.pt2"]}
@@ -220,6 +222,12 @@ ENGINES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".pt2": 
 FLOAT_ENGINES = ("onnxruntime", "openvino", "inductor")
 
 
+def placed_for(path: Path, engine: str) -> Path:
+    """Return the file of that net that was placed for an engine, where there is one."""
+    other = path.with_name(f"{path.stem}-{engine}{path.suffix}")
+    return other if other.is_file() else path
+
+
 def raced(
     subject: Subject,
     made: Mapping[str, Sequence[Path]],
@@ -229,7 +237,7 @@ def raced(
 ) -> list[Row]:
     """Run all artefacts in all engines that load them, in turn."""
     artefacts = {
-        f"{maker} in {engine}": (engine, str(path))
+        f"{maker} in {engine}": (engine, str(placed_for(path, engine)))
         for maker, paths in made.items()
         for path in paths
         for engine in ENGINES[path.suffix]
@@ -268,6 +276,10 @@ def child(words: list[str], job: Mapping[str, Any], options: argparse.Namespace,
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    kept |= {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+    }  # threads of one engine must not spin in another's turn
     command = [str(options.python), str(ENGINE), *words, str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=kept)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["constant_of_shape", "gather", "gather_elements", "range_", "trilu"]
+__all__ = ["constant_of_shape", "gather", "gather_elements", "gather_nd", "range_", "trilu"]
 
 
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
@@ -27,6 +27,17 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     """Values along the axis, one for every index; negative ones count from the end."""
     return torch.gather(x, axis, _from_start(indices, x.shape[axis]))
+
+
+def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Slices at places that the last axis of the indices spells out, within each item of the first axes."""
+    batch, inner = x.shape[:batch_dims], x.shape[batch_dims:]
+    rest, depth = indices.shape[batch_dims:-1], indices.shape[-1]
+    items = x.reshape(-1, *inner)
+    places = indices.reshape(len(items), -1, depth).unbind(-1)
+    number = torch.arange(len(items), device=x.device)[:, None]
+    picked = items[(number, *(_from_start(place, inner[axis]) for axis, place in enumerate(places)))]
+    return picked.reshape(*batch, *rest, *inner[depth:])
 
 
 def _from_start(indices: Tensor, size: int) -> Tensor:

@@ -182,6 +182,7 @@ OPS: Mapping[str, Operator] = types.MappingProxyType({
     "ConstantOfShape": Operator(indexing.constant_of_shape, inline=("shape",)),
     "Gather": Operator(indexing.gather),
     "GatherElements": Operator(indexing.gather_elements),
+    "GatherND": Operator(indexing.gather_nd),
     "Range": Operator(indexing.range_, state=("start", "limit", "delta")),
     "Trilu": Operator(indexing.trilu, inline=("k",)),
     # Integers
