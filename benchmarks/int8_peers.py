@@ -3,11 +3,12 @@
     python benchmarks/int8_peers.py [--nets resnet18 …] [--rounds 60] [--threads 2] [--json]
 
 Every net is exported once; tersor, ONNX Runtime's quantize_static, NNCF and torchao's pt2e quantize the same graph on
-the same calibration inputs. Then all artefacts run in turn, in one process: the float net in ONNX Runtime, in OpenVINO
-and compiled by PyTorch's inductor, and every one on integers where it can be loaded; tersor's is there as a file placed
-for each engine, and as a module. What is no integer is float32 everywhere (OpenVINO would take bfloat16). Milliseconds
-are medians of the rounds; "×float" is the fastest float engine over it, run by run. SQNR compares answers on test
-inputs with those of the float net; accuracy is measured where the net is a trained one.
+the same calibration inputs. Then all artefacts of an engine run in turn, in one process: the float net in ONNX Runtime,
+in OpenVINO and compiled by PyTorch's inductor, and every one on integers where it can be loaded; tersor's is there as a
+file placed for each engine, and as a module. Engines have processes of their own, one after the other: the threads of
+one were seen to slow the next. What is no integer is float32 everywhere (OpenVINO would take bfloat16). Milliseconds
+are medians of the rounds; "×float" is the fastest float engine over it. SQNR compares answers on test inputs with those
+of the float net; accuracy is measured where the net is a trained one.
 
   resnet18, mobilenetv2   random weights, noise for images of 224 × 224: speed, and noise of rounding
   cifar10-resnet20        the trained net and images of --data (shared with whoever has that folder), else left out
@@ -245,23 +246,31 @@ def raced(
         for path in paths
         for engine in ENGINES[path.suffix]
     }
-    more = {"artefacts": artefacts, "answers": str(folder), "rounds": options.rounds, "threads": options.threads}
-    found, note = child(["race"], {**job, **more}, options, folder)
-    if note:
-        raise SystemExit(f"{subject.name}: the race ended: {note}")
-    rows = []
+    times: dict[str, dict[str, list[float]]] = {str(size): {} for size in BATCHES}
+    refused: dict[str, str] = {}
+    for engine in FLOAT_ENGINES:
+        own = {name: given for name, given in artefacts.items() if given[0] == engine}
+        more = {"artefacts": own, "answers": str(folder), "rounds": options.rounds, "threads": options.threads}
+        found, note = child(["race"], {**job, **more}, options, folder)
+        if note:
+            raise SystemExit(f"{subject.name}: the race in {engine} ended: {note}")
+        refused |= found["refused"]
+        for size, rows in found["times"].items():
+            times[size] |= rows
+    best = {
+        size: min(np.median(rows[name]) for name in rows if name.startswith("float in "))
+        for size, rows in times.items()
+    }
+    made_rows = []
     for name in artefacts:
         maker, _, engine = name.partition(" in ")
-        if name in found["refused"]:
-            rows.append(Row(subject.name, maker, engine, note=found["refused"][name]))
+        if name in refused:
+            made_rows.append(Row(subject.name, maker, engine, note=refused[name]))
             continue
-        row = Row(subject.name, maker, engine, times={size: times[name] for size, times in found["times"].items()})
-        for size, times in found["times"].items():
-            floats = [times[f"float in {engine}"] for engine in FLOAT_ENGINES if f"float in {engine}" in times]
-            best = min(floats, key=np.median)
-            row.ratios[size] = float(np.median(np.array(best) / np.array(times[name])))
-        rows.append(row)
-    return rows
+        row = Row(subject.name, maker, engine, times={size: rows[name] for size, rows in times.items()})
+        row.ratios = {size: float(best[size] / np.median(rows[name])) for size, rows in times.items()}
+        made_rows.append(row)
+    return made_rows
 
 
 def judge(row: Row, answers: np.ndarray, ideal: np.ndarray, labels: np.ndarray | None) -> None:
