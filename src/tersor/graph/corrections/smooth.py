@@ -109,28 +109,27 @@ def streams(net: Net, placement: Placement) -> Iterator[Stream]:
 
     Between operators on integers a Mul would take codes apart; `equalize` knows those pairs.
     """
-    readers: dict[str, list[str]] = {}
+    readers: dict[str, list[ir.Node]] = {}
     shared = Counter(site.group for site in placement.activations.values())
     for node in net.nodes:
         weight = constant(node.inputs[WEIGHT]) if node.op_type in ("MatMul", "Gemm") else None
         if weight is not None and weight.ndim == 2 and str(node.name) in placement.weights:
-            readers.setdefault(str(node.inputs[0].name), []).append(str(node.name))  # type: ignore[union-attr]
+            readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
     for value, nodes in readers.items():
-        if any(_is_shared(net, node, nodes) for node in nodes):
+        if any(_is_shared(node, nodes) for node in nodes):
             continue  # factors would make a weight of its own for each reader
         made_by = net.value(value).producer()
         if made_by is None or str(made_by.name) in placement.integer or made_by.op_type in HOMOGENEOUS:
             continue
         if shared[placement.activations[value].group] == 1:
-            yield Stream(value, tuple(nodes))
+            yield Stream(value, tuple(str(node.name) for node in nodes))
 
 
-def _is_shared(net: Net, name: str, readers: Sequence[str]) -> bool:
+def _is_shared(node: ir.Node, readers: Sequence[ir.Node]) -> bool:
     """Whether the weight of an operator is read by others than these, or by the caller."""
-    node = next(node for node in net.nodes if str(node.name) == name)
     weight = node.inputs[WEIGHT]
     assert weight is not None, "a stream's reader has a weight"
-    return weight.is_graph_output() or any(str(use.node.name) not in readers for use in weight.uses())
+    return weight.is_graph_output() or any(use.node not in readers for use in weight.uses())
 
 
 def sampled(

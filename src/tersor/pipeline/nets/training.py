@@ -91,24 +91,22 @@ def train_quantized(
         if progress is not None:
             progress("training", epoch.number + 1, training.epochs)
 
+    validate = _validator(kept, teacher, is_labelled=is_labelled)
     options = Options(
         loss=_cross_entropy if is_labelled else None,
         optimizer=adam(training.rate),
         teacher=teacher,
-        validate=_validator(kept, teacher, is_labelled=is_labelled),
+        validate=validate,
         patience=training.patience,
         folder=training.folder,
         resume=training.folder is not None,
         progress=told,
     )
-    validate = options.validate
-    assert validate is not None
     with torch.no_grad():
         before = validate(module.eval())
     trained = train(module, _shuffled(taken), training.epochs, options)
-    with torch.no_grad():
-        after = validate(module)
-    if not after > before:
+    after = trained.epochs[trained.best].score
+    if after is None or not after > before:
         return quantized, replace(trained, best=-1)
     return convert(module, quantized), trained
 
