@@ -27,26 +27,30 @@ def is_packed(scheme: Scheme) -> bool:
 
 
 def refuse_halves(net: Net) -> None:
-    """Raise UnsupportedError where `allow_halves` would: before the work is done."""
-    allow_halves(net.copy())
-
-
-def allow_halves(net: Net) -> None:
-    """Raise the opset of a net to where 4-bit integers and blocks exist; UnsupportedError where that is not safe.
+    """Raise UnsupportedError for a net whose opset cannot be raised to where 4-bit integers and blocks exist.
 
     From 20 on nothing changes its meaning: GroupNormalization, which does, is no valid operator before 21.
     """
-    domain = next((name for name in STANDARD if name in net.model.opset_imports), "")
-    opset = net.model.opset_imports.get(domain, 0)
-    if opset >= BLOCKS_OPSET:
-        return
+    opset = net.model.opset_imports.get(_domain(net), 0)
     if opset < BEFORE_OPSET:
         raise UnsupportedError(
             f"{net.name}: opset {opset} has neither 4-bit integers nor blocks: export it for opset {BLOCKS_OPSET}, or "
             "convert it with onnx.version_converter"
         )
-    net.model.opset_imports[domain] = BLOCKS_OPSET
-    net.model.ir_version = max(net.model.ir_version, IR_VERSION)
+
+
+def allow_halves(net: Net) -> None:
+    """Raise the opset of a net to where 4-bit integers and blocks exist; UnsupportedError as `refuse_halves`."""
+    refuse_halves(net)
+    domain = _domain(net)
+    if net.model.opset_imports.get(domain, 0) < BLOCKS_OPSET:
+        net.model.opset_imports[domain] = BLOCKS_OPSET
+        net.model.ir_version = max(net.model.ir_version, IR_VERSION)
+
+
+def _domain(net: Net) -> str:
+    """Return the name under which a net imports the standard operators."""
+    return next((name for name in STANDARD if name in net.model.opset_imports), "")
 
 
 def stored(net: Net, name: str, codes: Array, quantizer: Quantizer, *, packed: bool = False) -> ir.Node:
