@@ -167,7 +167,7 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> tuple[Watche
     command += ["--format", options.format, "--method", options.method, "--calibration", options.calibration]
     command += ["--calibration-sequences", str(options.calibration_sequences), "--force"]
     command += ["--calibration-length", str(options.calibration_length)]
-    command += ["--calibration-chunk", str(options.calibration_chunk)]
+    command += ["--calibration-chunk", str(options.calibration_chunk), "--device", options.device]
     with tempfile.TemporaryFile() as said:
         watched = _watched(command, said, output)
         said.seek(0)
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--calibration-sequences", type=int, default=16)
     parser.add_argument("--calibration-length", type=int, default=256)
     parser.add_argument("--calibration-chunk", type=int, default=8)
+    parser.add_argument("--device", default="cpu", help="where calibration computes")
     parser.add_argument("--folder", type=Path, help="where the temporary files go")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args()

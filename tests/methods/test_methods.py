@@ -201,3 +201,21 @@ def test_options_out_of_range_are_refused() -> None:
         hqq.quantize(weight, get("q4_0"), power=0)
     with pytest.raises(SchemeError, match="at least one step, got 0"):
         autoround.quantize(weight, get("q4_0"), hessian=hessian, steps=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("name", METHODS)
+def test_cuda_errs_no_more_than_the_processor(name: str, fmt: str) -> None:
+    weight, hessian, cross = problem(rows=96)
+    given = {"hessian": hessian, "cross": cross}
+    needs = {need: given[need] for need in METHODS[name].needs}
+    try:
+        near = METHODS[name].function(weight, get(fmt), threads=1, **needs)
+    except SchemeError:
+        pytest.skip(f"{name} takes no {fmt}")
+    far = METHODS[name].function(weight.cuda(), get(fmt), threads=1, **{k: v.cuda() for k, v in needs.items()})
+    assert far.fallback == near.fallback
+    errors = [layer_error(weight, found, hessian) for found in (near, far)]
+    assert errors[1] <= 1.01 * errors[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from tersor.core.errors import SchemeError, ShapeError
 from tersor.kernels.codec import native
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.reference import blocked
 from tersor.kernels.reference import feedback as definition
 from tersor.kernels.reference.feedback import Points, State
 
@@ -35,6 +36,13 @@ class Native(Protocol):
     def propagate(self, *arguments: Any) -> None: ...
 
 
+class Torch(Protocol):
+    """What both forms in torch offer: the one that defines every bit, and the one that is fast on a GPU."""
+
+    def settle(self, state: State, points: Points, matrix: Tensor, first: int, last: int, until: int) -> None: ...  # noqa: PLR0917
+    def propagate(self, state: State, matrix: Tensor, first: int, last: int, start: int, until: int) -> None: ...  # noqa: PLR0917
+
+
 def settle(  # noqa: PLR0917 (a state, a grid, a matrix and a range of columns)
     state: State, points: Points, matrix: Tensor, first: int, last: int, until: int | None = None, *, threads: int = 0
 ) -> None:
@@ -51,7 +59,7 @@ def settle(  # noqa: PLR0917 (a state, a grid, a matrix and a range of columns)
     _check(state, points, matrix, first, last, last, until)
     module = _native(state)
     if module is None:
-        definition.settle(state, points, matrix, first, last, until, exact=state.target.device.type == "cpu")
+        _definition(state).settle(state, points, matrix, first, last, until)
         return
     table = points.table if points.table is not None else points.step.new_empty(0)
     arrays = (state.target, state.weight, state.error, state.change, matrix, points.group)
@@ -68,11 +76,15 @@ def propagate(  # noqa: PLR0917 (a state, a matrix and two ranges of columns)
     _check(state, None, matrix, first, last, start, until)
     module = _native(state)
     if module is None:
-        definition.propagate(state, matrix, first, last, start, until, exact=state.target.device.type == "cpu")
+        _definition(state).propagate(state, matrix, first, last, start, until)
         return
     module.propagate(
         state.target.numpy(), state.change.numpy(), matrix.contiguous().numpy(), first, last, start, until, threads
     )
+
+
+def _definition(state: State) -> Torch:
+    return definition if state.target.device.type == "cpu" else blocked
 
 
 def _native(state: State) -> Native | None:

@@ -11,19 +11,22 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import FormatError, QualityError, SchemeError
+from tersor.graph.net import Net
+from tersor.graph.ptq import QuantizedNet
+from tersor.graph.training.convert import convert
 from tersor.graph.training.distillation import divergence, squared_error
 from tersor.graph.training.prepare import prepare
 from tersor.graph.training.train import Epoch, Options, adam, cosine, train
 
-from ..conftest import Drawing, quantized
+from ..conftest import Drawing, quantized, run
 from .conftest import torch
 
 cross_entropy = torch.nn.functional.cross_entropy
 
 
 @pytest.fixture
-def prepared() -> Any:
-    """Return a net of two convolutions with norms between, and dropout, rounded to three bits."""
+def source() -> tuple[QuantizedNet, Net]:
+    """Return a net of two convolutions with norms between, and dropout, rounded to three bits, and the one before."""
     d = Drawing(2)
     x = d.input("x", ["batch", 2, 6, 6])
     x = d.add("Relu", d.norm(d.conv(x, 2, 6, name="first"), 6))
@@ -31,10 +34,14 @@ def prepared() -> Any:
     x = d.add("Relu", d.conv(x, 6, 6))
     d.add("Gemm", d.add("Flatten", d.add("GlobalAveragePool", x)), d.weight(3, 6), d.weight(3), transB=1, made="y")
     net = d.output("y", shape=["batch", 3]).net()
-    start = quantized(
-        net, [np.random.default_rng(0).standard_normal((8, 2, 6, 6)).astype(np.float32)], bits=3, equalize=False
-    )
-    return prepare(start, norms=net)
+    images = np.random.default_rng(0).standard_normal((8, 2, 6, 6)).astype(np.float32)
+    return quantized(net, [images], bits=3, equalize=False), net
+
+
+@pytest.fixture
+def prepared(source: tuple[QuantizedNet, Net]) -> Any:
+    """Return the module to train."""
+    return prepare(source[0], norms=source[1])
 
 
 def shuffled() -> Any:
@@ -256,3 +263,19 @@ def test_a_plain_loop_trains_a_prepared_net_as_well(prepared: Any) -> None:
             optimizer.step()
             losses.append(float(loss.detach()))
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_net_trains_on_cuda_and_converts_as_on_the_processor(prepared: Any, source: tuple[QuantizedNet, Net]) -> None:
+    x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        prepared.eval()(x), copy.deepcopy(prepared).eval().cuda()(x.cuda()).cpu(), atol=1e-4, rtol=1e-4
+    )
+    prepared.cuda()
+    found = train(prepared, shuffled(), 8, options())
+    assert found.epochs[-1].loss < 0.9 * found.epochs[0].loss
+    made = prepared.eval()(x.cuda()).detach().cpu().numpy()
+    outputs = run(convert(prepared, source[0]).net, {"x": x.numpy()})["y"]
+    # A sum at the middle of two levels falls either way; nearly all outputs are within the order of the sum.
+    assert (np.abs(outputs - made) <= 1e-4 * np.abs(made).max()).mean() > 0.9

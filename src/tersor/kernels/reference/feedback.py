@@ -20,8 +20,6 @@ else:
 
 __all__ = ["Points", "State", "fused", "propagate", "round_column", "settle"]
 
-BLOCK = 128  # columns whose changes reach the rest by one matrix product, where speed comes before exactness
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Points:
@@ -59,37 +57,21 @@ class State:
     codes: Tensor
 
 
-def settle(  # noqa: PLR0917 (a state, a grid, a matrix and a range of columns)
-    state: State, points: Points, matrix: Tensor, first: int, last: int, until: int, *, exact: bool = True
-) -> None:
-    """Round columns first … last - 1 in order; the targets of all columns after each, up to `until`, are moved.
-
-    exact  False: changes reach columns beyond their block of 128 by matrix products, whose sums may round differently
-    """
-    block = until if exact else BLOCK
-    for start in range(first, last, block):
-        stop = min(last, start + block)
-        near = until if exact else stop
-        for j in range(start, stop):
-            codes, value = round_column(points, j, state.target[j])
-            state.codes[j] = codes.to(torch.uint8)
-            error = state.weight[j] - value
-            moved = error - state.error[j]
-            state.error[j] = error
-            state.change[j] = moved
-            later = slice(j + 1, near)
-            state.target[later] = fused(matrix[j, later, None], moved, state.target[later])
-        if not exact:
-            propagate(state, matrix, start, stop, stop, until, exact=False)
+def settle(state: State, points: Points, matrix: Tensor, first: int, last: int, until: int) -> None:  # noqa: PLR0917
+    """Round columns first … last - 1 in order; the targets of all columns after each, up to `until`, are moved."""
+    for j in range(first, last):
+        codes, value = round_column(points, j, state.target[j])
+        state.codes[j] = codes.to(torch.uint8)
+        error = state.weight[j] - value
+        moved = error - state.error[j]
+        state.error[j] = error
+        state.change[j] = moved
+        later = slice(j + 1, until)
+        state.target[later] = fused(matrix[j, later, None], moved, state.target[later])
 
 
-def propagate(  # noqa: PLR0917 (a state, a matrix and two ranges of columns)
-    state: State, matrix: Tensor, first: int, last: int, start: int, until: int, *, exact: bool = True
-) -> None:
+def propagate(state: State, matrix: Tensor, first: int, last: int, start: int, until: int) -> None:  # noqa: PLR0917
     """Add the changes of columns first … last - 1 to the targets of columns start … until - 1."""
-    if not exact:
-        state.target[start:until].addmm_(matrix[first:last, start:until].T, state.change[first:last])
-        return
     for k in range(first, last):
         state.target[start:until] = fused(matrix[k, start:until, None], state.change[k], state.target[start:until])
 

@@ -29,6 +29,8 @@ __all__ = ["MatrixGrid", "checked_weight", "encoded", "finished", "slabs", "to_a
 
 SLAB = 1 << 23
 """Weights of a slab."""
+SLAB_AWAY = 1 << 28
+"""The same on a GPU, where what is dear is not memory but another pass over the columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,8 @@ def upright(matrix: Tensor) -> Tensor:
 def slabs(weight: Tensor, fmt: Format) -> Iterator[slice]:
     """Rows that are worked on together: enough for all threads, few enough for memory. They change no result."""
     rows, columns = weight.shape
-    step = rows if fmt.span == "tensor" else max(TILE, SLAB // columns // TILE * TILE)
+    size = SLAB if weight.device.type == "cpu" else SLAB_AWAY
+    step = rows if fmt.span == "tensor" else max(TILE, size // columns // TILE * TILE)
     for start in range(0, rows, max(step, 1)):
         yield slice(start, min(start + step, rows))
 
