@@ -90,3 +90,10 @@ def test_demo_goes_the_whole_way(run: Run, tmp_path: Path) -> None:
     assert "# reference_model → q4_k_m" in outcome.out
     assert "continues a Python function" in outcome.out
     assert (tmp_path / "new" / "reference-q4_k_m.gguf").is_file()
+
+
+def test_calibrate_names_a_folder_that_is_not_there(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="calibration computes with torch: pip install 'tersor[torch]'")
+    outcome = run("calibrate", model, "-o", tmp_path / "no" / "saved")
+    assert outcome.code == 1
+    assert "no: no such folder; create it first" in outcome.err

@@ -15,6 +15,7 @@ import typer
 
 from tersor import __version__
 from tersor.cli.bench import bench
+from tersor.cli.calibrate import calibrate
 from tersor.cli.demo import demo
 from tersor.cli.doctor import doctor
 from tersor.cli.evaluate import evaluate
@@ -40,6 +41,7 @@ app = typer.Typer(
     epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage, 3 inconclusive.",
 )
 app.command(short_help="Turn a model into a GGUF that llama.cpp runs.")(quantize)
+app.command(short_help="Save what a model sees, for many quantizations.")(calibrate)
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
 app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
 app.command(short_help="Measure speed, memory and energy, beside another.")(bench)

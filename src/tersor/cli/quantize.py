@@ -16,18 +16,26 @@ from tersor.calibrate.text import BUILT_IN
 from tersor.cli.nets import NetArguments, quantize_net_command
 from tersor.cli.options.images import MeanOption, StdOption, preparation_of
 from tersor.cli.options.language import (
+    OF_TEXT,
     CalibrationOption,
+    ChunkOption,
     ContainerOption,
+    DeviceOption,
     DryRunOption,
     EmbeddingFormatOption,
     FallbackOption,
+    FieldOption,
     FileTypeOption,
     IgnoreConfigOption,
+    LengthOption,
     MethodOption,
     ModelArgument,
     OutputFormatOption,
     OutputOption,
+    SaveImatrixOption,
     SearchOption,
+    SeedOption,
+    SequencesOption,
     SplitSizeOption,
     SplitTensorsOption,
     TensorFormatOption,
@@ -92,25 +100,21 @@ def quantize(
             help="Have engines round activations to 8 bits too: int8-channel or fp8_e4m3 in compressed-tensors.",
         ),
     ] = False,
-    calibration_sequences: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many sequences of calibration text.")
-    ] = 128,
-    calibration_length: Annotated[
-        int | None, typer.Option(min=8, metavar="N", help="Tokens in each. Default: 512, or what the model takes.")
+    calibration_sequences: SequencesOption = 128,
+    calibration_length: LengthOption = None,
+    calibration_field: FieldOption = None,
+    calibration_chunk: ChunkOption = 4,
+    seed: SeedOption = 0,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Take what tersor calibrate has saved instead of a text: no calibration runs."
+        ),
     ] = None,
-    calibration_field: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Field of a row that holds the text or the messages.")
-    ] = None,
-    calibration_chunk: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Sequences that go through a block at once: memory against speed.")
-    ] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", help="Shuffles the calibration documents; 0: their own order.")] = 0,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take the importance of columns from llama.cpp's imatrix file.")
     ] = None,
-    save_imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save what calibration saw as an imatrix file for llama.cpp.")
-    ] = None,
+    save_imatrix: SaveImatrixOption = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -123,7 +127,7 @@ def quantize(
     proof: Annotated[
         bool, typer.Option("--proof/--no-proof", help="Measure the gain on calibration sequences that are kept back.")
     ] = True,
-    device: Annotated[str, typer.Option(metavar="D", help="Where calibration computes: cpu, cuda, cuda:1.")] = "cpu",
+    device: DeviceOption = "cpu",
     weights: WeightsOption = None,
     data: DataOption = None,
     max_drop: MaxDropOption = None,
@@ -149,6 +153,7 @@ def quantize(
     Example:
       tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
       tersor quantize org/name -o name.gguf --format q4_k_m --calibration my-text/
+      tersor quantize org/name -o name.gguf --format q3_k_m --statistics saved/
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
     """
@@ -169,17 +174,14 @@ def quantize(
     source = load(model, ignore_config=ignore_config or ())
     if imatrix is not None:
         choices["importance"] = importance_from(imatrix, source)
-    text = Calibration(
-        source=calibration or BUILT_IN,
-        sequences=calibration_sequences,
-        length=calibration_length,
-        field=calibration_field,
-        seed=seed,
-        chunk=calibration_chunk,
-    )
+    cut = calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
+    if statistics is not None:
+        refuse_given(context, OF_TEXT, "saved statistics")
+    is_calibrated = calibration is not None or statistics is not None
     how = How(
-        method=method or ("rtn" if calibration is None else "best"),
-        calibration=text,
+        method=method or ("best" if is_calibrated else "rtn"),
+        calibration=Calibration(calibration or BUILT_IN, *cut),
+        statistics=statistics,
         container=container,
         activations=activations,
         resume=resume,
@@ -192,7 +194,7 @@ def quantize(
         split_max_tensors=split_max_tensors,
         command=command,
     )
-    card = _made(source, file_type, output, how, choices, dry_run=dry_run, is_calibrated=calibration is not None)
+    card = _made(source, file_type, output, how, choices, dry_run=dry_run, is_calibrated=is_calibrated)
     if card is not None and as_json:  # without one another rank writes and speaks
         print_json(card.to_object())
     elif card is not None:

@@ -30,7 +30,8 @@ __all__ = ["NetOptions", "Options", "plainly", "quantize"]
 class Options(UserChoices, total=False):
     """What `tersor.quantize` takes beyond the model and the method; see `tersor.pipeline.quantize.quantize`.
 
-    container, activations, resume, force, proof, save_imatrix, device  see `tersor.pipeline.calibrated.quantize.How`
+    container, activations, resume, force, proof, save_imatrix, device, statistics  see
+    `tersor.pipeline.calibrated.quantize.How`
     """
 
     split_max_bytes: int | None
@@ -47,6 +48,7 @@ class Options(UserChoices, total=False):
     proof: bool
     save_imatrix: Path | None
     device: str
+    statistics: Path | None
 
 
 class NetOptions(TypedDict, total=False):
@@ -102,7 +104,8 @@ def quantize(
     format       a file type such as "q4_k_m" (`tersor formats --files` lists them); for another container than
                  "gguf" a plain format such as "int4-g128"
     method       "rtn", "gptq", "awq+gptq", "best", …; None: "best" where there is calibration text, else "rtn"
-    calibration  a file, a folder, a dataset id, "builtin", or a Calibration with all its settings
+    calibration  a file, a folder, a dataset id, "builtin", or a Calibration with all its settings; or, instead of a
+                 text, statistics=DIR of `tersor calibrate`
     The codes of a model that is quantized already are kept where the format has them; the Card tells where not.
     Options and errors are those of `tersor.pipeline.quantize.quantize` and of
     `tersor.pipeline.calibrated.quantize.quantize_calibrated`. Under torchrun only one rank has a Card: the others raise
@@ -134,8 +137,9 @@ def _quantized_model(
     **options: Unpack[Options],
 ) -> Card:
     source = model if isinstance(model, Model) else load(model)
-    chosen = method or ("rtn" if calibration is None else "best")
-    where, is_rounded = options.get("container", "gguf"), chosen == "rtn" and calibration is None
+    is_calibrated = calibration is not None or options.get("statistics") is not None
+    chosen = method or ("best" if is_calibrated else "rtn")
+    where, is_rounded = options.get("container", "gguf"), chosen == "rtn" and not is_calibrated
     if (is_rounded and where == "gguf") or options.get("dry_run"):
         plain: dict[str, Any] = {key: value for key, value in options.items() if key not in _CALIBRATED}
         return plainly(source, format, Path(output), **plain)
@@ -166,4 +170,4 @@ def plainly(source: Model, name: str, output: Path, **options: Any) -> Card:
         return pipeline.quantize(source, name, output, made=kept, **options)
 
 
-_CALIBRATED = ("container", "activations", "resume", "force", "proof", "save_imatrix", "device")
+_CALIBRATED = ("container", "activations", "resume", "force", "proof", "save_imatrix", "device", "statistics")

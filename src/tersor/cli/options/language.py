@@ -8,18 +8,26 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "OF_TEXT",
     "CalibrationOption",
+    "ChunkOption",
     "ContainerOption",
+    "DeviceOption",
     "DryRunOption",
     "EmbeddingFormatOption",
     "FallbackOption",
+    "FieldOption",
     "FileTypeOption",
     "IgnoreConfigOption",
+    "LengthOption",
     "MethodOption",
     "ModelArgument",
     "OutputFormatOption",
     "OutputOption",
+    "SaveImatrixOption",
     "SearchOption",
+    "SeedOption",
+    "SequencesOption",
     "SplitSizeOption",
     "SplitTensorsOption",
     "TensorFormatOption",
@@ -121,3 +129,21 @@ ContainerOption = Annotated[
         "then, and --format a plain one such as int4-g128.",
     ),
 ]
+SequencesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many sequences of calibration text.")]
+LengthOption = Annotated[
+    int | None, typer.Option(min=8, metavar="N", help="Tokens in each. Default: 512, or what the model takes.")
+]
+FieldOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Field of a row that holds the text or the messages.")
+]
+ChunkOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Sequences that go through a block at once: memory against speed.")
+]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="Shuffles the calibration documents; 0: their own order.")]
+SaveImatrixOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Save what calibration saw as an imatrix file for llama.cpp.")
+]
+DeviceOption = Annotated[str, typer.Option(metavar="D", help="Where calibration computes: cpu, cuda, cuda:1.")]
+
+OF_TEXT = ("calibration", "calibration_sequences", "calibration_length", "calibration_field", "seed")
+"""Parameters that say which text is read and how it is cut."""

@@ -74,6 +74,6 @@ OF_NETS = (*("weights", "data", "max_drop", "train", "epochs", "kind", "engine",
 OF_LANGUAGE = (
     *("tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),
     *("split_max_tensors", "ignore_config", "container", "activations", "calibration_sequences", "calibration_length"),
-    *("calibration_field", "calibration_chunk", "seed", "imatrix", "save_imatrix", "proof", "device"),
+    *("calibration_field", "calibration_chunk", "seed", "statistics", "imatrix", "save_imatrix", "proof", "device"),
 )
 """Parameters that mean nothing for a net."""

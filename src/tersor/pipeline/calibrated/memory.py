@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -52,8 +53,8 @@ class MemoryPlan:
         spilled = f"; {size(self.hidden)} of hidden states in a file" if self.spilled else ""
         return f"planned peak memory {size(self.total)}: program {size(PROGRAM)}, {named}{spilled}"
 
-    def check(self) -> None:
-        """Refuse what does not fit: MissingError says what to change."""
+    def check(self, tell: Callable[[str], None] | None = None) -> None:
+        """Refuse what does not fit: MissingError says what to change; what fits is told."""
         if self.available is not None and self.total > self.available:
             gib = 2**30
             raise MissingError(
@@ -61,21 +62,24 @@ class MemoryPlan:
                 f"{self.statistics / gib:.1f}, forward {self.forward / gib:.1f}), {self.available / gib:.1f} are free; "
                 "shorter calibration sequences or a smaller --calibration-chunk need less, --method rtn nearly none"
             )
+        if tell is not None:
+            tell(self.described())
 
 
 def plan_memory(
     model: Model,
     decoder: Decoder,
+    needs: Needs,
+    chunk: int,
     *,
     sequences: int,
     length: int,
-    chunk: int,
-    needs: Needs,
     spill: bool | None,
     stepwise: bool = True,
 ) -> MemoryPlan:
     """Work out the peak of a run over `sequences` of `length` tokens, `chunk` at once.
 
+    sequences of one rank; 0: only a proof goes through the model
     spill     True or False to decide where hidden states live; None: in memory as long as they take little of it
     stepwise  whether sums are held for one step of a block at a time, or for all of it
     """

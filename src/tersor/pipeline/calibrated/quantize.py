@@ -27,6 +27,7 @@ from tersor.pipeline.calibrated.held_out import Gain
 from tersor.pipeline.calibrated.rewrites import ROTATION, parse_method, split_rotation
 from tersor.pipeline.calibrated.rotated import rotated
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
+from tersor.pipeline.calibrated.statistics import open_statistics
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
 __all__ = ["How", "importance_from", "quantize_calibrated"]
@@ -38,6 +39,7 @@ class How:
 
     method        a key of METHODS, or rewrites before one: "awq+gptq", "hadamard+best"
     calibration   the text; None: the built-in one
+    statistics    saved sums of `tersor calibrate`, taken instead of a text
     container     "gguf", or a key of CONTAINERS: then the output is a checkpoint folder
     activations   engines shall round activations to 8 bits too, token by token: compressed-tensors of 8 bits only
     resume        go on with the unfinished work beside the output
@@ -50,6 +52,7 @@ class How:
 
     method: str = "best"
     calibration: Calibration | None = None
+    statistics: Path | None = None
     container: str = "gguf"
     activations: bool = False
     resume: bool = False
@@ -91,16 +94,18 @@ def quantize_calibrated(
 def _in_ranks(
     model: Model, name: str, output: Path, *, how: How, calibration: Calibration, ranks: Ranks, choices: Choices
 ) -> Card | None:
-    text = read_sequences(model, calibration)
+    statistics = None if how.statistics is None else open_statistics(how.statistics, model)
+    text = read_sequences(model, calibration) if statistics is None else statistics.sequences
     count, length = text.ids.shape
-    seed = f", seed {calibration.seed}" if calibration.seed else ""
-    described = f"{text.corpus}: {count} sequences of {length} tokens{seed}, sha256 {text.sha256}"
+    told = f", seed {calibration.seed}" if calibration.seed else ""
+    told = ", saved statistics" if statistics is not None else told
+    described = f"{text.corpus}: {count} sequences of {length} tokens{told}, sha256 {text.sha256}"
     choices = Choices(**{**choices, "method": how.method, "calibration": described})
     is_gguf = how.container == "gguf"
     if how.activations:
         _check_activations(how.container, name)
     plan = make_plan(model, name, **choices) if is_gguf else plan_checkpoint(model, name, how.container, choices)
-    run = Run(threads=how.threads, resume=how.resume, proof=how.proof, progress=how.progress, tell=how.tell)
+    run = Run(statistics, how.threads, how.resume, how.proof, how.progress, how.tell)
     method = split_rotation(how.method)[1]  # the model is turned by now, and the plan names the whole
     prepared = prepare(model, plan, output, text=text, method=method, calibration=calibration, ranks=ranks, run=run)
     if not ranks.is_first:
@@ -224,7 +229,7 @@ def _check_activations(where: str, name: str) -> None:
 
 def _told(calibration: Calibration, how: How) -> tuple[str, ...]:
     told = []
-    if str(calibration.source) == BUILT_IN:
+    if how.statistics is None and str(calibration.source) == BUILT_IN:
         told.append(
             "calibrated on the built-in text, Python's reference and source: text like that of your use is better"
         )

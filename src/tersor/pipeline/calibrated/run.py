@@ -17,7 +17,8 @@ from tersor import __version__
 from tersor.calibrate.encoders import open_encoder
 from tersor.calibrate.ranks import Ranks
 from tersor.calibrate.sequences import Sequences, pack
-from tersor.calibrate.stream import PAIRED, Setting, run_blocks
+from tersor.calibrate.statistics import Statistics, run_statistics
+from tersor.calibrate.stream import PAIRED, Needs, Setting, run_blocks
 from tersor.calibrate.text import BUILT_IN, read_corpus
 from tersor.calibrate.workspace import Finished, Workspace, workspace_path
 from tersor.core.arrays import Bytes
@@ -28,7 +29,7 @@ from tersor.decoder import Decoder
 from tersor.formats import get
 from tersor.kernels import codec
 from tersor.kernels.lazy import LazyModule
-from tersor.methods import METHODS
+from tersor.methods import METHODS, Method
 from tersor.models.model import Model
 from tersor.pipeline.calibrated.held_out import Gain, HeldOut, Rows
 from tersor.pipeline.calibrated.memory import MemoryPlan, plan_memory
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Calibration", "Prepared", "Run", "prepare", "read_sequences"]
+__all__ = ["Calibration", "Prepared", "Run", "by_block", "divided", "exact", "prepare", "read_sequences"]
 
 LENGTH = 512
 HELD_OUT = (4, 16)
@@ -128,8 +129,12 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a calibrated run goes about it; see `prepare`."""
+    """How a calibrated run goes about it; see `prepare`.
 
+    statistics  saved sums to take instead of going through the blocks
+    """
+
+    statistics: Statistics | None = None
     threads: int = 0
     resume: bool = False
     proof: bool = True
@@ -154,25 +159,22 @@ def prepare(
     Raises SchemeError for an unknown method or too few sequences, MissingError where text, memory or a library is
     missing, FormatError where activations are not finite, EngineError where another rank is lost.
     """
-    taken, kept_back = _divided(text) if run.proof else (text, text.ids[:0])
+    taken, kept_back = divided(text) if run.proof else (text, text.ids[:0])
     decoder = Decoder(model, device=ranks.device)
     rewrites, rounding = parse_method(method)
-    needs = wanted(METHODS[rounding], rewrites)
-    stepwise = needs.hessian and not rewrites  # a rewrite divides what an earlier step has rounded
+    needs = _needs(METHODS[rounding], rewrites, rounding, run.statistics)
+    # A rewrite divides what an earlier step has rounded, and what is saved is saved for a whole block.
+    stepwise = needs.hessian and not rewrites and run.statistics is None
     memory = plan_memory(
-        model,
-        decoder,
-        sequences=-(-len(taken.ids) // ranks.size),
+        *(model, decoder, needs, calibration.chunk),
+        sequences=-(-len(taken.ids) // ranks.size) if run.statistics is None else 0,
         length=taken.ids.shape[1],
-        chunk=calibration.chunk,
-        needs=needs,
         spill=calibration.spill,
         stepwise=stepwise,
     )
-    memory.check()
-    if run.tell is not None and ranks.is_first:
-        run.tell(memory.described())
+    memory.check(run.tell if ranks.is_first else None)
     described = _description(model, plan, method, text, calibration) if ranks.is_first else {}
+    described |= {"statistics": run.statistics.about["files"]} if run.statistics is not None else {}
     visitor = BlockQuantizer(
         plan={tensor.name: tensor for tensor in plan.tensors},
         sources={tensor.name: tensor for tensor in model.tensors},
@@ -183,6 +185,7 @@ def prepare(
         workspace=Workspace(workspace_path(output), described, resume=run.resume, is_owner=ranks.is_first),
         ranks=ranks,
         threads=run.threads,
+        is_summed=run.statistics is not None,
         held_out=HeldOut(decoder, kept_back) if run.proof and ranks.is_first else None,
     )
     setting = Setting(
@@ -193,23 +196,42 @@ def prepare(
         cross=needs.cross,
         embed=_embedder(plan),
         stage=visitor.clock.stage,
-        progress=_progress(run, decoder.layers),
+        progress=by_block(run.progress, decoder.layers),
     )
-    with _exact():
-        return _taken(visitor, setting, ranks.share(taken, calibration.chunk), text, memory)
+    with exact():
+        _go(visitor, taken, setting, run.statistics)
+        return _proved(Prepared(visitor, decoder.layers, text, memory))
 
 
-def _taken(
-    visitor: BlockQuantizer, setting: Setting, share: Sequences, text: Sequences, memory: MemoryPlan
-) -> Prepared:
-    """Go through the model, and prove at its end what that was worth."""
+def _needs(method: Method, rewrites: tuple[str, ...], name: str, statistics: Statistics | None) -> Needs:
+    """What the run has to gather; saved sums know nothing of earlier layers' errors."""
+    needs = wanted(method, rewrites)
+    if statistics is None:
+        return needs
+    if "cross" in method.needs:
+        raise SchemeError(
+            f"{name} corrects what earlier layers did wrong, and saved statistics are of the model in full precision: "
+            "give --calibration, or another method"
+        )
+    return replace(needs, cross=False)
+
+
+def _go(visitor: BlockQuantizer, text: Sequences, setting: Setting, statistics: Statistics | None) -> None:
+    """Take the visitor through the model, on this rank's part of the text or on saved sums."""
     if visitor.held_out is not None:
         visitor.held_out.begin(setting.embed)
-    run_blocks(visitor.decoder, share, visitor, setting)
-    prepared = Prepared(visitor, visitor.decoder.layers, text, memory)
-    if visitor.held_out is not None:
-        with visitor.clock.stage("proof"):
-            prepared.gain = visitor.held_out.gain(*_heads(prepared))
+    if statistics is None:
+        run_blocks(visitor.decoder, visitor.ranks.share(text, setting.chunk), visitor, setting)
+    else:
+        run_statistics(visitor.decoder, statistics, visitor, setting)
+
+
+def _proved(prepared: Prepared) -> Prepared:
+    """Prove what the run was worth."""
+    held_out, clock = prepared.visitor.held_out, prepared.visitor.clock
+    if held_out is not None:
+        with clock.stage("proof"):
+            prepared.gain = held_out.gain(*_heads(prepared))
     return prepared
 
 
@@ -227,7 +249,7 @@ def read_sequences(model: Model, calibration: Calibration) -> Sequences:
         return pack(corpus, encoder, count=calibration.sequences, length=length, seed=calibration.seed)
 
 
-def _divided(sequences: Sequences) -> tuple[Sequences, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+def divided(sequences: Sequences) -> tuple[Sequences, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
     """Keep every n-th sequence back."""
     count = len(sequences.ids)
     back = min(max(count // 16, HELD_OUT[0]), HELD_OUT[1], count // 2)
@@ -282,17 +304,19 @@ def _heads(prepared: Prepared) -> tuple[Rows, Rows]:
     return became, plain
 
 
-def _progress(run: Run, layers: int) -> Callable[[int, float], None]:
+def by_block(progress: Callable[[str, int, int], None] | None, layers: int) -> Callable[[int, float], None]:
+    """Return what takes (layer, share of it that is done), and tells `progress`."""
+
     def tell(layer: int, share: float) -> None:
-        if run.progress is not None:
+        if progress is not None:
             where = f"block {layer + 1} of {layers}" if layer < layers else "output matrix"
-            run.progress(where, round(1000 * (layer + share)), 1000 * (layers + 1))
+            progress(where, round(1000 * (layer + share)), 1000 * (layers + 1))
 
     return tell
 
 
 @contextmanager
-def _exact() -> Iterator[None]:
+def exact() -> Iterator[None]:
     """No reduced precision in matrix products while sums are made, whatever the process has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["PLAIN", "BlockQuantizer", "wanted"]
+__all__ = ["PLAIN", "BlockQuantizer", "check_finite", "wanted"]
 
 PLAIN = ("f32", "f16", "bf16")
 """Formats whose rounding no statistic can better."""
@@ -50,6 +50,17 @@ def wanted(method: Method, rewrites: tuple[str, ...]) -> Needs:
     return Needs(hessian=hessian, cross="cross" in uses, peaks="smoothquant" in rewrites)
 
 
+def check_finite(layer: int, inputs: list[Input]) -> None:
+    """Raise FormatError where what a block sees has NaN or infinities in it."""
+    for one in inputs:
+        if not one.sums.is_finite():
+            where = f"block {layer}, input of {one.names[0]}" + ("" if one.expert is None else f" {one.expert}")
+            raise FormatError(
+                f"{where}: the activations are not finite (NaN or infinity); the model overflows on this text, "
+                "or its weights are damaged: tersor verify tells"
+            )
+
+
 @dataclass
 class BlockQuantizer:
     """The Visitor of a calibrated run.
@@ -59,6 +70,7 @@ class BlockQuantizer:
     method    for every matrix that has an input and a format worth it, and its name
     rewrites  what is done to a block before, by the names in REWRITES
     held_out  sequences that prove the gain; None: no proof is made
+    is_summed whether every rank has the sums over all text already
     """
 
     decoder: Decoder
@@ -70,6 +82,7 @@ class BlockQuantizer:
     workspace: Workspace
     ranks: Ranks
     threads: int = 0
+    is_summed: bool = False
     held_out: HeldOut | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     importances: dict[str, dict[int | None, tuple[Float32, int]]] = field(default_factory=dict)
@@ -97,9 +110,9 @@ class BlockQuantizer:
         """Quantize the matrices that take these inputs."""
         owners = self._owners(inputs)
         made: dict[str, dict[int | None, tuple[Bytes, Outcome]]] = {}
-        for one in inputs:
+        for one in [] if self.is_summed else inputs:
             self.ranks.reduce(one.sums, {owners[name, one.expert] for name in one.names})
-        self._check_finite(layer, inputs)
+        check_finite(layer, inputs)
         changed = dict(weights)
         touched = self._rewritten(changed, inputs, owners) if weights else []
         weights = changed
@@ -190,15 +203,6 @@ class BlockQuantizer:
     def _cost(self, name: str, one: Input) -> float:
         columns = float(len(one.sums.squares))
         return columns**3 / 3 + self.sources[name].rows * columns**2
-
-    def _check_finite(self, layer: int, inputs: list[Input]) -> None:
-        for one in inputs:
-            if not one.sums.is_finite():
-                where = f"block {layer}, input of {one.names[0]}" + ("" if one.expert is None else f" {one.expert}")
-                raise FormatError(
-                    f"{where}: the activations are not finite (NaN or infinity); the model overflows on this text, "
-                    "or its weights are damaged: tersor verify tells"
-                )
 
     def _note_importance(self, one: Input) -> None:
         """Remember what the inputs were before any rewrite."""
