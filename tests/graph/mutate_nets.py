@@ -20,9 +20,9 @@ from pathlib import Path
 import onnx
 
 from tersor.core.errors import TersorError
-from tersor.graph.engines import ENGINES
 from tersor.graph.net import Net
-from tersor.graph.placement import place
+from tersor.graph.placement.engines import ENGINES
+from tersor.graph.placement.placing import place
 from tersor.graph.sessions import Session
 from tersor.graph.simplify import simplified
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import FormatError, UnsupportedError
-from tersor.graph.engines import ENGINES
 from tersor.graph.net import Net
-from tersor.graph.placement import place
+from tersor.graph.placement.engines import ENGINES
+from tersor.graph.placement.placing import place
 from tersor.graph.simplify import simplified
 
 from .conftest import images, onnx, run

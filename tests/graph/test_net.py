@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import FormatError, MissingError, TersorError, UnsupportedError
-from tersor.graph.engines import ENGINES
 from tersor.graph.net import Net, attribute, constant, operator
-from tersor.graph.placement import place
+from tersor.graph.placement.engines import ENGINES
+from tersor.graph.placement.placing import place
 from tersor.graph.simplify import simplified
 
 from .conftest import Drawing, by_name, images, mobilenet, numbers, onnx, operators, quantized, resnet, run

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import FormatError
-from tersor.graph.engines import ENGINES
 from tersor.graph.net import Net
 from tersor.graph.observe import activation_quantizers, batches_of, needs_counts, observe
-from tersor.graph.placement import place
+from tersor.graph.placement.engines import ENGINES
+from tersor.graph.placement.placing import place
 from tersor.graph.ranges import Seen
 from tersor.graph.scheme import Quantizer
 from tersor.graph.simplify import simplified

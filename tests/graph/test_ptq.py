@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import FormatError, SchemeError, ShapeError, TersorError
-from tersor.graph.engines import ENGINES
+from tersor.graph.placement.engines import ENGINES
 from tersor.graph.ptq import Recipe, quantize_net
 from tersor.graph.ranges import RANGES
 

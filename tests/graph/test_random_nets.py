@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tersor.graph.engines import ENGINES, WITH_WEIGHTS
+from tersor.graph.placement.engines import ENGINES, WITH_WEIGHTS
 from tersor.graph.ptq import QuantizedNet
 
 from .conftest import Array, Drawing, images, operators, quantized, run, simulated, sqnr

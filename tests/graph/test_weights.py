@@ -5,7 +5,7 @@ import pytest
 
 from tersor.core.errors import SchemeError
 from tersor.graph.corrections.rounding import round_with_statistics
-from tersor.graph.placement import Site
+from tersor.graph.placement.sites import Site
 from tersor.graph.scheme import Scheme
 from tersor.graph.weights import as_matrix, rounded_weight
 

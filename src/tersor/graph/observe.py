@@ -9,7 +9,7 @@ import numpy as np
 
 from tersor.core.errors import FormatError
 from tersor.graph.net import Net
-from tersor.graph.placement import Placement
+from tersor.graph.placement.sites import Placement
 from tersor.graph.ranges import WITHOUT_COUNTS, Seen, range_rule
 from tersor.graph.scheme import Quantizer
 from tersor.graph.sessions import Feeds, Session, read_batches

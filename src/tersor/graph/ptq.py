@@ -11,10 +11,11 @@ from tersor.graph.corrections.equalize import equalized
 from tersor.graph.corrections.rounding import round_with_statistics, wants_statistics
 from tersor.graph.corrections.smooth import smooth
 from tersor.graph.corrections.statistics import InputStatistics, gather
-from tersor.graph.engines import engine
 from tersor.graph.net import Array, Net
 from tersor.graph.observe import Progress, activation_quantizers, batches_of, needs_counts, observe
-from tersor.graph.placement import Placement, place
+from tersor.graph.placement.engines import engine
+from tersor.graph.placement.placing import place
+from tersor.graph.placement.sites import Placement
 from tersor.graph.ranges import Seen
 from tersor.graph.scheme import Precision, Quantizer
 from tersor.graph.sessions import Feeds
@@ -41,7 +42,8 @@ class Recipe:
     equalize  let weights that follow one another share their range
     smooth    divide the inputs of linear layers by column where their outputs gain, as in transformers
     biases    take the mean of what rounding a weight does into the bias behind it
-    products  let products of two activations run on integers
+    products  let all products of two activations run on integers; without it only scores of attention do, where the
+              engine fuses them
     """
 
     bits: int = 8

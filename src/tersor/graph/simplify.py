@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tersor.graph.net import Array, Net, attribute, beside, constant, inner_nodes, operator
-from tersor.graph.placement import weight_axis
+from tersor.graph.placement.sites import weight_axis
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from tersor.core.errors import SchemeError
 from tersor.formats import get
 from tersor.formats.hf.groups import unpack_groups
 from tersor.graph.net import Array, Net, constant
-from tersor.graph.placement import TABLE, Placement, Site
+from tersor.graph.placement.sites import TABLE, Placement, Site
 from tersor.graph.scheme import Integers, Quantizer
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import METHODS

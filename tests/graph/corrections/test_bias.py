@@ -9,9 +9,9 @@ import pytest
 from tersor.graph.corrections.bias import bias_of, corrected_biases
 from tersor.graph.corrections.rounding import round_with_statistics
 from tersor.graph.corrections.statistics import gather
-from tersor.graph.engines import engine
 from tersor.graph.net import Net
-from tersor.graph.placement import place
+from tersor.graph.placement.engines import engine
+from tersor.graph.placement.placing import place
 from tersor.graph.scheme import Precision
 from tersor.graph.sessions import read_batches
 from tersor.graph.simplify import simplified

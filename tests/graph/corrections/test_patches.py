@@ -7,7 +7,7 @@ import pytest
 
 from tersor.graph.corrections.patches import columns_of, has_rows, input_rows
 from tersor.graph.net import constant
-from tersor.graph.placement import weight_axis
+from tersor.graph.placement.sites import weight_axis
 from tersor.graph.weights import as_matrix
 
 from ..conftest import Drawing, run

@@ -13,8 +13,9 @@ from tersor.graph.corrections.rounding import (
     wants_statistics,
 )
 from tersor.graph.corrections.statistics import InputStatistics
-from tersor.graph.engines import ENGINES
-from tersor.graph.placement import Site, place
+from tersor.graph.placement.engines import ENGINES
+from tersor.graph.placement.placing import place
+from tersor.graph.placement.sites import Site
 from tersor.graph.scheme import Precision, Scheme
 from tersor.graph.simplify import simplified
 from tersor.graph.weights import rounded_weight

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tersor.graph.corrections.smooth import Smoothing, Stream, sampled, smooth, smoothed, smoothing, streams
-from tersor.graph.engines import engine
 from tersor.graph.net import Net, constant
-from tersor.graph.placement import Placement, place
+from tersor.graph.placement.engines import engine
+from tersor.graph.placement.placing import place
+from tersor.graph.placement.sites import Placement
 from tersor.graph.scheme import Scheme
 from tersor.graph.sessions import read_batches
 from tersor.graph.simplify import simplified

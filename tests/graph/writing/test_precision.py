@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import SchemeError, UnsupportedError
-from tersor.graph.engines import ENGINES
+from tersor.graph.placement.engines import ENGINES
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Precision, Quantizer, Scheme
 from tersor.graph.sensitivity.operators import sensitivities

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tersor.graph.corrections.rounding import round_with_statistics
-from tersor.graph.engines import ENGINES
 from tersor.graph.net import Net
 from tersor.graph.observe import activation_quantizers, batches_of, observe
-from tersor.graph.placement import place
+from tersor.graph.placement.engines import ENGINES
+from tersor.graph.placement.placing import place
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.simplify import simplified
 from tersor.graph.writing.qdq import with_quantizers

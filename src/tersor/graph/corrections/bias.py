@@ -15,7 +15,7 @@ import numpy as np
 from tersor.core.arrays import Float32
 from tersor.graph.corrections.statistics import InputStatistics
 from tersor.graph.net import Array, Net, attribute, constant
-from tersor.graph.placement import BIAS, WEIGHT, Placement, weight_axis
+from tersor.graph.placement.sites import BIAS, WEIGHT, Placement, weight_axis
 from tersor.graph.weights import RoundedWeight, as_matrix
 from tersor.graph.writing.qdq import bias_place
 

@@ -17,7 +17,7 @@ from tersor.core.errors import SchemeError
 from tersor.graph.corrections.bias import bias_of
 from tersor.graph.corrections.patches import groups_of, has_rows
 from tersor.graph.net import Array, Net, attribute, beside, constant
-from tersor.graph.placement import WEIGHT, weight_axis
+from tersor.graph.placement.sites import WEIGHT, weight_axis
 from tersor.graph.weights import as_matrix
 from tersor.graph.writing.qdq import bias_place
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tersor.graph.net import Array, constant
 from tersor.graph.observe import Progress
-from tersor.graph.placement import TABLE, WEIGHT
+from tersor.graph.placement.sites import TABLE, WEIGHT
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sessions import Feeds, Session
 

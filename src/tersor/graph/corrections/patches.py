@@ -13,7 +13,7 @@ import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.graph.net import Array, attribute, constant
-from tersor.graph.placement import WEIGHT, weight_axis
+from tersor.graph.placement.sites import WEIGHT, weight_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -15,7 +15,7 @@ from tersor.core.arrays import Float32
 from tersor.core.errors import SchemeError
 from tersor.graph.corrections.statistics import InputStatistics, merged
 from tersor.graph.net import Array, Net, constant
-from tersor.graph.placement import WEIGHT, Placement, Site
+from tersor.graph.placement.sites import WEIGHT, Placement, Site
 from tersor.graph.scheme import Integers, Quantizer, Scheme
 from tersor.graph.weights import RoundedWeight, as_matrix, rounded_weight
 from tersor.kernels.lazy import LazyModule

@@ -20,7 +20,7 @@ from tersor.graph.corrections.equalize import HOMOGENEOUS
 from tersor.graph.corrections.patches import spread
 from tersor.graph.net import Array, Net, constant
 from tersor.graph.observe import Progress
-from tersor.graph.placement import WEIGHT, Placement, weight_axis
+from tersor.graph.placement.sites import WEIGHT, Placement, weight_axis
 from tersor.graph.scheme import Quantizer, Scheme
 from tersor.graph.sessions import Feeds, Session
 from tersor.graph.weights import as_matrix

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from tersor.graph.net import constant
-from tersor.graph.placement import WEIGHT, place
+from tersor.graph.placement.placing import place
+from tersor.graph.placement.sites import WEIGHT
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.weights import RoundedWeight, rounded_weight
 from tersor.graph.writing.qdq import with_quantizers

@@ -9,7 +9,7 @@ import numpy as np
 
 from tersor.core.errors import SchemeError
 from tersor.graph.net import Net
-from tersor.graph.placement import BIAS, TABLE, WEIGHT, Site
+from tersor.graph.placement.sites import BIAS, TABLE, WEIGHT, Site
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Quantizer
 from tersor.graph.training.fake import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tersor.core.errors import SchemeError
 from tersor.graph.net import Array, Net, operator
-from tersor.graph.placement import TABLE, WEIGHT
+from tersor.graph.placement.sites import TABLE, WEIGHT
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.writing.qdq import bias_place
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tersor.core.errors import SchemeError
 from tersor.graph.net import Array, Net, constant, operator
-from tersor.graph.placement import BIAS, WEIGHT, Placement, Site
+from tersor.graph.placement.sites import BIAS, WEIGHT, Placement, Site
 from tersor.graph.scheme import Quantizer
 from tersor.graph.weights import RoundedWeight
 from tersor.graph.writing.dynamic import round_at_run_time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tersor.graph.net import Net
-from tersor.graph.placement import TABLE
+from tersor.graph.placement.sites import TABLE
 from tersor.graph.weights import RoundedWeight
 from tersor.kernels.lazy import LazyModule
 

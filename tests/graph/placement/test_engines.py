@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tersor.core.errors import SchemeError
-from tersor.graph.engines import ENGINES, PASSING, WITH_WEIGHTS, Engine, engine
 from tersor.graph.net import Net
+from tersor.graph.placement.engines import ENGINES, PASSING, WITH_WEIGHTS, Engine, engine
 
-from .conftest import Drawing, fused, images, mobilenet, onnx, quantized, resnet
+from ..conftest import Drawing, fused, images, mobilenet, onnx, quantized, resnet
 
 FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "GlobalAveragePool", "AveragePool", "Mul", "Concat"}
 

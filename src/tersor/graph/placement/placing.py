@@ -11,25 +11,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tersor.core.errors import SchemeError
-from tersor.graph.engines import WITH_WEIGHTS, Engine
 from tersor.graph.net import Net, attribute, constant, inner_nodes, operator
+from tersor.graph.placement.engines import WITH_WEIGHTS, Engine
+from tersor.graph.placement.sites import BIAS, TABLE, WEIGHT, Kept, Placement, Site, weight_axis
 from tersor.graph.scheme import ACTIVATIONS, USUAL, Precision, Scheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Kept", "Kind", "Placement", "Site", "place", "weight_axis"]
+__all__ = ["place"]
 
-Kind: TypeAlias = Literal["activation", "weight", "bias", "table"]
-WEIGHT, BIAS = 1, 2
-"""Which input of an operator."""
-TABLE = 0
-"""Which input of a Gather."""
+SCALING = ("Mul", "Div", "Add", "Where", "Cast")
+"""What stands between a product and the Softmax of its scores."""
 SMALLEST_TABLE, SHORTEST_ROW = 4096, 32
 """Numbers; below, scales and operators cost more than the table. Short rows are coordinates, and no features."""
 
@@ -41,68 +39,6 @@ REASONS = {
     "float": "{} would decode its weights in every run",
 }
 """Why an operator with weights stays in float, by the kind of activations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A tensor that is rounded.
-
-    value  its name in the graph
-    nodes  the operators that read it rounded; one for weights, biases and tables
-    group  the value whose scale it has: its own, or that of a value that it shares a grid with
-    returned  whether the caller of the net gets it rounded too
-    """
-
-    value: str
-    kind: Kind
-    scheme: Scheme
-    nodes: tuple[str, ...]
-    group: str
-    returned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An operator that could run on integers and stays in float, and why."""
-
-    node: str
-    operator: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Placement:
-    """All sites of a net for one engine, in the order of the graph.
-
-    integer  names of the operators that run on integers, or on float activations with weights that are integers
-    kept     those with weights, or that multiply, that do not
-    """
-
-    engine: Engine
-    sites: tuple[Site, ...]
-    integer: tuple[str, ...]
-    kept: tuple[Kept, ...]
-    precision: Precision
-
-    @cached_property
-    def activations(self) -> dict[str, Site]:
-        """By value."""
-        return {site.value: site for site in self.sites if site.kind == "activation"}
-
-    @cached_property
-    def weights(self) -> dict[str, Site]:
-        """By node."""
-        return {site.nodes[0]: site for site in self.sites if site.kind == "weight"}
-
-    @cached_property
-    def biases(self) -> dict[str, Site]:
-        """By node."""
-        return {site.nodes[0]: site for site in self.sites if site.kind == "bias"}
-
-    @cached_property
-    def tables(self) -> dict[str, Site]:
-        """Matrices of which rows are taken, by the Gather that takes them; rows are rounded, each with its scale."""
-        return {site.nodes[0]: site for site in self.sites if site.kind == "table"}
 
 
 def place(net: Net, row: Engine, precision: Precision = USUAL, *, left: Collection[str] = ()) -> Placement:
@@ -135,6 +71,8 @@ class _Placing:
     kept: list[Kept] = field(default_factory=list)
     wanted: dict[str, str] = field(default_factory=dict)
     """Value → the group it is in, as far as is known."""
+    scores: set[str] = field(default_factory=set)
+    """Queries and keys."""
 
     def placed(self) -> Placement:
         for node in self.net.nodes:
@@ -185,7 +123,7 @@ class _Placing:
     def _against_weighted(self, node: ir.Node) -> str:
         """Return why an operator with weights, or a product, stays in float; nothing where it does not."""
         weight = constant(node.inputs[WEIGHT])
-        may_multiply = operator(node) == "MatMul" and self.row.products and self.is_static
+        may_multiply = operator(node) == "MatMul" and self.is_static and self._multiplies(node)
         transposes = attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0
         against = {
             "asked for": str(node.name) in self.left,
@@ -198,6 +136,22 @@ class _Placing:
             "a ConvTranspose in groups": node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1,
         }
         return next((reason for reason, holds in against.items() if holds), "")
+
+    def _multiplies(self, node: ir.Node) -> bool:
+        """Whether a product of two activations runs on integers."""
+        return self.row.products or (self.row.scores is not None and self._makes_scores(node))
+
+    def _makes_scores(self, node: ir.Node) -> bool:
+        """Whether a product of queries and keys, both made on integers, becomes the scores of an attention."""
+        after = node.outputs[0]
+        while len(after.uses()) == 1 and not after.is_graph_output():
+            user = next(iter(after.uses())).node
+            if operator(user) == "Softmax":
+                return all(value is not None and self._is_made(value) for value in node.inputs)
+            if operator(user) not in SCALING:
+                return False
+            after = user.outputs[0]
+        return False
 
     def _within(self) -> Iterator[Kept]:
         """Yield what loops and branches hold: they are not looked into."""
@@ -255,7 +209,9 @@ class _Placing:
     def _data(self, node: ir.Node) -> Iterator[ir.Value]:
         """Yield the inputs that are rounded as activations."""
         if operator(node) in self.row.weighted:
-            yield from (value for value in node.inputs[:BIAS] if value is not None and constant(value) is None)
+            moving = [value for value in node.inputs[:BIAS] if value is not None and constant(value) is None]
+            is_product = len(moving) == BIAS and not self.row.products
+            yield from map(self._unmoved, moving) if is_product else moving
             return
         for value in node.inputs:
             if value is None or not _is_float(value):
@@ -263,6 +219,15 @@ class _Placing:
             if operator(node) == "Add" and self.row.fuses_sum and self._is_summed(value):
                 continue
             yield value
+
+    def _unmoved(self, value: ir.Value) -> ir.Value:
+        """Return what queries or keys were before operators moved their numbers."""
+        node = value.producer()
+        while node is not None and operator(node) in self.row.passing:
+            value = self._source(node) or value
+            node = value.producer()
+        self.scores.add(str(value.name))
+        return value
 
     def _is_summed(self, value: ir.Value) -> bool:
         """Whether an Add can take this output of a convolution before it is rounded: the last one of its inputs."""
@@ -325,7 +290,8 @@ class _Placing:
         readers = [use.node for use in value.uses() if use.node.graph is self.net.graph]
         taking = tuple(dict.fromkeys(str(node.name) for node in readers if is_made or self._takes(node)))
         returned = is_made and value.is_graph_output()
-        return Site(name, "activation", self.row.activations, taking, self.wanted[name], returned)
+        scheme = self.row.scores if name in self.scores and self.row.scores is not None else self.row.activations
+        return Site(name, "activation", scheme, taking, self.wanted[name], returned)
 
     def _takes(self, node: ir.Node) -> bool:
         """Whether an operator reads codes: one on integers, or one that moves them to one."""
@@ -371,22 +337,6 @@ class _Placing:
             if moves and any(self._is_exact(made) for made in use.node.outputs):
                 return True
         return False
-
-
-def weight_axis(node: ir.Node) -> int | None:
-    """Return the axis of the outputs in the weight of an operator; None: one scale for all.
-
-    Conv has [outputs, …], ConvTranspose [inputs, outputs, …], Gemm [inputs, outputs] or that transposed, MatMul
-    [inputs, outputs]; a stack of matrices gets one scale.
-    """
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    weight = constant(node.inputs[WEIGHT])
-    return 1 if weight is not None and weight.ndim == 2 else None
 
 
 def _is_float(value: ir.Value) -> bool:

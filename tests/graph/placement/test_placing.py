@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from tersor.core.errors import SchemeError
-from tersor.graph.engines import ENGINES, Engine
 from tersor.graph.net import Net
-from tersor.graph.placement import Placement, place, weight_axis
+from tersor.graph.placement.engines import ENGINES, Engine
+from tersor.graph.placement.placing import place
+from tersor.graph.placement.sites import Placement, weight_axis
 from tersor.graph.scheme import Precision
 from tersor.graph.simplify import simplified
 
-from .conftest import Drawing, mobilenet, resnet
+from ..conftest import Drawing, mobilenet, resnet
 
 engines = pytest.mark.parametrize("row", ENGINES.values(), ids=ENGINES.keys())
 SHAPE = ["batch", 4, 8, 8]

@@ -38,6 +38,8 @@ class Engine:
     dynamic      those of them whose inputs it rounds to a range found at run time, for a file that says so
     compressed   those it runs in float on weights that stay small in memory
     products     whether MatMul of two activations has one
+    scores       how queries and keys are rounded, where it fuses an attention whose scores are a product of integers;
+                 before their numbers are moved, for a quantizer behind that would break it up; None: nowhere
     joining      operators that run on integers where all their inputs are integers already
     passing      operators that move codes without decoding them
     closed       operators whose output has to be rounded, else they run in float
@@ -58,6 +60,7 @@ class Engine:
     dynamic: tuple[str, ...] = ()
     compressed: tuple[str, ...] = ()
     products: bool = True
+    scores: Scheme | None = None
     passing: tuple[str, ...] = PASSING
     fuses_sum: bool = False
     rounds_bias: bool = True
@@ -86,7 +89,8 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             closed=(),
             fused=("Relu", "Clip", "PRelu", "LeakyRelu", "Sigmoid", "HardSwish", "Gelu", "Tanh", "Elu"),
             compressed=("Conv", "ConvTranspose", "Gemm", "MatMul"),  # and may round activations of MatMul by itself
-            source="OpenVINO 2026.4, low precision transformations of its CPU plugin",
+            scores=_SYMMETRIC,  # with a zero point it takes the attention apart
+            source="OpenVINO 2026.4, low precision transformations of its CPU plugin; scores measured",
             fuses_sum=True,
             rounds_bias=False,
         ),

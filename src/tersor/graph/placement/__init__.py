@@ -1,0 +1,1 @@
+"""Where a net is rounded: the table of engines, and the tensors and operators of a net that become integers."""
