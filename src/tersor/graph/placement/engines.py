@@ -90,8 +90,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             fused=("Relu", "Clip", "PRelu", "LeakyRelu", "Sigmoid", "HardSwish", "Gelu", "Tanh", "Elu"),
             compressed=("Conv", "ConvTranspose", "Gemm", "MatMul"),  # and may round activations of MatMul by itself
             scores=_SYMMETRIC,  # with a zero point it takes the attention apart
-            source="OpenVINO 2026.4, low precision transformations of its CPU plugin; scores measured",
-            fuses_sum=True,
+            source="OpenVINO 2026.4, low precision transformations of its CPU plugin; scores and sums measured",
             rounds_bias=False,
         ),
         "tensorrt": Engine(
