@@ -17,6 +17,8 @@ __all__ = ["MemoryPlan", "plan_memory"]
 
 PROGRAM = 600 << 20
 """Python, torch and their buffers."""
+HEAP = 1.1
+"""Memory of the process for each byte in use: what is freed is not all given back (3 B parameters: 1.09)."""
 SPILL_SHARE = 0.25
 """Hidden states beyond this share of the free memory go to a file."""
 
@@ -42,7 +44,8 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Largest resident size to expect."""
-        return PROGRAM + self.block + self.statistics + self.forward + (0 if self.spilled else self.hidden)
+        held = self.block + self.statistics + self.forward + (0 if self.spilled else self.hidden)
+        return PROGRAM + ceil(HEAP * held)
 
     def described(self) -> str:
         """One line: the peak and its parts."""
@@ -51,7 +54,8 @@ class MemoryPlan:
             parts["hidden states"] = self.hidden
         named = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in parts.items())
         spilled = f"; {size(self.hidden)} of hidden states in a file" if self.spilled else ""
-        return f"planned peak memory {size(self.total)}: program {size(PROGRAM)}, {named}{spilled}"
+        more = f"{HEAP - 1:.0%} that the allocator keeps"
+        return f"planned peak memory {size(self.total)}: program {size(PROGRAM)}, {named}, {more}{spilled}"
 
     def check(self, tell: Callable[[str], None] | None = None) -> None:
         """Refuse what does not fit: MissingError says what to change; what fits is told."""
