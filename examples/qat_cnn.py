@@ -1,6 +1,6 @@
 """Weights of 4 and 3 bits: what rounding after training loses, and what training on integers gets back.
 
-    python examples/qat_cnn.py [--epochs 20]
+    python examples/qat_cnn.py [--epochs 60]
 
 Trains a small net on scikit-learn's digits, then quantizes it twice at each width: PTQ, and QAT, in which the float net
 teaches the one on integers. Activations have 8 bits. Needs: pip install 'tersor[torch,onnx]' scikit-learn
@@ -19,7 +19,7 @@ from tersor.pipeline.nets.training import Training
 def main() -> None:
     """Quantize at each width by both ways, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20, help="of QAT")
+    parser.add_argument("--epochs", type=int, default=60, help="of QAT")
     options = parser.parse_args()
     x, y, test_x, test_y = load()
     net = train(DigitNet(12), x, y)

@@ -1,0 +1,68 @@
+"""llama.cpp's own server inside an engine's process: batches, slots, templates, sampling and logprobs are its work."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from tersor.deploy.running.worker import Emit, RefusedError
+
+__all__ = ["opened"]
+
+OPERATIONS = ("completions", "chat/completions", "embeddings")
+
+
+class _Llama:
+    """Requests are those of OpenAI: {"operation", "body"}; parts are its replies or, streamed, its chunks."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        import xllamacpp  # noqa: PLC0415 (an optional engine, in this process alone)
+
+        settings = xllamacpp.CommonParams()
+        settings.model.path = options["path"]
+        settings.n_parallel = int(options.get("slots", 4))
+        settings.n_ctx = int(options.get("context", 2048)) * settings.n_parallel
+        settings.cpuparams.n_threads = int(options.get("threads", 1))
+        settings.embedding = bool(options.get("embeddings", False))
+        settings.api_keys = [secrets.token_hex(16)]  # it listens on a port too, and nobody shall ask it there
+        self._server = xllamacpp.Server(settings)
+        self.facts = {"slots": settings.n_parallel, "context": settings.n_ctx // settings.n_parallel}
+
+    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> None:
+        """Hand a request to the server, and its words on."""
+        del payload
+        operation, text = request["operation"], json.dumps(request["body"])
+        if operation == "embeddings":
+            _sent(self._server.handle_embeddings(text), emit)
+            return
+        failures: list[RefusedError] = []
+
+        def told(answer: str) -> bool:
+            try:
+                return _sent(answer, emit)
+            except RefusedError as refusal:
+                failures.append(refusal)
+                return True
+
+        handle = self._server.handle_completions if operation == "completions" else self._server.handle_chat_completions
+        handle(text, told)
+        if failures:
+            raise failures[0]
+
+    def close(self) -> None:
+        """Nothing: the process ends."""
+
+
+def _sent(answer: str, emit: Emit) -> bool:
+    """Send one reply or chunk; RefusedError where it is an error."""
+    found = json.loads(answer)
+    if "error" in found:
+        error = found["error"]
+        raise RefusedError(str(error.get("message", error)), int(error.get("code", 500)))
+    return emit(found, b"")
+
+
+def opened(options: dict[str, Any]) -> _Llama:
+    """Load the GGUF that `path` names."""
+    return _Llama(options)

@@ -1,0 +1,115 @@
+"""The process of one engine: a thread for each request, one that listens.
+
+Started by `supervised.py` with the arguments SOCKET_FD KIND OPTIONS_JSON. It answers pings while engines compute, ends
+what is cancelled, and dies with the gateway: the socket closes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from tersor.deploy.running.messages import Closed, packed, receive
+
+__all__ = ["KINDS", "Emit", "Engine", "RefusedError", "main"]
+
+Emit: TypeAlias = "Callable[[dict[str, Any], bytes], bool]"
+"""Sends a part of an answer; True: stop, nobody waits for more."""
+KINDS = {
+    "llama.cpp": "tersor.deploy.running.llama",
+    "onnxruntime": "tersor.deploy.running.onnx",
+}
+"""What an engine is called in a deployment → the module whose `opened(options)` makes one."""
+BAD_REQUEST = 400
+FAILED = 500
+
+
+class RefusedError(Exception):
+    """The engine is well and the request is not: a status of HTTP and the reason."""
+
+    def __init__(self, reason: str, status: int = BAD_REQUEST) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Engine(Protocol):
+    """What a module of KINDS opens."""
+
+    facts: dict[str, Any]
+
+    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> None:
+        """Answer one request in parts; called by many threads at once. RefusedError for what cannot be answered."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class _Loop:
+    def __init__(self, channel: socket.socket, engine: Engine) -> None:
+        self.channel, self.engine = channel, engine
+        self.sending = threading.Lock()
+        self.cancelled: set[int] = set()
+        self.active: set[int] = set()
+
+    def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        data = packed(message, payload)
+        with self.sending:
+            self.channel.sendall(data)
+
+    def serve(self) -> None:
+        """Take messages until the gateway closes."""
+        while True:
+            message, payload = receive(self.channel)
+            number, operation = int(message["id"]), message["operation"]
+            if operation == "ping":
+                self.send({"id": number, "done": True, "active": len(self.active)})
+            elif operation == "cancel":
+                self.cancelled.add(int(message["of"]))
+                self.cancelled &= self.active
+            else:
+                self.active.add(number)
+                threading.Thread(target=self._run, args=(number, message, payload), daemon=True).start()
+
+    def _run(self, number: int, message: dict[str, Any], payload: bytes) -> None:
+        def emit(part: dict[str, Any], data: bytes = b"") -> bool:
+            if number not in self.cancelled:
+                self.send({"id": number, "part": part}, data)
+            return number in self.cancelled
+
+        try:
+            self.engine.run(message["request"], payload, emit)
+            last: dict[str, Any] = {"done": True}
+        except RefusedError as refusal:
+            last = {"error": str(refusal), "status": refusal.status}
+        except Exception as error:  # an engine's own error ends this request, not the process
+            last = {"error": f"{type(error).__name__}: {error}", "status": FAILED}
+        self.active.discard(number)
+        self.cancelled.discard(number)
+        try:
+            self.send({"id": number, **last})
+        except OSError:
+            os._exit(0)
+
+
+def main() -> None:
+    """Open the engine, say so, and serve."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    kind, options = sys.argv[2], json.loads(sys.argv[3])
+    try:
+        engine: Engine = importlib.import_module(KINDS[kind]).opened(options)
+    except Exception as error:  # said to the gateway, whatever it is
+        channel.sendall(packed({"error": f"{type(error).__name__}: {error}"}))
+        os._exit(1)
+    channel.sendall(packed({"ready": engine.facts}))
+    try:
+        _Loop(channel, engine).serve()
+    except (Closed, OSError, ValueError, KeyError):
+        os._exit(0)  # threads of engines may be busy for long, and nobody listens
