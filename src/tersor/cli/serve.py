@@ -1,0 +1,57 @@
+"""`tersor serve`: a deployment answers requests."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.deploy.config import read_deployment
+from tersor.deploy.gateway.process import serve as run_gateway
+
+__all__ = ["serve"]
+
+
+def serve(
+    deployment: Annotated[
+        Path | None, typer.Argument(metavar="DEPLOY.YAML", help="Models, variants, limits and keys.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="N", help="Listen here instead; 0: any free port.")
+    ] = None,
+    make_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make a key, print it and the entry for keys, and stop.")
+    ] = None,
+) -> None:
+    """Serve models: the quantized variant answers, full precision where that one cannot.
+
+    Speaks OpenAI's protocol (/v1/completions, /v1/chat/completions, /v1/embeddings, /v1/models) for language models in
+    llama.cpp, and the Open Inference Protocol (/v2) with binary tensors for nets in ONNX Runtime. /healthz, /readyz and
+    /metrics tell how it is. SIGTERM ends it once every request that it took is answered.
+
+    \b
+    Example:
+      tersor serve examples/deploy.yaml
+      tersor serve --make-key alice
+    """
+    if make_key is not None:
+        secret = secrets.token_urlsafe(32)
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        sys.stdout.write(f"key    {secret}\nentry  - {{name: {make_key}, sha256: {digest}, per_minute: 600}}\n")
+        return
+    if deployment is None:
+        raise typer.BadParameter("a deployment is wanted, or --make-key NAME", param_hint="DEPLOY.YAML")
+    found = read_deployment(deployment)
+    found = found if port is None else replace(found, port=port)
+
+    def tell(address: str) -> None:
+        models = ", ".join(f"{name} ({plan.primary})" for name, plan in found.models.items())
+        sys.stdout.write(f"serving {models} on {address}\n")
+        sys.stdout.flush()
+
+    run_gateway(found, tell)

@@ -1,0 +1,193 @@
+"""What `deploy.yaml` says: models, their variants, limits and keys; checked whole before anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.deploy.running.worker import KINDS
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import yaml
+else:
+    yaml = LazyModule("yaml", "serve")
+
+__all__ = ["Deployment", "Key", "Limits", "ModelPlan", "VariantPlan", "read_deployment"]
+
+T = TypeVar("T")
+MAX_BYTES = 1 << 20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class VariantPlan:
+    """One artefact and the engine that runs it.
+
+    threads, slots, context, embeddings  of the engine, where it knows them
+    """
+
+    engine: str
+    path: str
+    threads: int = 1
+    slots: int = 4
+    context: int = 2048
+    embeddings: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one model.
+
+    in_flight   requests that its variant works on at once
+    queue       requests that wait for that beyond; more are refused with 503
+    deadline_s  until an answer must have begun, waiting included
+    """
+
+    in_flight: int = 8
+    queue: int = 8
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """A name that clients ask for.
+
+    primary   the variant that answers
+    fallback  the one that answers where `primary` cannot: most often full precision; None: nobody
+    """
+
+    primary: str
+    variants: Mapping[str, VariantPlan]
+    fallback: str | None = None
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Who may ask: the SHA-256 of the secret, in hexadecimal, and how often in a minute."""
+
+    name: str
+    sha256: str
+    per_minute: int = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """All of `deploy.yaml`.
+
+    host, port   where to listen; without keys only a loopback address is taken
+    body_bytes   largest request
+    receive_s    until a request must have arrived whole
+    drain_s      for requests that are being answered when the gateway is told to end
+    keys         none: everybody may ask
+    """
+
+    models: Mapping[str, ModelPlan]
+    host: str = "127.0.0.1"
+    port: int = 8470
+    body_bytes: int = 16 << 20
+    receive_s: float = 20.0
+    drain_s: float = 30.0
+    keys: tuple[Key, ...] = field(default=())
+
+
+def read_deployment(path: Path) -> Deployment:
+    """Read and check a deployment; paths in it are relative to its folder, and may not leave it.
+
+    Raises MissingError, FormatError for what is no YAML, SchemeError for what cannot be deployed, naming the place.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path}: no such deployment")
+    if path.stat().st_size > MAX_BYTES:
+        raise FormatError(f"{path}: {path.stat().st_size} bytes are no deployment")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{path}: no YAML: {' '.join(str(error).split())[:200]}") from error
+    given = _mapping(path.name, found)
+    models = {}
+    for name, entry in _mapping("models", given.pop("models", None)).items():
+        models[_name("models", name)] = _model(f"models.{name}", entry, path.parent)
+    if not models:
+        raise SchemeError(f"{path}: names no models")
+    listed = given.pop("keys", ())
+    if not isinstance(listed, list | tuple):
+        raise SchemeError("keys: a list of name, sha256 and per_minute")
+    keys = tuple(_filled(f"keys[{number}]", Key, entry) for number, entry in enumerate(listed))
+    for key in keys:
+        if not SHA256.fullmatch(key.sha256):
+            raise SchemeError(f"keys: {key.name!r} needs the SHA-256 of its secret in 64 hexadecimal digits")
+    made = _filled(path.name, Deployment, {**given, "models": models, "keys": keys})
+    if made.host not in ("127.0.0.1", "::1", "localhost") and not made.keys:
+        raise SchemeError(f"host {made.host} is open to others: give keys, or listen on 127.0.0.1")
+    return made
+
+
+def _model(place: str, entry: object, folder: Path) -> ModelPlan:
+    given = _mapping(place, entry)
+    variants = {}
+    for name, one in _mapping(f"{place}.variants", given.get("variants")).items():
+        where = f"{place}.variants.{name}"
+        plan = _filled(where, VariantPlan, one)
+        if plan.engine not in KINDS:
+            raise SchemeError(f"{where}: no engine {plan.engine!r}; there are {', '.join(KINDS)}")
+        file = (folder / plan.path).resolve()
+        if folder.resolve() not in file.parents:
+            raise SchemeError(f"{where}: {plan.path} lies outside of the deployment's folder")
+        if not file.exists():
+            raise MissingError(f"{where}: {plan.path} is not there")
+        variants[_name(place, name)] = VariantPlan(**{**_values(plan), "path": str(file)})
+    limits = _filled(f"{place}.limits", Limits, given.get("limits") or {})
+    made = _filled(place, ModelPlan, {**given, "variants": variants, "limits": limits})
+    roles = {"primary": made.primary} | ({} if made.fallback is None else {"fallback": made.fallback})
+    for role, wanted in roles.items():
+        if wanted not in variants:
+            raise SchemeError(f"{place}.{role}: no variant {wanted!r}; there are {', '.join(variants) or 'none'}")
+    if made.fallback == made.primary:
+        raise SchemeError(f"{place}.fallback: the same variant as primary")
+    return made
+
+
+def _filled(place: str, kind: type[T], entry: object) -> T:
+    """Make a record of a mapping, every value of the type that the field has."""
+    given = _mapping(place, entry)
+    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]  # dataclasses all
+    odd = sorted(set(given) - set(known))
+    if odd:
+        raise SchemeError(f"{place}: unknown {', '.join(odd)}; there are {', '.join(known)}")
+    for name, value in given.items():
+        wanted = str(known[name].type)
+        if wanted == "int" and (type(value) is not int or value < 1):
+            raise SchemeError(f"{place}.{name}: a whole number above 0, not {value!r}")
+        if wanted == "float" and (type(value) not in (int, float) or not 0 < value < 1e6):
+            raise SchemeError(f"{place}.{name}: seconds above 0, not {value!r}")
+        if wanted == "bool" and type(value) is not bool:
+            raise SchemeError(f"{place}.{name}: true or false, not {value!r}")
+        if wanted in ("str", "str | None") and not isinstance(value, str) and not (value is None and "None" in wanted):
+            raise SchemeError(f"{place}.{name}: a text, not {value!r}")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise SchemeError(f"{place}: {str(error).partition(') ')[2] or error}") from error
+
+
+def _values(record: object) -> dict[str, Any]:
+    return {one.name: getattr(record, one.name) for one in fields(record)}  # type: ignore[arg-type]  # a dataclass
+
+
+def _mapping(place: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise SchemeError(f"{place}: names with values are wanted, not {value!r:.80}")
+    return dict(value)
+
+
+def _name(place: str, value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise SchemeError(f"{place}: {value!r} is no name: letters, digits, '.', '_' and '-', 64 at most")
+    return value

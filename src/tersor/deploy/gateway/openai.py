@@ -1,0 +1,152 @@
+"""OpenAI's protocol: models, completions, chat, embeddings; streams of server-sent events.
+
+Only parameters of that protocol reach an engine: each engine knows many more, grammars and files among them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from tersor.core.errors import EngineError
+from tersor.deploy.gateway.models import Reply, Served
+from tersor.deploy.running.supervised import RequestError
+
+__all__ = ["OPERATIONS", "checked", "finished", "listed", "streamed"]
+
+OPERATIONS = ("completions", "chat/completions", "embeddings")
+_COMMON = {"model", "user", "metadata", "store"}
+_SAMPLING = {
+    *("max_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "logprobs"),
+    *("presence_penalty", "frequency_penalty", "logit_bias"),
+}
+PARAMETERS = {
+    "completions": {*_COMMON, *_SAMPLING, "prompt", "echo", "best_of", "suffix"},
+    "chat/completions": {
+        *(*_COMMON, *_SAMPLING, "messages", "max_completion_tokens", "top_logprobs", "response_format", "tools"),
+        *("tool_choice", "parallel_tool_calls", "reasoning_effort"),
+    },
+    "embeddings": {*_COMMON, "input", "encoding_format", "dimensions"},
+}
+UNUSED = {*_COMMON, "echo", "best_of", "suffix", "dimensions"}
+"""That no engine gets: those of the gateway, and those that none knows."""
+NEEDED = {"completions": "prompt", "chat/completions": "messages", "embeddings": "input"}
+MOST_CHOICES, MOST_LOGPROBS = 8, 20
+NUMBERS = {
+    "temperature": (0, 2), "top_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
+    "n": (1, MOST_CHOICES), "max_tokens": (1, 1 << 20), "max_completion_tokens": (1, 1 << 20),
+    "top_logprobs": (0, MOST_LOGPROBS), "seed": (-(1 << 63), (1 << 63) - 1),
+}  # fmt: skip
+WHOLE = ("n", "max_tokens", "max_completion_tokens", "top_logprobs", "seed")
+SHOWN = ("choices", "created", "object", "usage", "data")
+BAD_REQUEST = 400
+
+
+def listed(models: Mapping[str, Served], created: int) -> dict[str, Any]:
+    """Return what GET /v1/models says."""
+    rows = [
+        {"id": name, "object": "model", "created": created, "owned_by": "tersor"}
+        for name, model in models.items()
+        if not model.is_tensor
+    ]
+    return {"object": "list", "data": rows}
+
+
+def checked(operation: str, body: object) -> dict[str, Any]:
+    """Return the body that an engine gets; RequestError names what is wrong."""
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object", BAD_REQUEST)
+    odd = sorted(set(body) - PARAMETERS[operation])
+    if odd:
+        raise RequestError(f"unknown parameter {', '.join(map(repr, odd))[:200]}", BAD_REQUEST)
+    given = {name: value for name, value in body.items() if value is not None}
+    if NEEDED[operation] not in given:
+        raise RequestError(f"{NEEDED[operation]!r} is missing", BAD_REQUEST)
+    for name, (low, high) in NUMBERS.items():
+        value = given.get(name, low)
+        kinds = (int,) if name in WHOLE else (int, float)
+        if type(value) not in kinds or not low <= value <= high:
+            raise RequestError(f"{name!r} must be a number from {low} to {high}", BAD_REQUEST)
+    _check_words(operation, given)
+    if "max_completion_tokens" in given:
+        given["max_tokens"] = given.pop("max_completion_tokens")
+    return {name: value for name, value in given.items() if name not in UNUSED}
+
+
+def _check_words(operation: str, given: Mapping[str, Any]) -> None:
+    """Refuse texts of another shape than the protocol's."""
+    if type(given.get("stream", False)) is not bool:
+        raise RequestError("'stream' must be true or false", BAD_REQUEST)
+    if operation == "chat/completions":
+        messages = given["messages"]
+        if not isinstance(messages, list) or not messages:
+            raise RequestError("'messages' must be a list of messages", BAD_REQUEST)
+        if not all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in messages):
+            raise RequestError("each message must have a role", BAD_REQUEST)
+        return
+    words = given[NEEDED[operation]]
+    parts = words if isinstance(words, list) else [words]
+    if not parts or not all(isinstance(part, (str, list)) or type(part) is int for part in parts):
+        raise RequestError(f"{NEEDED[operation]!r} must be a text, texts or tokens", BAD_REQUEST)
+    if operation == "completions" and isinstance(words, list) and not all(type(part) is int for part in words):
+        raise RequestError("one 'prompt' at a time: a text, or its tokens", BAD_REQUEST)
+
+
+async def finished(operation: str, model: Served, reply: Reply) -> dict[str, Any]:
+    """Return a whole answer as the protocol has it."""
+    made: dict[str, Any] = {}
+    async for part, _ in reply.parts():
+        made = part
+    if not made:
+        raise EngineError(f"{model.name}: the engine answered nothing")
+    tokens = made.get("usage", {}).get("completion_tokens", 0)
+    model.metrics.tokens.labels(model.name, reply.variant).inc(tokens)
+    return _told(operation, model.name, made, _number(operation))
+
+
+async def streamed(operation: str, model: Served, reply: Reply) -> AsyncIterator[bytes]:
+    """Yield the events of an answer. One that breaks off ends with an error and without [DONE]."""
+    number, count = _number(operation), 0
+    try:
+        async for part, _ in reply.parts():
+            count += bool(part.get("choices"))
+            yield b"data: " + json.dumps(_told(operation, model.name, part, number)).encode() + b"\n\n"
+    except EngineError as error:
+        yield b"data: " + json.dumps({"error": {"message": str(error), "type": "server_error"}}).encode() + b"\n\n"
+        return
+    finally:
+        model.metrics.tokens.labels(model.name, reply.variant).inc(count)
+    yield b"data: [DONE]\n\n"
+
+
+def _number(operation: str) -> str:
+    return f"{'chatcmpl' if operation == 'chat/completions' else 'cmpl'}-{secrets.token_hex(12)}"
+
+
+def _told(operation: str, name: str, made: Mapping[str, Any], number: str) -> dict[str, Any]:
+    """Return a reply or chunk without what is the engine's own."""
+    found = {key: made[key] for key in SHOWN if key in made}
+    if operation == "embeddings":
+        return {"object": "list", **found, "model": name}
+    if operation == "completions":
+        found["choices"] = [{**one, "logprobs": _by_token(one.get("logprobs"))} for one in found.get("choices", [])]
+    return {"id": number, "created": int(time.time()), **found, "model": name}
+
+
+def _by_token(logprobs: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return logprobs of completions, which have lists where those of chat have a record a token."""
+    if not logprobs or "content" not in logprobs:
+        return None
+    content, offsets, at = logprobs["content"], [], 0
+    for one in content:
+        offsets.append(at)
+        at += len(one["token"])
+    return {
+        "tokens": [one["token"] for one in content],
+        "token_logprobs": [one["logprob"] for one in content],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in one.get("top_logprobs", ())} for one in content],
+        "text_offset": offsets,
+    }

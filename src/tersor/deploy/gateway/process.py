@@ -1,0 +1,71 @@
+"""The gateway as a process: listens, and ends so that every request it took is answered.
+
+SIGTERM and SIGINT: readiness goes down, no connection is taken any more, what is being answered ends (at most
+`drain_s`), then the engines do. A second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tersor.core.errors import MissingError
+from tersor.deploy.config import Deployment
+from tersor.deploy.gateway.app import Gateway
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import uvicorn
+else:
+    uvicorn = LazyModule("uvicorn", "serve")
+
+__all__ = ["serve"]
+
+KEEP_ALIVE_S = 30
+
+
+def serve(deployment: Deployment, tell: Callable[[str], None]) -> None:
+    """Serve until a signal says otherwise; `tell` is told the address once all models are ready.
+
+    Raises EngineError where a model cannot be loaded, MissingError where the address is taken.
+    """
+    asyncio.run(_serve(deployment, tell))
+
+
+async def _serve(deployment: Deployment, tell: Callable[[str], None]) -> None:
+    gateway = Gateway(deployment)
+    with _listening(deployment) as listener:
+        async with gateway.running():
+            tell(f"http://{deployment.host}:{listener.getsockname()[1]}")
+            await _server(gateway, deployment).serve(sockets=[listener])
+
+
+def _server(gateway: Gateway, deployment: Deployment) -> Any:
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            gateway.draining = True
+            super().handle_exit(sig, frame)
+
+    settings = uvicorn.Config(
+        gateway.app(),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(deployment.drain_s),
+    )
+    return Server(settings)
+
+
+def _listening(deployment: Deployment) -> socket.socket:
+    """Return a socket that listens; the address is taken before any model is loaded."""
+    try:
+        return socket.create_server((deployment.host, deployment.port), backlog=1024)
+    except OSError as error:
+        raise MissingError(
+            f"{deployment.host}:{deployment.port} cannot be listened on ({error.strerror}); give another port"
+        ) from error

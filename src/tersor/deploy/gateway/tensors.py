@@ -1,0 +1,172 @@
+"""Tensors of the Open Inference Protocol: in JSON, or as bytes behind it (the binary tensor data extension).
+
+Source: kserve/open-inference-protocol, and Triton's protocol extensions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tersor.core.errors import EngineError
+from tersor.deploy.running.supervised import RequestError
+
+__all__ = ["KINDS", "Infer", "parsed", "written"]
+
+KINDS: dict[str, str] = {
+    "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "INT8": "|i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+"""Types of the protocol → numpy's."""
+_NAMES = {np.dtype(kind).str: name for name, kind in KINDS.items()}
+BAD_REQUEST = 400
+MOST_AXES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """A request.
+
+    inputs   as an engine gets them: name, dtype, shape
+    payload  their bytes
+    outputs  those that are wanted, and whether as bytes; None: all
+    binary   whether outputs go as bytes where nothing else is said
+    """
+
+    inputs: tuple[dict[str, Any], ...]
+    payload: bytes
+    outputs: Mapping[str, bool] | None
+    binary: bool
+    number: str
+
+
+def parsed(body: bytes, header: str | None, declared: Sequence[Mapping[str, Any]]) -> Infer:
+    """Read a request for a model whose inputs are `declared`; RequestError names what is wrong.
+
+    header  of HTTP, Inference-Header-Content-Length: bytes of JSON before those of tensors; None: all is JSON
+    """
+    size = _size(header, len(body))
+    try:
+        given = json.loads(body[:size])
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is no JSON: {str(error)[:200]}", BAD_REQUEST) from error
+    if not isinstance(given, dict) or not isinstance(given.get("inputs"), list):
+        raise RequestError("the body must be an object with a list of 'inputs'", BAD_REQUEST)
+    rest, arrays = memoryview(body)[size:], []
+    known = {str(one["name"]): one for one in declared}
+    for entry in given["inputs"]:
+        array, rest = _array(entry, known, rest)
+        arrays.append((str(entry["name"]), array))
+    if rest:
+        raise RequestError(f"{len(rest)} bytes belong to no input", BAD_REQUEST)
+    names = [name for name, _ in arrays]
+    if sorted(names) != sorted(known):
+        raise RequestError(f"inputs {', '.join(names) or 'none'} given, {', '.join(known)} wanted", BAD_REQUEST)
+    inputs = tuple({"name": name, "dtype": array.dtype.str, "shape": list(array.shape)} for name, array in arrays)
+    wanted, binary = _outputs(given)
+    return Infer(
+        inputs, b"".join(array.tobytes() for _, array in arrays), wanted, binary, str(given.get("id", ""))[:128]
+    )
+
+
+def _size(header: str | None, total: int) -> int:
+    if header is None:
+        return total
+    if not header.isascii() or not header.isdigit() or int(header) > total:
+        raise RequestError(f"Inference-Header-Content-Length {header[:20]!r} is no part of {total} bytes", BAD_REQUEST)
+    return int(header)
+
+
+def _array(
+    entry: object, known: Mapping[str, Mapping[str, Any]], rest: memoryview
+) -> tuple[npt.NDArray[Any], memoryview]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise RequestError("each input must be an object with a name", BAD_REQUEST)
+    name, shape = entry["name"], entry.get("shape")
+    declared = known.get(name)
+    if declared is None:
+        raise RequestError(f"no input {name[:80]!r}; there are {', '.join(known)}", BAD_REQUEST)
+    if entry.get("datatype") != declared["datatype"] or entry["datatype"] not in KINDS:
+        raise RequestError(f"{name}: {declared['datatype']} is wanted, not {entry.get('datatype')!r:.40}", BAD_REQUEST)
+    kind = np.dtype(KINDS[entry["datatype"]])
+    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
+        raise RequestError(f"{name}: a shape is a list of sizes, not {shape!r:.80}", BAD_REQUEST)
+    fits = len(shape) == len(declared["shape"]) and all(
+        b in (-1, a) for a, b in zip(shape, declared["shape"], strict=True)
+    )
+    if not fits:
+        raise RequestError(f"{name}: shape {declared['shape']} is wanted, not {shape!r:.80}", BAD_REQUEST)
+    count, parameters = math.prod(shape), entry.get("parameters") or {}
+    if isinstance(parameters, dict) and "binary_data_size" in parameters:
+        size = parameters["binary_data_size"]
+        if size != count * kind.itemsize or size > len(rest):
+            raise RequestError(f"{name}: {count * kind.itemsize} bytes are wanted, {size!r:.20} given", BAD_REQUEST)
+        return np.frombuffer(rest[:size], kind).reshape(shape), rest[size:]
+    return _of_json(name, entry.get("data"), kind, count).reshape(shape), rest
+
+
+def _of_json(name: str, data: object, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    try:
+        found = np.asarray(data)
+        whole = found.dtype.kind in "biu" or (kind.kind == "f" and found.dtype.kind == "f")
+        if found.size != count or not (whole or found.size == 0):
+            raise ValueError(f"{count} numbers are wanted")
+        made = found.astype(kind)
+        if kind.kind != "f" and (made != found).any():
+            raise ValueError("a number is out of range")
+    except (ValueError, OverflowError, TypeError) as error:
+        raise RequestError(
+            f"{name}: {count} numbers of type {kind.name} are wanted ({str(error)[:80]})", BAD_REQUEST
+        ) from error
+    return np.ascontiguousarray(made)
+
+
+def _outputs(given: Mapping[str, Any]) -> tuple[dict[str, bool] | None, bool]:
+    """Which outputs are wanted, and how."""
+    parameters = given.get("parameters")
+    binary = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
+    listed = given.get("outputs")
+    if not listed:
+        return None, binary
+    if not isinstance(listed, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) for one in listed
+    ):
+        raise RequestError("'outputs' must be a list of objects with names", BAD_REQUEST)
+    found = {}
+    for one in listed:
+        own = one.get("parameters")
+        found[one["name"]] = own["binary_data"] is True if isinstance(own, dict) and "binary_data" in own else binary
+    return found, binary
+
+
+def written(
+    model: str, version: str, request: Infer, outputs: Sequence[Mapping[str, Any]], payload: bytes
+) -> tuple[bytes, int | None]:
+    """Return the body of a response, and the bytes of JSON in it where bytes of tensors follow."""
+    entries, tail, at = [], [], 0
+    for one in outputs:
+        kind = np.dtype(one["dtype"])
+        size = kind.itemsize * math.prod(one["shape"])
+        data = payload[at : at + size]
+        at += size
+        entry: dict[str, Any] = {"name": one["name"], "datatype": _NAMES[kind.str], "shape": one["shape"]}
+        if request.binary if request.outputs is None else request.outputs[one["name"]]:
+            entry["parameters"] = {"binary_data_size": size}
+            tail.append(data)
+        else:
+            array = np.frombuffer(data, kind)
+            if not np.isfinite(array).all():
+                raise EngineError(f"{one['name']} has NaN or infinity, which JSON cannot say: ask for binary data")
+            entry["data"] = array.tolist()
+        entries.append(entry)
+    told: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+    if request.number:
+        told["id"] = request.number
+    text = json.dumps(told).encode()
+    return (text + b"".join(tail), len(text)) if tail else (text, None)

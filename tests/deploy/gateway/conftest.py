@@ -1,0 +1,116 @@
+"""A gateway in a process of its own, with a language model in two variants and a net in two."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import tersor
+from tersor import reference_model
+
+onnx = pytest.importorskip("onnx", reason="a small net is an ONNX file: pip install 'tersor[onnx]'")
+pytest.importorskip("onnxruntime", reason="runs it: pip install 'tersor[onnx]'")
+pytest.importorskip("xllamacpp", reason="runs a GGUF: pip install 'tersor[llama]'")
+pytest.importorskip("starlette", reason="speaks HTTP: pip install 'tersor[serve]'")
+pytest.importorskip("uvicorn", reason="listens: pip install 'tersor[serve]'")
+
+YAML = """
+models:
+  demo:
+    primary: quantized
+    fallback: full
+    variants:
+      quantized: {engine: llama.cpp, path: small.gguf, context: 512}
+      full: {engine: llama.cpp, path: full.gguf, context: 512}
+    limits: {in_flight: 4, queue: 4, deadline_s: 20}
+  twice:
+    primary: quantized
+    fallback: full
+    variants:
+      quantized: {engine: onnxruntime, path: twice.onnx}
+      full: {engine: onnxruntime, path: twice.onnx}
+"""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A gateway that answers."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def children(self) -> list[int]:
+        """Process ids of its engines."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(word) for word in path.read_text().split()]
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the embedded model in two formats, and a net that doubles."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    source = Path(reference_model.__file__).parent
+    tersor.quantize(source, "q4_k_m", output=folder / "small.gguf")
+    tersor.quantize(source, "f16", output=folder / "full.gguf")
+    info, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "x"], ["y"])],
+        "twice",
+        [info("x", kind, ["n", 3])],
+        [info("y", kind, ["n", 3])],
+    )
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(made, folder / "twice.onnx")
+    return folder
+
+
+@contextlib.contextmanager
+def live(deployment: Path, *options: str) -> Iterator[Live]:
+    """Run `tersor serve` on a free port."""
+    command = [sys.executable, "-m", "tersor", "serve", str(deployment), "--port", "0", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if " on http" not in line:
+            raise AssertionError(process.communicate(timeout=10))
+        yield Live(process, line.split()[-1])
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+
+
+@pytest.fixture(scope="session")
+def deployed(artefacts: Path) -> Callable[[str], Path]:
+    """A function that writes a deployment beside the artefacts."""
+
+    def made(text: str) -> Path:
+        path = artefacts / f"deploy-{abs(hash(text))}.yaml"
+        path.write_text(text)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def gateway(deployed: Callable[[str], Path]) -> Iterator[Live]:
+    """One that serves both models."""
+    with live(deployed(YAML)) as found:
+        yield found
