@@ -7,8 +7,10 @@ SIGTERM and SIGINT: readiness goes down, no connection is taken any more, what i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.errors import MissingError
@@ -45,8 +47,21 @@ async def _serve(deployment: Deployment, tell: Callable[[str], None]) -> None:
 def _server(gateway: Gateway, deployment: Deployment) -> Any:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            gateway.draining = True
-            super().handle_exit(sig, frame)
+            self.force_exit = self.force_exit or self.should_exit
+            gateway.draining = self.should_exit = True
+            del sig, frame
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Take signals for as long as the server runs; its own way ends the process before the engines are."""
+            loop, taken = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+            for one in taken:
+                loop.add_signal_handler(one, self.handle_exit, one, None)
+            try:
+                yield
+            finally:
+                for one in taken:
+                    loop.remove_signal_handler(one)
 
     settings = uvicorn.Config(
         gateway.app(),

@@ -1,0 +1,213 @@
+"""What goes wrong behind the gateway and before it: engines die, clients misbehave, signals come."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import YAML, Live, live
+
+BODY = {"model": "demo", "prompt": "def f(", "max_tokens": 4, "temperature": 0}
+
+
+def asked(
+    address: str, path: str, body: object = None, *, headers: dict[str, str] | None = None, data: bytes | None = None
+) -> tuple[int, Any, dict[str, str]]:
+    """Status, JSON and headers of one request."""
+    host = address.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=30)
+    try:
+        given = data if data is not None else None if body is None else json.dumps(body).encode()
+        connection.request("GET" if given is None else "POST", path, given, headers or {})
+        response = connection.getresponse()
+        content = response.read()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, json.loads(content) if content[:1] in b"{[" else content.decode(), found
+    finally:
+        connection.close()
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}/stat").exists() for pid in pids)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.02)
+
+
+def metric(address: str, start: str) -> float:
+    lines = [line for line in asked(address, "/metrics")[1].splitlines() if line.startswith(start)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def test_full_precision_answers_while_the_engine_is_dead(gateway: Live) -> None:
+    status, whole, headers = asked(gateway.address, "/v1/completions", BODY)
+    assert (status, headers["x-tersor-variant"]) == (200, "quantized")
+    for round_ in range(3):
+        victim = gateway.children()[0]
+        os.kill(victim, signal.SIGKILL)
+        seen = set()
+        for _ in range(6):
+            status, made, headers = asked(gateway.address, "/v1/completions", BODY)
+            assert status == 200, made
+            seen.add(headers["x-tersor-variant"])
+        assert seen <= {"quantized", "full"}, round_
+        until(lambda: len(gateway.children()) == 4)
+        until(lambda: metric(gateway.address, "tersor_engine_ready") == 4)
+    status, made, headers = asked(gateway.address, "/v1/completions", BODY)
+    assert headers["x-tersor-variant"] == "quantized"
+    assert made["choices"][0]["text"] == whole["choices"][0]["text"]
+    assert metric(gateway.address, "tersor_engine_starts_total") >= 7
+
+
+def test_a_hanging_engine_is_passed_by(deployed: Callable[[str], Path]) -> None:
+    with live(deployed(YAML.replace("deadline_s: 20", "deadline_s: 3"))) as gateway:
+        os.kill(gateway.children()[0], signal.SIGSTOP)
+        status, made, headers = asked(gateway.address, "/v1/completions", BODY)
+        assert (status, headers["x-tersor-variant"], headers["x-tersor-fallback"]) == (200, "full", "late"), made
+        assert metric(gateway.address, 'tersor_fallbacks_total{model="demo",reason="late"}') == 1
+
+
+def test_without_a_fallback_the_failure_is_told(deployed: Callable[[str], Path]) -> None:
+    alone = YAML.replace("    fallback: full\n", "")
+    with live(deployed(alone)) as gateway:
+        for victim in gateway.children():
+            os.kill(victim, signal.SIGKILL)
+        status, made, headers = asked(gateway.address, "/v1/completions", BODY)
+        assert status == 503
+        assert made["error"]["type"] == "overloaded_error"
+        assert headers["retry-after"] == "1"
+        assert asked(gateway.address, "/healthz")[0] == 200
+        until(lambda: asked(gateway.address, "/readyz")[0] == 200)
+
+
+def test_what_was_taken_is_answered_after_sigterm_and_nothing_is_left(deployed: Callable[[str], Path]) -> None:
+    roomy = YAML.replace("in_flight: 4, queue: 4", "in_flight: 64, queue: 64")
+    with live(deployed(roomy)) as gateway, concurrent.futures.ThreadPoolExecutor(64) as pool:
+        children = gateway.children()
+        assert len(children) == 4
+        long = {**BODY, "max_tokens": 120}
+        answers = [pool.submit(asked, gateway.address, "/v1/completions", long) for _ in range(64)]
+        until(lambda: metric(gateway.address, 'tersor_in_flight_requests{model="demo"}') >= 60)
+        gateway.process.send_signal(signal.SIGTERM)
+        for answer in answers:
+            status, made, _ = answer.result(timeout=60)
+            assert status == 200
+            assert made["usage"]["completion_tokens"] == 120
+        assert gateway.process.wait(timeout=30) == 0
+        assert gone(children)
+
+
+def test_more_than_fits_is_refused_at_once_with_a_time_to_come_back(gateway: Live) -> None:
+    long = {**BODY, "max_tokens": 200}
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: asked(gateway.address, "/v1/completions", long), range(24)))
+    refused = [(made, headers) for status, made, headers in answers if status == 503]
+    assert sum(status == 200 for status, _, _ in answers) >= 8
+    assert refused
+    for made, headers in refused:
+        assert made["error"]["type"] == "overloaded_error"
+        assert int(headers["retry-after"]) >= 1
+
+
+def test_a_client_that_leaves_a_stream_frees_its_place(gateway: Live) -> None:
+    host, _, port = gateway.address.removeprefix("http://").partition(":")
+    body = json.dumps({**BODY, "max_tokens": 400, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(12):
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.sendall(head + body)
+            assert b"200 OK" in client.recv(2000)
+    until(lambda: metric(gateway.address, 'tersor_in_flight_requests{model="demo"}') == 0)
+    assert asked(gateway.address, "/v1/completions", BODY)[0] == 200
+
+
+def test_keys_are_asked_for_and_limit_how_often(deployed: Callable[[str], Path]) -> None:
+    digest = hashlib.sha256(b"secret").hexdigest()
+    keys = f"keys:\n  - {{name: alice, sha256: {digest}, per_minute: 20}}\n"
+    with live(deployed(YAML + keys)) as gateway:
+        assert asked(gateway.address, "/v1/models")[0] == 401
+        assert asked(gateway.address, "/v1/models", headers={"Authorization": "Bearer wrong"})[0] == 401
+        assert asked(gateway.address, "/healthz")[0] == 200
+        right = {"Authorization": "Bearer secret"}
+        assert [asked(gateway.address, "/v1/models", headers=right)[0] for _ in range(3)] == [200, 200, 429]
+        assert int(asked(gateway.address, "/v1/models", headers=right)[2]["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "headers", "status", "words"),
+    [
+        ("/v1/completions", b"{", {}, 400, "no JSON"),
+        ("/v1/completions", b"[" * 100_000, {}, 400, "no JSON"),
+        ("/v1/completions", b"[]", {}, 400, "must be a JSON object"),
+        ("/v1/completions", b'{"model": "demo"}', {}, 400, "'prompt' is missing"),
+        ("/v1/completions", b'{"model": ["demo"], "prompt": "a"}', {}, 404, "no model"),
+        ("/v1/completions", b'{"model": "demo", "prompt": {"a": 1}}', {}, 400, "'prompt' must be"),
+        ("/v1/completions", b'{"model": "demo", "prompt": "a", "n": 1e9}', {}, 400, "'n' must be a number"),
+        ("/v1/completions", b'{"model": "demo", "prompt": [99999999]}', {}, 400, "invalid tokens"),
+        ("/v1/chat/completions", b'{"model": "demo", "messages": [1]}', {}, 400, "must have a role"),
+        ("/v1/embeddings", b'{"model": "twice", "input": "a"}', {}, 404, "no model 'twice'"),
+        ("/v1/completions", b"x", {"Content-Encoding": "br"}, 400, "gzip, deflate or none"),
+        ("/v1/completions", b"x", {"Content-Encoding": "gzip"}, 400, "no gzip"),
+        ("/v2/models/twice/infer", b"{}", {}, 400, "a list of 'inputs'"),
+        ("/v2/models/twice/infer", b'{"inputs": [1]}', {}, 400, "must be an object"),
+        ("/v2/models/twice/infer", b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "is no part of"),
+        ("/v2/models/twice/infer", b"{}", {"Inference-Header-Content-Length": "9999"}, 400, "is no part of"),
+        ("/v2/models/demo/infer", b"{}", {}, 404, "no model 'demo'"),
+        ("/v2/models/twice/versions/9/infer", b"{}", {}, 404, "no version '9'"),
+    ],
+)
+def test_a_wrong_request_is_told_why(  # noqa: PLR0917 (a table)
+    path: str, data: bytes, headers: dict[str, str], status: int, words: str, gateway: Live
+) -> None:
+    found, made, _ = asked(gateway.address, path, data=data, headers=headers)
+    assert found == status, made
+    assert words in (made["error"] if path.startswith("/v2") else made["error"]["message"])
+
+
+def test_bodies_are_bounded_in_size_and_time(deployed: Callable[[str], Path]) -> None:
+    with live(deployed("body_bytes: 1000\nreceive_s: 0.5\n" + YAML)) as gateway:
+        assert asked(gateway.address, "/v1/completions", data=b" " * 1001)[0] == 413
+        host, _, port = gateway.address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert b" 408 " in client.recv(2000)
+        bomb = zlib.compress(bytes(10_000_000))
+        assert (
+            asked(gateway.address, "/v1/completions", data=bomb[:900], headers={"Content-Encoding": "deflate"})[0]
+            == 413
+        )
+        assert asked(gateway.address, "/v1/completions", BODY)[0] == 200
+
+
+def test_bytes_that_are_no_http_end_their_connection_alone(gateway: Live) -> None:
+    host, _, port = gateway.address.removeprefix("http://").partition(":")
+    for noise in (b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\x00" * 5000, b"POST / HTTP/9.9\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.sendall(noise)
+            client.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                client.recv(1000)
+    assert asked(gateway.address, "/healthz")[0] == 200
+
+
+def test_an_address_that_is_taken_is_told(gateway: Live, deployed: Callable[[str], Path]) -> None:
+    port = gateway.address.rpartition(":")[2]
+    with pytest.raises(AssertionError, match="cannot be listened on"), live(deployed(YAML), "--port", port):
+        pass
