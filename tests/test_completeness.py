@@ -68,7 +68,7 @@ def test_every_architecture_is_documented_and_tested_against_its_source(name: st
 def test_every_verb_is_documented_and_tested(verb: str) -> None:
     assert f"`tersor {verb}`" in text("README.md")
     assert f"\n## tersor {verb}\n" in text("docs/reference/command-line.md")
-    assert (SOURCE / "cli" / f"{verb}.py").is_file()
+    assert [path.name for path in (SOURCE / "cli").rglob(f"{verb}.py")] == [f"{verb}.py"]
     tests = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests" / "cli").glob("*.py")))
     assert f'"{verb}"' in tests or f"'{verb}'" in tests
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,11 +29,14 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 class VariantPlan:
     """One artefact and the engine that runs it.
 
+    path      the artefact; or else
+    embedded  a file type: the model that comes with tersor, rounded to it when serving starts
     threads, slots, context, embeddings  of the engine, where it knows them
     """
 
     engine: str
-    path: str
+    path: str = ""
+    embedded: str = ""
     threads: int = 1
     slots: int = 4
     context: int = 2048
@@ -137,12 +140,7 @@ def _model(place: str, entry: object, folder: Path) -> ModelPlan:
         plan = _filled(where, VariantPlan, one)
         if plan.engine not in KINDS:
             raise SchemeError(f"{where}: no engine {plan.engine!r}; there are {', '.join(KINDS)}")
-        file = (folder / plan.path).resolve()
-        if folder.resolve() not in file.parents:
-            raise SchemeError(f"{where}: {plan.path} lies outside of the deployment's folder")
-        if not file.exists():
-            raise MissingError(f"{where}: {plan.path} is not there")
-        variants[_name(place, name)] = VariantPlan(**{**_values(plan), "path": str(file)})
+        variants[_name(place, name)] = plan if plan.embedded else replace(plan, path=_within(where, plan, folder))
     limits = _filled(f"{place}.limits", Limits, given.get("limits") or {})
     made = _filled(place, ModelPlan, {**given, "variants": variants, "limits": limits})
     roles = {"primary": made.primary} | ({} if made.fallback is None else {"fallback": made.fallback})
@@ -152,6 +150,18 @@ def _model(place: str, entry: object, folder: Path) -> ModelPlan:
     if made.fallback == made.primary:
         raise SchemeError(f"{place}.fallback: the same variant as primary")
     return made
+
+
+def _within(where: str, plan: VariantPlan, folder: Path) -> str:
+    """The whole path of an artefact."""
+    if not plan.path:
+        raise SchemeError(f"{where}: the path of an artefact is wanted")
+    file = (folder / plan.path).resolve()
+    if folder.resolve() not in file.parents:
+        raise SchemeError(f"{where}: {plan.path} lies outside of the deployment's folder")
+    if not file.exists():
+        raise MissingError(f"{where}: {plan.path} is not there")
+    return str(file)
 
 
 def _filled(place: str, kind: type[T], entry: object) -> T:
@@ -175,10 +185,6 @@ def _filled(place: str, kind: type[T], entry: object) -> T:
         return kind(**given)
     except TypeError as error:
         raise SchemeError(f"{place}: {str(error).partition(') ')[2] or error}") from error
-
-
-def _values(record: object) -> dict[str, Any]:
-    return {one.name: getattr(record, one.name) for one in fields(record)}  # type: ignore[arg-type]  # a dataclass
 
 
 def _mapping(place: str, value: object) -> dict[str, Any]:

@@ -114,6 +114,9 @@ def _array(
 def _of_json(name: str, data: object, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
     try:
         found = np.asarray(data)
+        if kind == np.uint64 and found.dtype.kind in "fO":  # numpy has no other common type for small and large ones
+            exact = np.asarray(data, object)
+            found = exact.astype(kind) if all(type(number) is int for number in exact.flat) else found
         whole = found.dtype.kind in "biu" or (kind.kind == "f" and found.dtype.kind == "f")
         if found.size != count or not (whole or found.size == 0):
             raise ValueError(f"{count} numbers are wanted")

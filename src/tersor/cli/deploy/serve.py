@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tersor.deploy.config import read_deployment
-from tersor.deploy.gateway.process import serve as run_gateway
+from tersor.deploy.config import Deployment
+from tersor.pipeline import serve as pipeline
 
 __all__ = ["serve"]
 
@@ -46,12 +45,10 @@ def serve(
         return
     if deployment is None:
         raise typer.BadParameter("a deployment is wanted, or --make-key NAME", param_hint="DEPLOY.YAML")
-    found = read_deployment(deployment)
-    found = found if port is None else replace(found, port=port)
 
-    def tell(address: str) -> None:
+    def tell(address: str, found: Deployment) -> None:
         models = ", ".join(f"{name} ({plan.primary})" for name, plan in found.models.items())
         sys.stdout.write(f"serving {models} on {address}\n")
         sys.stdout.flush()
 
-    run_gateway(found, tell)
+    pipeline.serve(deployment, port=port, tell=tell)

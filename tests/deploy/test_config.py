@@ -1,0 +1,112 @@
+"""Deployments: what is taken, and that every mistake is told with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tersor.core.errors import FormatError, MissingError, SchemeError, TersorError
+from tersor.deploy.config import Limits, read_deployment
+
+pytest.importorskip("yaml", reason="reads deployments: pip install 'tersor[serve]'")
+GOOD = """
+port: 9000
+models:
+  chat:
+    primary: small
+    fallback: full
+    variants:
+      small: {engine: llama.cpp, path: sub/small.gguf, threads: 2}
+      full: {engine: llama.cpp, embedded: f16}
+    limits: {in_flight: 3}
+"""
+WRONG = {
+    "no mapping": ("[1]", "names with values are wanted"),
+    "no models": ("port: 9", "models: names with values"),
+    "empty models": ("models: {}", "names no models"),
+    "unknown key": (GOOD + "colour: red\n", "unknown colour; there are models, host, port"),
+    "bad name": (GOOD.replace("chat:", "'../chat':"), "'../chat' is no name"),
+    "no variant": (GOOD.replace("primary: small", "primary: tiny"), "models.chat.primary: no variant 'tiny'"),
+    "twice the same": (GOOD.replace("fallback: full", "fallback: small"), "the same variant as primary"),
+    "unknown engine": (
+        GOOD.replace("llama.cpp, path", "vllm, path"),
+        "variants.small: no engine 'vllm'; there are llama",
+    ),
+    "no path": (GOOD.replace("path: sub/small.gguf, ", ""), "the path of an artefact is wanted"),
+    "outside": (GOOD.replace("sub/small.gguf", "../../etc/passwd"), "lies outside of the deployment's folder"),
+    "absolute": (GOOD.replace("sub/small.gguf", "/etc/passwd"), "lies outside of the deployment's folder"),
+    "through a link": (GOOD.replace("sub/small.gguf", "link/small.gguf"), "lies outside of the deployment's folder"),
+    "not there": (GOOD.replace("sub/small.gguf", "sub/large.gguf"), "sub/large.gguf is not there"),
+    "text for a number": (
+        GOOD.replace("threads: 2", "threads: two"),
+        "small.threads: a whole number above 0, not 'two'",
+    ),
+    "true for a number": (GOOD.replace("in_flight: 3", "in_flight: true"), "limits.in_flight: a whole number above 0"),
+    "zero": (GOOD.replace("in_flight: 3", "in_flight: 0"), "limits.in_flight: a whole number above 0, not 0"),
+    "no seconds": (GOOD.replace("in_flight: 3", "deadline_s: .inf"), "limits.deadline_s: seconds above 0"),
+    "open to others": (GOOD + "host: 0.0.0.0\n", "open to others: give keys, or listen on 127.0.0.1"),
+    "a secret for its hash": (GOOD + "keys: [{name: a, sha256: secret}]\n", "'a' needs the SHA-256 of its secret"),
+    "a key without a hash": (GOOD + "keys: [{name: a}]\n", r"keys\[0\]: .*sha256"),
+    "keys that are no list": (GOOD + "keys: 3\n", "keys: a list of name, sha256"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "small.gguf").write_bytes(b"GGUF")
+    made = tmp_path / "made"
+    (made / "sub").mkdir(parents=True)
+    (made / "sub" / "small.gguf").write_bytes(b"GGUF")
+    (made / "link").symlink_to(tmp_path / "outside")
+    return made
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "deploy.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_what_is_left_out_has_a_default(folder: Path) -> None:
+    found = read_deployment(written(folder, GOOD))
+    plan = found.models["chat"]
+    assert (found.port, found.host, found.keys) == (9000, "127.0.0.1", ())
+    assert plan.limits == Limits(in_flight=3)
+    assert plan.variants["small"].path == str((folder / "sub" / "small.gguf").resolve())
+    assert plan.variants["small"].threads == 2
+    assert (plan.variants["full"].embedded, plan.variants["full"].path) == ("f16", "")
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_told_with_its_place(case: str, folder: Path) -> None:
+    text, words = WRONG[case]
+    with pytest.raises((SchemeError, MissingError), match=words):
+        read_deployment(written(folder, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff\xfe", "models: [", "!!python/object/apply:os.system [id]", "a: &a [*a]", "[" * 20_000, "a" * 2_000_000],
+)
+def test_what_is_no_deployment_is_refused(text: str | bytes, folder: Path) -> None:
+    with pytest.raises(TersorError):
+        read_deployment(written(folder, text))
+
+
+def test_yaml_that_grows_is_refused_in_time(folder: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    with pytest.raises(SchemeError, match="models"):
+        read_deployment(written(folder, "\n".join(lines)))
+
+
+def test_a_deployment_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"deploy.yaml: no such deployment"):
+        read_deployment(tmp_path / "deploy.yaml")
+
+
+def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
+    with pytest.raises(FormatError, match="bytes are no deployment"):
+        read_deployment(written(folder, "#" * (2 << 20)))
