@@ -69,7 +69,8 @@ def fixed_work(
 ) -> Work:
     """Return the same request each time, a POST of `body` or else a GET; any body of the answer will do."""
     wire = request_bytes(address, path, body, headers)
-    return Work(f"{'GET' if body is None else 'POST'} {path}", lambda _: wire, lambda _: _Ignored())
+    name = f"{'GET' if body is None else 'POST'} {path.partition('?')[0]}"  # a key may stand behind it
+    return Work(name, lambda _: wire, lambda _: _Ignored())
 
 
 def chat_work(
