@@ -100,3 +100,22 @@ def test_each_bottleneck_is_named() -> None:
     busy = recorded([0.01] * 10)
     busy.processor = 0.95
     assert bottleneck(busy, 9).startswith("the generator took 95% of a core")
+
+
+def test_without_a_request_nothing_is_known() -> None:
+    result = summarize(StepRecord(Step(0.1, 1, "poisson")), connections=9, max_p99_ms=10, min_goodput=0.5)
+    assert result.invalid.startswith("no request was due")
+    assert [limit.outcome for limit in result.limits] == ["inconclusive", "inconclusive"]
+
+
+def test_a_long_run_is_summarized_quickly() -> None:
+    """By counts: a million latencies, of which intervals take 50,000 evenly picked ones."""
+    record = recorded([0.01, 0.02, 0.03, 0.2])
+    for _ in range(18):
+        record.latency.merge(record.latency)
+    record.requests = record.good = record.latency.count
+    p50 = summarize(record, connections=9).metric("latency_p50_ms")
+    assert p50 is not None
+    assert p50.units == 4 << 18
+    assert p50.low is not None
+    assert p50.low <= p50.value

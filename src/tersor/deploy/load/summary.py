@@ -85,6 +85,8 @@ def summarize(
 
 def bottleneck(record: StepRecord, connections: int) -> str:
     """Return in words why the generator, and not the server, set the numbers of a step; "" where it did not."""
+    if not record.requests:
+        return "no request was due: take a higher rate or more seconds"
     unsent = record.errors["not sent"]
     if unsent:
         return (
