@@ -41,6 +41,7 @@ __all__ = [
     "formats",
     "inspect",
     "load",
+    "loadtest",
     "quantize",
     "report",
     "verify",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.doctor import doctor as doctor
     from tersor.pipeline.evaluate import evaluate as evaluate
     from tersor.pipeline.inspect import inspect as inspect
+    from tersor.pipeline.loadtest import loadtest as loadtest
     from tersor.pipeline.report import report as report
     from tersor.pipeline.verify import verify as verify
 
@@ -98,6 +100,7 @@ _HOMES = {
     "evaluate_net": "tersor.evaluation.nets.accuracy",
     "inspect": "tersor.pipeline.inspect",
     "load": "tersor.models",
+    "loadtest": "tersor.pipeline.loadtest",
     "quantize": "tersor.pipeline.conversion",
     "report": "tersor.pipeline.report",
     "verify": "tersor.pipeline.verify",

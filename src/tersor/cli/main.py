@@ -22,6 +22,7 @@ from tersor.cli.doctor import doctor
 from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
+from tersor.cli.loadtest import loadtest
 from tersor.cli.quantize import quantize
 from tersor.cli.report import report
 from tersor.cli.screen.output import print_json
@@ -46,6 +47,7 @@ app.command(short_help="Save what a model sees, for many quantizations.")(calibr
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
 app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
 app.command(short_help="Measure speed, memory and energy, beside another.")(bench)
+app.command(short_help="Send load to a server and judge its answers.")(loadtest)
 app.command(short_help="Write a page on artefacts, beside each other.")(report)
 app.command(short_help="Serve models, with full precision behind each.")(serve)
 app.command(short_help="Show what is inside a model.")(inspect)

@@ -1,0 +1,1 @@
+"""An honest load generator: requests leave when the schedule says so, whatever became of those before."""
