@@ -17,12 +17,12 @@ from tersor import __version__
 from tersor.cli.bench import bench
 from tersor.cli.calibrate import calibrate
 from tersor.cli.demo import demo
+from tersor.cli.deploy.loadtest import loadtest
 from tersor.cli.deploy.serve import serve
 from tersor.cli.doctor import doctor
 from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
-from tersor.cli.loadtest import loadtest
 from tersor.cli.quantize import quantize
 from tersor.cli.report import report
 from tersor.cli.screen.output import print_json
