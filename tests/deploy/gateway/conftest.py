@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tersor
 from tersor import reference_model
+from tersor.files.gguf import GgufFile
 
 onnx = pytest.importorskip("onnx", reason="a small net is an ONNX file: pip install 'tersor[onnx]'")
 pytest.importorskip("onnxruntime", reason="runs it: pip install 'tersor[onnx]'")
@@ -69,7 +71,25 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10)
     onnx.save(made, folder / "twice.onnx")
+    made.graph.node[0].op_type = "Sub"
+    made.graph.node.append(onnx.helper.make_node("Log", ["minus"], ["y"]))  # of 0 - 0 - … : NaN or infinity
+    made.graph.node[0].output[0] = "minus"
+    onnx.save(made, folder / "nan.onnx")
+    garble(folder / "small.gguf", folder / "garbage.gguf")
     return folder
+
+
+def garble(source: Path, target: Path) -> None:
+    """Zero the scales of half of the matrices in the middle of a GGUF: it loads, and says nonsense."""
+    content = bytearray(source.read_bytes())
+    file = GgufFile(source)
+    for name in (f"blk.{layer}.ffn_down.weight" for layer in range(4)):
+        rows = int(np.prod(file.tensors[name].shape[:-1]))
+        data = file.read_bytes(name, 0, rows).tobytes()
+        at = content.find(data)
+        content[at : at + len(data)] = np.random.default_rng(0).integers(0, 60, len(data), np.uint8).tobytes()
+    file.close()
+    target.write_bytes(content)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from tersor.deploy.gateway import openai, tensors
 from tersor.deploy.gateway.admission import BusyError, RateLimit
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
+from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
 from tersor.kernels.lazy import LazyModule
 
@@ -219,22 +220,22 @@ class Gateway:
             body = _parsed(await self._body(request))
             given = openai.checked(operation, body)
             model = self._model(body["model"] if isinstance(body, dict) and "model" in body else None, tensor=False)
-            asked = {"operation": operation, "body": given}
+            asked = {"operation": operation, "body": with_logprobs(operation, given)}
             if given.get("stream"):
-                return await self._stream(operation, model, asked)
+                return await self._stream(operation, model, asked, given)
             async with model.answered(asked) as reply:
-                made = await openai.finished(operation, model, reply)
+                made = await openai.finished(operation, model, reply, given)
                 return _json(made, headers=self._told(model, reply))
 
         return answer
 
-    async def _stream(self, operation: str, model: Served, asked: dict[str, Any]) -> Response:
+    async def _stream(self, operation: str, model: Served, asked: dict[str, Any], given: Mapping[str, Any]) -> Response:
         stack = AsyncExitStack()
         reply = await stack.enter_async_context(model.answered(asked))
 
         async def events() -> AsyncIterator[bytes]:
             async with stack:
-                async for event in openai.streamed(operation, model, reply):
+                async for event in openai.streamed(operation, model, reply, given):
                     yield event
 
         headers = {**self._told(model, reply), "Cache-Control": "no-store"}
@@ -283,9 +284,9 @@ class Gateway:
         infer = tensors.parsed(await self._body(request), header, model.facts.get("inputs", ()))
         wanted = None if infer.outputs is None else list(infer.outputs)
         async with model.answered({"inputs": infer.inputs, "outputs": wanted}, infer.payload) as reply:
-            if reply.first is None:
+            if not reply.held:
                 raise EngineError(f"{model.name}: the engine answered nothing")
-            part, payload = reply.first
+            part, payload = reply.held[0]
             body, size = tensors.written(model.name, VERSION, infer, part["outputs"], payload)
             headers = self._told(model, reply)
             if size is None:

@@ -28,6 +28,9 @@ class Metrics:
         self.fallbacks = counter(
             "tersor_fallbacks", "Requests that the fallback answered.", ("model", "reason"), registry=registry
         )
+        self.findings = counter(
+            "tersor_findings", "What sentinels saw in answers.", (*by, "sentinel"), registry=registry
+        )
         self.tokens = counter("tersor_generated_tokens", "Tokens in answers.", by, registry=registry)
         self.starts = counter("tersor_engine_starts", "Times that an engine was loaded.", by, registry=registry)
         self.seconds = histogram(

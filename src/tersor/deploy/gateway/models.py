@@ -1,22 +1,24 @@
 """A served model: its variants in their processes, and which of them answers a request.
 
-The primary answers. Where its engine is gone, fails or is late before the first part of the answer, the fallback does;
-once something was sent nobody else goes on with it.
+The primary answers, watched by the sentinels. Where its engine is gone, fails, is late, or what it says is garbage, the
+fallback does; the ladder of `deploy.guard` decides. Once something was sent nobody else goes on with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tersor.core.errors import EngineError
 from tersor.deploy.config import ModelPlan, VariantPlan
 from tersor.deploy.gateway.admission import Admission
 from tersor.deploy.gateway.metrics import Metrics
+from tersor.deploy.gateway.watching import TensorWatch, TextWatch, Watch
+from tersor.deploy.guard.ladder import Case, Decision, Failure, Ladder, Progress
 from tersor.deploy.running.supervised import Answer, Patience, Running, State
 
 __all__ = ["Reply", "Served", "TooLateError"]
@@ -34,22 +36,22 @@ class Reply:
     """An answer that has begun.
 
     variant  who gives it
-    first    its first part, None where it has none
-    rest     the parts behind it
+    held     its first parts, which were judged before any was sent
+    rest     the parts behind them; EngineError where they turn out wrong
     reason   why the fallback gives it; empty: it does not
     """
 
     variant: str
-    first: Answer | None
+    held: list[Answer]
     rest: AsyncIterator[Answer]
     reason: str = ""
 
     async def parts(self) -> AsyncIterator[Answer]:
         """Yield all parts."""
-        if self.first is not None:
-            yield self.first
-            async for part in self.rest:
-                yield part
+        for part in self.held:
+            yield part
+        async for part in self.rest:
+            yield part
 
 
 @dataclass(eq=False)
@@ -62,6 +64,7 @@ class Served:
     patience: Patience = field(default_factory=Patience)
     engines: dict[str, Running] = field(default_factory=dict, init=False)
     admission: Admission = field(init=False)
+    ladder: Ladder = field(default_factory=Ladder, init=False)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.plan.limits.in_flight, self.plan.limits.queue)
@@ -138,27 +141,160 @@ class Served:
 
     @asynccontextmanager
     async def _begun(self, request: dict[str, Any], payload: bytes, deadline: float) -> AsyncIterator[Reply]:
-        now = asyncio.get_running_loop().time()
-        names = list(self._order())
-        reason = ""
-        for place, name in enumerate(names):
-            is_last = place == len(names) - 1
-            until = deadline if is_last else now + PRIMARY_SHARE * (deadline - now)
-            async with aclosing(self.engines[name].run(request, payload)) as parts:  # type: ignore[type-var]
+        case = self.ladder.admit(
+            time.monotonic(),
+            is_streaming=bool(request.get("body", {}).get("stream")),
+            remaining_s=deadline - asyncio.get_running_loop().time(),
+            full_s=self._full_s,
+        )
+        decision, attempt = case.decision, None
+        if case.permit is not None:
+            attempt = _Attempt(self, case, deadline)
+            async with aclosing(self.engines[self.plan.primary].run(request, payload)) as parts:
                 try:
-                    async with asyncio.timeout_at(until):
-                        first = await anext(parts, None)
-                except TimeoutError:
-                    if is_last:
-                        raise TooLateError(f"{self.name}: no answer in {self.plan.limits.deadline_s:g} s") from None
-                    reason = "late"
-                    continue
-                except EngineError:
-                    if is_last:
-                        raise
-                    reason = "error"
-                    continue
-                if reason:
-                    self.metrics.fallbacks.labels(self.name, reason).inc()
-                yield Reply(name, first, parts, reason)
-                return
+                    decision = await attempt.hold(parts)
+                    if decision.action == "quantized":
+                        yield Reply(self.plan.primary, attempt.held, attempt.rest(parts))
+                        return
+                finally:
+                    if decision.action != "full precision":
+                        attempt.finish()
+        if decision.action == "refuse":
+            raise self._refusal(decision, "" if attempt is None else attempt.reason)
+        twin = self.watch()
+        try:
+            async with self._in_full(request, payload, deadline, str(decision.cause or decision.reason), twin) as reply:
+                yield reply
+        finally:
+            if attempt is not None:
+                attempt.finish(twin)
+
+    def _refusal(self, decision: Decision, failure: str) -> Exception:
+        """What the client is told where nobody can answer."""
+        self.metrics.refused.labels((decision.cause or decision.reason).replace(" ", "_")).inc()
+        if decision.cause == "timeout":
+            return TooLateError(f"{self.name}: no answer in {self.plan.limits.deadline_s:g} s")
+        why = failure or ", ".join(finding.sentinel for finding in decision.progress.findings)
+        return EngineError(f"{self.name}: {decision.reason}" + (f": {why}" if why else ""))
+
+    @asynccontextmanager
+    async def _in_full(
+        self, request: dict[str, Any], payload: bytes, deadline: float, reason: str, twin: Watch
+    ) -> AsyncIterator[Reply]:
+        """The fallback's answer; `twin` is shown what it says."""
+        name = self.plan.fallback
+        assert name is not None, "the ladder knows whether there is one"
+        self.metrics.fallbacks.labels(self.name, reason.replace(" ", "_")).inc()
+        async with aclosing(self.engines[name].run(request, payload)) as parts:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    first = await anext(parts, None)
+            except TimeoutError:
+                raise TooLateError(f"{self.name}: no answer in {self.plan.limits.deadline_s:g} s") from None
+
+            async def rest() -> AsyncIterator[Answer]:
+                async for part in parts:
+                    twin.add(*part)
+                    yield part
+
+            held = [] if first is None else [first]
+            for part in held:
+                twin.add(*part)
+            yield Reply(name, held, rest(), reason)
+
+    @property
+    def _full_s(self) -> float | None:
+        """Seconds that the fallback needs: none to speak of, None where there is none that answers."""
+        fallback = self.plan.fallback
+        return 0.0 if fallback is not None and self.engines[fallback].state == "ready" else None
+
+    def watch(self) -> Watch:
+        """The sentinels of one answer."""
+        return TensorWatch() if self.is_tensor else TextWatch()
+
+
+class _Attempt:
+    """The primary's answer to one request, judged as it comes."""
+
+    def __init__(self, model: Served, case: Case, deadline: float) -> None:
+        self.model, self.case, self.deadline = model, case, deadline
+        self.held: list[Answer] = []
+        self.reason = ""
+        self._watch, self._sent = model.watch(), 0
+        self._decision, self._is_done = case.decision, False
+        self._failure: Failure | None = None
+
+    async def hold(self, parts: AsyncGenerator[Answer, None]) -> Decision:
+        """Take parts until it is decided who answers."""
+        loop = asyncio.get_running_loop()
+        has_other = self.model.plan.fallback is not None
+        now = loop.time()
+        until = now + PRIMARY_SHARE * (self.deadline - now) if has_other else self.deadline
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    part = await anext(parts, None)
+            except TimeoutError:
+                return self._judge(failure="timeout")
+            except EngineError as error:
+                self.reason = str(error)
+                return self._judge(failure="error")
+            if part is None:
+                return self._judge(is_finished=True)
+            self.held.append(part)
+            self._watch.add(*part)
+            decision = self._judge()
+            if decision.action != "wait":
+                return decision
+
+    async def rest(self, parts: AsyncGenerator[Answer, None]) -> AsyncIterator[Answer]:
+        """Yield what comes after `held`; EngineError where it turns out to be garbage."""
+        self._sent = self._watch.tokens
+        try:
+            async for part in parts:
+                self._watch.add(*part)
+                if self._judge().action == "end":
+                    names = ", ".join(finding.sentinel for finding in self._watch.findings)
+                    raise EngineError(f"{self.model.name}: the answer went wrong: {names}")
+                yield part
+                self._sent = self._watch.tokens
+        except EngineError:
+            if self._decision.action != "end":
+                self._judge(failure="error")
+            raise
+        self._is_done = True
+
+    def finish(self, twin: Watch | None = None) -> None:
+        """Tell the ladder what became of it.
+
+        twin  the full-precision answer to the same: what it shows too is no fault of the quantized variant
+        """
+        excused = set() if twin is None else {finding.sentinel for finding in twin.findings}
+        progress = self._progress()
+        findings = tuple(finding for finding in progress.findings if finding.sentinel not in excused)
+        ended = self._watch.ended or ("stop" if self._is_done else "cancelled")
+        ended = "error" if self._failure is not None else ended
+        settled = self.model.ladder.finish(
+            self.case, replace(progress, findings=findings), self._decision, ended, time.monotonic()
+        )
+        for finding in (*findings, *([settled.finding] if settled.finding else [])):
+            self.model.metrics.findings.labels(self.model.name, self.model.plan.primary, finding.sentinel).inc()
+
+    def _judge(self, *, failure: Failure | None = None, is_finished: bool = False) -> Decision:
+        self._failure = failure
+        self._is_done = self._is_done or is_finished
+        decision = self.model.ladder.judge(self.case, self._progress(), time.monotonic())
+        self._decision = decision
+        return decision
+
+    def _progress(self) -> Progress:
+        watch = self._watch
+        return Progress(
+            tokens=watch.tokens,
+            sent=self._sent,
+            is_finished=self._is_done or watch.ended is not None,
+            findings=watch.findings,
+            failure=self._failure,
+            remaining_s=self.deadline - asyncio.get_running_loop().time(),
+            full_s=self.model._full_s,
+        )

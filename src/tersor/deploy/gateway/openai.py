@@ -95,8 +95,8 @@ def _check_words(operation: str, given: Mapping[str, Any]) -> None:
         raise RequestError("one 'prompt' at a time: a text, or its tokens", BAD_REQUEST)
 
 
-async def finished(operation: str, model: Served, reply: Reply) -> dict[str, Any]:
-    """Return a whole answer as the protocol has it."""
+async def finished(operation: str, model: Served, reply: Reply, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a whole answer as the protocol has it; `given` is what the client asked for."""
     made: dict[str, Any] = {}
     async for part, _ in reply.parts():
         made = part
@@ -104,16 +104,16 @@ async def finished(operation: str, model: Served, reply: Reply) -> dict[str, Any
         raise EngineError(f"{model.name}: the engine answered nothing")
     tokens = made.get("usage", {}).get("completion_tokens", 0)
     model.metrics.tokens.labels(model.name, reply.variant).inc(tokens)
-    return _told(operation, model.name, made, _number(operation))
+    return _told(operation, model.name, made, _number(operation), given)
 
 
-async def streamed(operation: str, model: Served, reply: Reply) -> AsyncIterator[bytes]:
+async def streamed(operation: str, model: Served, reply: Reply, given: Mapping[str, Any]) -> AsyncIterator[bytes]:
     """Yield the events of an answer. One that breaks off ends with an error and without [DONE]."""
     number, count = _number(operation), 0
     try:
         async for part, _ in reply.parts():
             count += bool(part.get("choices"))
-            yield b"data: " + json.dumps(_told(operation, model.name, part, number)).encode() + b"\n\n"
+            yield b"data: " + json.dumps(_told(operation, model.name, part, number, given)).encode() + b"\n\n"
     except EngineError as error:
         yield b"data: " + json.dumps({"error": {"message": str(error), "type": "server_error"}}).encode() + b"\n\n"
         return
@@ -126,20 +126,37 @@ def _number(operation: str) -> str:
     return f"{'chatcmpl' if operation == 'chat/completions' else 'cmpl'}-{secrets.token_hex(12)}"
 
 
-def _told(operation: str, name: str, made: Mapping[str, Any], number: str) -> dict[str, Any]:
-    """Return a reply or chunk without what is the engine's own."""
+def _told(operation: str, name: str, made: Mapping[str, Any], number: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a reply or chunk without what is the engine's own, or was asked for by us."""
     found = {key: made[key] for key in SHOWN if key in made}
     if operation == "embeddings":
         return {"object": "list", **found, "model": name}
-    if operation == "completions":
-        found["choices"] = [{**one, "logprobs": _by_token(one.get("logprobs"))} for one in found.get("choices", [])]
+    shape = _by_token if operation == "completions" else _by_record
+    found["choices"] = [{**one, "logprobs": shape(one.get("logprobs"), given)} for one in found.get("choices", [])]
     return {"id": number, "created": int(time.time()), **found, "model": name}
 
 
-def _by_token(logprobs: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return logprobs of completions, which have lists where those of chat have a record a token."""
-    if not logprobs or "content" not in logprobs:
+def _by_record(logprobs: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return logprobs of chat, as many as the client wants."""
+    if not logprobs or not given.get("logprobs"):
         return None
+    count, keys = given.get("top_logprobs", 0), ("token", "logprob", "bytes")
+    return {
+        "content": [
+            {
+                **{key: one.get(key) for key in keys},
+                "top_logprobs": [{key: top.get(key) for key in keys} for top in one.get("top_logprobs", ())[:count]],
+            }
+            for one in logprobs.get("content") or ()
+        ]
+    }
+
+
+def _by_token(logprobs: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return logprobs of completions, which have lists where those of chat have a record a token."""
+    if not logprobs or "content" not in logprobs or given.get("logprobs") is None:
+        return None
+    most = int(given["logprobs"])
     content, offsets, at = logprobs["content"], [], 0
     for one in content:
         offsets.append(at)
@@ -147,6 +164,8 @@ def _by_token(logprobs: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "tokens": [one["token"] for one in content],
         "token_logprobs": [one["logprob"] for one in content],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in one.get("top_logprobs", ())} for one in content],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in one.get("top_logprobs", ())[:most]} for one in content
+        ],
         "text_offset": offsets,
     }

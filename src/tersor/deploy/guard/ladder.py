@@ -31,6 +31,7 @@ __all__ = [
     "Action",
     "Case",
     "Decision",
+    "Failure",
     "Ladder",
     "LadderRules",
     "Progress",

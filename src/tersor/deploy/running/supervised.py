@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeAlias
@@ -125,7 +125,7 @@ class Running:
         """Requests that are not answered yet."""
         return len(self._waiting)
 
-    async def run(self, request: dict[str, Any], payload: bytes = b"") -> AsyncIterator[Answer]:
+    async def run(self, request: dict[str, Any], payload: bytes = b"") -> AsyncGenerator[Answer, None]:
         """Yield the parts of an answer; leaving early cancels the rest.
 
         Raises RequestError where the engine refuses the request, EngineError where it is not there or dies.

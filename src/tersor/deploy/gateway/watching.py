@@ -1,0 +1,100 @@
+"""What sentinels are told of an answer: tokens of a text with their probabilities, or tensors.
+
+Engines are asked for the probabilities of a few tokens whether or not the client wants them: without, garbage under
+status 200 looks like an answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from tersor.deploy.guard.findings import Finding
+from tersor.deploy.guard.sentinels import FinishReason, ReplyWatch, Token
+from tersor.deploy.guard.tensors import judge_tensors
+
+__all__ = ["TOP", "TensorWatch", "TextWatch", "Watch", "with_logprobs"]
+
+TOP = 5
+"""Most likely tokens that sentinels see."""
+
+
+class Watch(Protocol):
+    """What is known of an answer so far."""
+
+    tokens: int
+    ended: FinishReason | None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Of all sentinels."""
+        ...
+
+    def add(self, part: Mapping[str, Any], payload: bytes) -> None:
+        """Take the next part of the answer."""
+        ...
+
+
+@dataclass
+class TextWatch:
+    """Of completions: a reply for each choice."""
+
+    tokens: int = 0
+    ended: FinishReason | None = None
+    _replies: dict[int, ReplyWatch] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Of all choices."""
+        return tuple(finding for reply in self._replies.values() for finding in reply.findings)
+
+    def add(self, part: Mapping[str, Any], payload: bytes) -> None:
+        """Take a chunk, or a whole answer."""
+        del payload
+        for choice in part.get("choices", ()):
+            reply = self._replies.setdefault(int(choice.get("index", 0)), ReplyWatch())
+            for one in (choice.get("logprobs") or {}).get("content") or ():
+                reply.add(_token(one))
+                self.tokens += 1
+            reason = choice.get("finish_reason")
+            if reason is not None:
+                self.ended = "length" if reason == "length" else "stop"
+                reply.close(self.ended)
+
+
+@dataclass
+class TensorWatch:
+    """Of tensors: there is one part."""
+
+    tokens: int = 0
+    ended: FinishReason | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def add(self, part: Mapping[str, Any], payload: bytes) -> None:
+        """Take the outputs."""
+        outputs, at = {}, 0
+        for one in part["outputs"]:
+            kind = np.dtype(one["dtype"])
+            count = math.prod(one["shape"])
+            outputs[one["name"]] = np.frombuffer(payload, kind, count, at).reshape(one["shape"])
+            at += count * kind.itemsize
+        self.tokens, self.ended, self.findings = 1, "stop", judge_tensors(outputs)
+
+
+def with_logprobs(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the engine is asked so that sentinels see probabilities."""
+    if operation == "chat/completions":
+        return {**body, "logprobs": True, "top_logprobs": max(TOP, body.get("top_logprobs") or 0)}
+    if operation == "completions":
+        return {**body, "logprobs": max(TOP, body.get("logprobs") or 0)}
+    return dict(body)
+
+
+def _token(one: Mapping[str, Any]) -> Token:
+    piece = bytes(one["bytes"]) if one.get("bytes") is not None else str(one.get("token", ""))
+    top = tuple((int(other["id"]), float(other["logprob"])) for other in one.get("top_logprobs") or () if "id" in other)
+    return Token(int(one.get("id", -1)), piece, one.get("logprob"), top)
