@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from tersor.core.errors import SchemeError
+from tersor.deploy.guard.findings import SENTINELS
 
 __all__ = ["Limits"]
 
@@ -26,15 +27,16 @@ class Limits:
     constant_spread  spread of an output over the batch, relative to its largest value, that counts as none
     cap_share        share of replies that may run into the length cap
     cap_replies      of how many last replies that share is taken; a quarter of them at least are needed
+    ignored          sentinels that stay silent: those that speak about full precision, too
     """
 
-    # Measured on 2026-11-28 with the embedded model, 1000 replies of 64 tokens (docs/explanation/guarding-replies.md).
+    # Measured on 2026-11-28, replies of 64 tokens of the embedded model: docs/explanation/guarding-replies.md.
     window: int = 16  # the hold-back of a stream is no shorter, so a longer one delays the first token
-    entropy_floor: float = 1e-3  # smallest mean 0.96; a scale that is far too large gives 0
+    entropy_floor: float = 1e-3  # smallest mean 0.96; of a file whose scales and minima are all zero, 0.000
     entropy_ceiling: float = 0.72  # largest mean 0.70, of a weak model (perplexity 36); a zeroed scale gives 0.87
-    top1_run: int = 16  # sampled replies reached 6
+    top1_run: int = 16  # sampled replies reached 6; greedy ones may, in a loop of one token
     loop_period: int = 64
-    loop_rounds: int = 4  # held_out.txt, 82 thousand tokens, holds no loop of 3 rounds and 24 tokens
+    loop_rounds: int = 4  # held_out.txt, 82 thousand tokens, holds no loop of 3 rounds; greedy replies do
     loop_length: int = 32
     invalid_places: int = 0
     margin: float = 0.08  # about 5 % of sound replies lie below: what the budget for hints pays for
@@ -43,10 +45,14 @@ class Limits:
     constant_spread: float = 0.0
     cap_share: float = 0.5  # not measured: depends on what the clients ask for
     cap_replies: int = 200
+    ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = (self.window, self.top1_run, self.loop_period, self.loop_length, self.constant_rows, self.cap_replies)
         shares = (self.entropy_ceiling, self.margin, self.score_margin, self.cap_share)
+        unknown = sorted(set(self.ignored) - set(SENTINELS))
+        if unknown:
+            raise SchemeError(f"no sentinel {unknown[0]!r}; there are {', '.join(SENTINELS)}")
         if min(counts) < 1 or self.loop_rounds < 3 or self.invalid_places < 0:
             raise SchemeError(f"counts must be 1 or more, loop_rounds 3, invalid_places 0: {self}")
         if not all(0 <= share <= 1 for share in shares):

@@ -98,7 +98,7 @@ class ReplyWatch:
         self._loops = LoopDetector(longest=limits.loop_period, rounds=limits.loop_rounds, length=limits.loop_length)
         self._text = Utf8Check()
         self._top1, self._run = -1, 0
-        self._is_closed = False
+        self._is_closed = self._is_looping = False
         self.tokens = 0
         self.findings: tuple[Finding, ...] = ()
 
@@ -109,8 +109,9 @@ class ReplyWatch:
         before, place = len(self.findings), self.tokens
         self.tokens += 1
         self._check_text(place, self._text.add(token.piece))
-        if not self._has("repetition") and (loop := self._loops.add(token.id)):
-            self._report("repetition", place, loop.length, max(self._limits.loop_length, 1))
+        if not self._is_looping and (loop := self._loops.add(token.id)):
+            self._is_looping = True
+            self._report("repetition", place, loop.length, self._limits.loop_length)
         # Numbers that are none spoil whatever is computed from them.
         if not self._check_numbers(place, token):
             self._check_entropy(place, token)
@@ -131,7 +132,7 @@ class ReplyWatch:
         return any(finding.sentinel == sentinel for finding in self.findings)
 
     def _report(self, sentinel: str, place: int, value: float, limit: float) -> None:
-        if not self._has(sentinel):
+        if not self._has(sentinel) and sentinel not in self._limits.ignored:
             self.findings += (found(sentinel, place, value, limit),)
 
     def _check_text(self, place: int, invalid: int) -> None:
@@ -199,5 +200,7 @@ class LengthCaps:
         rate = self._window.rate
         least = rate.at_least()
         if 4 * rate.total < self._limits.cap_replies or least <= self._limits.cap_share:
+            return None
+        if "length_cap" in self._limits.ignored:
             return None
         return found("length_cap", "replies", least, self._limits.cap_share)

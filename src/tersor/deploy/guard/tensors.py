@@ -55,7 +55,7 @@ def judge_tensors(
             findings += _constant(name, wide, limits)
         if name in scores:
             findings += _scored(name, wide, limits)
-    return tuple(findings)
+    return tuple(finding for finding in findings if finding.sentinel not in limits.ignored)
 
 
 def _distinct_rows(inputs: Mapping[str, Array]) -> int:
