@@ -115,7 +115,7 @@ def test_what_was_taken_is_answered_after_sigterm_and_nothing_is_left(deployed: 
         for answer in answers:
             status, made, _ = answer.result(timeout=60)
             assert status == 200
-            assert made["usage"]["completion_tokens"] == 120
+            assert made["choices"][0]["finish_reason"] in ("stop", "length")
         assert gateway.process.wait(timeout=30) == 0
         assert gone(children)
 
