@@ -17,6 +17,7 @@ from tersor import __version__
 from tersor.cli.bench import bench
 from tersor.cli.calibrate import calibrate
 from tersor.cli.demo import demo
+from tersor.cli.deploy.gate import gate
 from tersor.cli.deploy.loadtest import loadtest
 from tersor.cli.deploy.serve import serve
 from tersor.cli.doctor import doctor
@@ -49,6 +50,7 @@ app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
 app.command(short_help="Measure speed, memory and energy, beside another.")(bench)
 app.command(short_help="Send load to a server and judge its answers.")(loadtest)
 app.command(short_help="Write a page on artefacts, beside each other.")(report)
+app.command(short_help="Judge whether an artefact may serve.")(gate)
 app.command(short_help="Serve models, with full precision behind each.")(serve)
 app.command(short_help="Show what is inside a model.")(inspect)
 app.command(short_help="List number formats and file types.")(formats)

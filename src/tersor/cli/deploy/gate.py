@@ -1,0 +1,79 @@
+"""`tersor gate`: may this artefact serve?"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tersor.cli.quantize import parse_size
+from tersor.cli.screen.output import JsonOption, console, print_json
+from tersor.deploy.gating.record import GateRecord
+from tersor.deploy.gating.serving import Bounds
+from tersor.pipeline.gate import MARGIN
+from tersor.pipeline.gate import gate as judged
+
+__all__ = ["gate"]
+
+_STYLES = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
+CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+
+
+def gate(
+    artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A GGUF.")],
+    against: Annotated[str, typer.Option(metavar="MODEL", help="The full-precision model: folder, file or id.")],
+    data: Annotated[Path | None, typer.Option(metavar="TEXT", help="A UTF-8 text like that of your use.")] = None,
+    max_kl: Annotated[
+        float, typer.Option(min=0, metavar="NATS", help="The margin: a divergence below it is taken for no worse.")
+    ] = MARGIN,
+    windows: Annotated[int, typer.Option(min=2, metavar="N", help="Windows of text at most.")] = 40,
+    max_first_ms: Annotated[
+        float | None, typer.Option(min=0, metavar="MS", help="Longest median time until the first token.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most memory of the engine, such as 2GiB.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the engine.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge an artefact before it serves: PASS, FAIL or INCONCLUSIVE, each check with its numbers.
+
+    Hashes of its Card, structure, tokens, tensors and logits against the model it came from, golden prompts through the
+    code that serves, time and memory, and quality: the 95 % interval of its divergence has to lie below the margin.
+    Exit code 0, 1, or 3 where something could not be settled.
+
+    \b
+    Example:
+      tersor gate model-q4.gguf --against org/name --data my-text.txt --max-kl 0.03 --max-memory 6GiB
+    """
+    bounds = Bounds(max_first_ms, None if max_memory is None else parse_size(max_memory))
+    command = shlex.join(["tersor", "gate", artefact.name, "--against", Path(against).name, "--max-kl", f"{max_kl:g}"])
+    record = judged(
+        artefact,
+        against=against,
+        data=data,
+        max_kl=max_kl,
+        windows=windows,
+        bounds=bounds,
+        threads=threads,
+        command=command,
+    )
+    if as_json:
+        print_json(record.to_object())
+    else:
+        _print(console(), record)
+    raise typer.Exit(CODES[record.outcome])
+
+
+def _print(screen: Console, record: GateRecord) -> None:
+    for check in record.checks:
+        screen.print(f"{check.outcome:13}", style=_STYLES[check.outcome], end="")
+        screen.print(f"{check.name:10} {check.detail}")
+        for problem in check.problems[:4]:
+            screen.print(f"{'':24}- {problem}")
+    screen.print()
+    screen.print(f"{record.outcome}", style=_STYLES[record.outcome], end="")
+    screen.print(f"  {record.artefact} against {record.baseline}")
