@@ -22,6 +22,7 @@ from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
 from tersor.cli.quantize import quantize
+from tersor.cli.registry import registry
 from tersor.cli.report import report
 from tersor.cli.screen.output import print_json
 from tersor.cli.verify import verify
@@ -46,6 +47,7 @@ app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
 app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
 app.command(short_help="Measure speed, memory and energy, beside another.")(bench)
 app.command(short_help="Write a page on artefacts, beside each other.")(report)
+app.add_typer(registry, short_help="Keep what serves, what it passed, and since when.")
 app.command(short_help="Show what is inside a model.")(inspect)
 app.command(short_help="List number formats and file types.")(formats)
 app.command(short_help="Show what is installed and works.")(doctor)

@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from tersor.calibrate.text import BUILT_IN
-from tersor.cli.nets import NetArguments, quantize_net_command
 from tersor.cli.options.images import MeanOption, StdOption, preparation_of
 from tersor.cli.options.language import (
     OF_TEXT,
@@ -54,6 +53,7 @@ from tersor.cli.options.nets import (
     TrainOption,
     WeightsOption,
 )
+from tersor.cli.screen.nets import NetArguments, quantize_net_command
 from tersor.cli.screen.output import JsonOption, is_given, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import Card, card_path

@@ -65,7 +65,7 @@ def rolled_back(now: Deployment | None, target: Deployment | None, name: str, le
     if leaving is not None and leaving not in (now.artefact, now.candidate):
         raise SchemeError(f"{name}: {leaving} is not what serves, {now.artefact} is: nothing was rolled back")
     if target is None:
-        raise SchemeError(f"{name}: nothing served before {now.artefact}; deploy something else, or undeploy it")
+        raise SchemeError(f"{name}: nothing served before {now.artefact}; deploy something else")
     return Move("rollback", "serving", target.artefact, target.fallback, before=target.before)
 
 
