@@ -93,7 +93,7 @@ def test_the_history_is_what_was_done_in_the_order_in_which_it_was_done(steps: l
                     take(registry, action, NAMES[index], weight)
                     times += [timestamp(clock.now)] * (len(model.log) - before)
                 else:
-                    with pytest.raises(SchemeError, match="^chat: "):
+                    with pytest.raises(SchemeError, match=r"^chat: "):
                         take(registry, action, NAMES[index], weight)
             check(registry, model, times)
         with Registry.open(folder) as registry:

@@ -24,6 +24,7 @@ __all__ = ["DATABASE", "Database", "Mode", "Value"]
 
 DATABASE = "registry.db"
 LOCK = "registry.lock"
+SMALLEST_PAGE = 512
 MAX_VALUE = 1 << 25
 """Bytes of the largest text or row; the largest that is ever written, a Card, has half of that."""
 
@@ -167,6 +168,9 @@ def _check_place(folder: Path, path: Path, mode: Mode) -> None:
     # A pipe would be waited for, and a link could be turned elsewhere between two openings.
     if not stat.S_ISREG(found.st_mode):
         raise FormatError(f"{path}: not a plain file, so no registry")
+    # SQLite takes the shortest files for empty ones, and would write over them.
+    if 0 < found.st_size < SMALLEST_PAGE:
+        raise FormatError(f"{path}: not a registry, or damaged ({found.st_size} bytes); go back to a copy")
 
 
 def _connected(path: Path, mode: Mode, wait_s: float) -> sqlite3.Connection:
@@ -195,6 +199,8 @@ def _told(folder: Path) -> Iterator[None]:
         raise
     except sqlite3.Error as error:
         raise _translated(error, folder / DATABASE) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged, and Python cannot read it
+        raise FormatError(f"{folder / DATABASE}: damaged; go back to a copy") from error
 
 
 def _translated(error: sqlite3.Error, path: Path) -> TersorError:

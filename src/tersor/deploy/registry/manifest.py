@@ -175,7 +175,7 @@ def _walked(folder: Path) -> Iterator[tuple[str, Path]]:
                 raise FormatError(f"{folder}: more than {MAX_FILES} files or {MAX_DEPTH} folders deep; no artefact is")
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((place, depth + 1))
-            elif entry.is_dir():
+            elif entry.is_symlink() and place.is_dir():
                 raise FormatError(f"{place}: a link to a folder; put the files themselves there")
             elif place not in cards:
                 yield _named(place.relative_to(folder).as_posix()), place
