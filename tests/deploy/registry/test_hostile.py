@@ -93,6 +93,15 @@ def test_an_empty_file_is_where_a_run_was_killed_and_is_begun_anew(tmp_path: Pat
         assert opened.artefacts() == ()
 
 
+def test_a_registry_that_lost_its_log_is_not_taken_for_a_new_one(
+    registry: Registry, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "registry.db").write_bytes((folder / "registry.db").read_bytes())
+    with Registry.open(tmp_path / "copy", mode="write") as opened:
+        opened.check()
+
+
 def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, closed: Path) -> None:
     places = {name: tmp_path / name / "registry.db" for name in ("folder", "pipe", "link")}
     for path in places.values():
@@ -191,7 +200,27 @@ def test_a_forged_path_leads_nowhere(closed: Path, path: str) -> None:
                 call("x")
 
 
-def test_strays_and_damage_are_found_by_check(closed: Path) -> None:
+def test_an_index_that_contradicts_its_table_is_found_by_check(closed: Path) -> None:
+    connection = sqlite3.connect(closed)
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'transitions_of'").fetchone()
+    connection.close()
+    data = bytearray(closed.read_bytes())
+    inside = slice((page - 1) * size, page * size)
+    data[inside] = data[inside].replace(b"chat", b"chbt")
+    closed.write_bytes(data)
+    with Registry.open(closed.parent) as opened, pytest.raises(FormatError, match="missing from index transitions_of"):
+        opened.check()
+
+
+def test_we_add_no_row_that_names_a_row_that_is_not_there(registry: Registry) -> None:
+    database = registry._ledger.database
+    with pytest.raises(SchemeError, match="FOREIGN KEY"), database.writing(is_decision=True):
+        database.insert("verdicts", artefact=77, at="a", who="b", outcome="pass", document="{}")
+    assert database.rows("SELECT * FROM verdicts") == []
+
+
+def test_strays_are_found_by_check(closed: Path) -> None:
     forge(closed, "PRAGMA foreign_keys = OFF", "INSERT INTO verdicts VALUES (NULL, 77, 'a', 'b', 'pass', '{}')")
     with (
         Registry.open(closed.parent) as opened,

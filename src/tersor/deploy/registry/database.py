@@ -144,6 +144,8 @@ class Database:
         with self.writing(is_decision=True):
             # Another process may have been first while this one waited.
             migrate(self._connection, version_of(self._connection, self._path))
+        # Into the file itself: a log that is lost or damaged later must not make it look like one that was never begun.
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _end(self, statement: str) -> None:
         if self._connection.in_transaction:

@@ -121,7 +121,7 @@ class Deployment:
     fallback   the full-precision artefact that answers where the primary may not; None where there is none
     candidate  what is tried beside the primary; None in the states serving and stopped
     weight     share of requests that the candidate answers, 0 … 1
-    before     id of the transition that a rollback returns to; None where nothing served before
+    before     id of the last transition after which one artefact served alone before; None where none did
     """
 
     id: int
