@@ -13,7 +13,7 @@ import asyncio
 import subprocess
 import sys
 
-from tersor.pipeline.loadtest import loadtest
+from tersor.pipeline.deploy.loadtest import loadtest
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -32,6 +32,12 @@ def verbs() -> list[str]:
     return list(group.commands)
 
 
+def group_commands() -> list[tuple[str, str]]:
+    """The verbs that are groups, with each of their commands."""
+    group: Any = typer.main.get_command(app)
+    return [(verb, command) for verb in group.commands for command in getattr(group.commands[verb], "commands", {})]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_has_a_row_in_the_reference(name: str) -> None:
     page = text("docs/reference/formats.md")
@@ -71,6 +77,13 @@ def test_every_verb_is_documented_and_tested(verb: str) -> None:
     assert [path.name for path in (SOURCE / "cli").rglob(f"{verb}.py")] == [f"{verb}.py"]
     tests = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests" / "cli").glob("*.py")))
     assert f'"{verb}"' in tests or f"'{verb}'" in tests
+
+
+@pytest.mark.parametrize(("verb", "command"), group_commands())
+def test_every_command_of_a_group_is_documented_and_tested(verb: str, command: str) -> None:
+    assert f"\n### tersor {verb} {command}\n" in text("docs/reference/command-line.md")
+    tests = text(f"tests/cli/test_{verb}.py")
+    assert f'"{command}"' in tests
 
 
 @pytest.mark.parametrize("name", ERRORS)

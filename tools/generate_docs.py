@@ -180,18 +180,24 @@ def verbs() -> str:
 
 
 def command_line() -> str:
-    """Every verb with all its options."""
+    """Every verb with all its options; the commands of a group stand below it."""
     parts = []
     for name, command in _commands().items():
-        rows = []
-        for parameter in command.params:
-            spelled = ", ".join(f"`{word}`" for word in [*parameter.opts, *parameter.secondary_opts])
-            if parameter.param_type_name == "argument":
-                spelled = f"`{parameter.metavar or parameter.name.upper()}`"
-            rows.append([spelled, " ".join((getattr(parameter, "help", "") or "").split())])
-        text = re.sub(r"\[/?bold\]", "**", (command.help or "").strip())
-        parts.append(f"## tersor {name}\n\n{text}\n\n{table(('option', 'meaning'), rows)}")
+        parts.append(_section(f"## tersor {name}", command))
+        parts += [_section(f"### tersor {name} {each}", one) for each, one in getattr(command, "commands", {}).items()]
     return "\n".join(parts)
+
+
+def _section(heading: str, command: Any) -> str:
+    rows = []
+    for parameter in command.params:
+        spelled = ", ".join(f"`{word}`" for word in [*parameter.opts, *parameter.secondary_opts])
+        if parameter.param_type_name == "argument":
+            spelled = f"`{parameter.metavar or parameter.name.upper()}`"
+        rows.append([spelled, " ".join((getattr(parameter, "help", "") or "").split())])
+    text = re.sub(r"\[/?bold\]", "**", (command.help or "").strip())
+    options = "" if hasattr(command, "commands") else f"\n{table(('option', 'meaning'), rows)}"
+    return f"{heading}\n\n{text}\n{options}"
 
 
 def mixture_version() -> str:

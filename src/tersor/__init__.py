@@ -69,10 +69,10 @@ if TYPE_CHECKING:
     from tersor.pipeline.calibrated.run import Calibration as Calibration
     from tersor.pipeline.conversion import quantize as quantize
     from tersor.pipeline.demo import demo as demo
+    from tersor.pipeline.deploy.loadtest import loadtest as loadtest
     from tersor.pipeline.doctor import doctor as doctor
     from tersor.pipeline.evaluate import evaluate as evaluate
     from tersor.pipeline.inspect import inspect as inspect
-    from tersor.pipeline.loadtest import loadtest as loadtest
     from tersor.pipeline.report import report as report
     from tersor.pipeline.verify import verify as verify
 
@@ -100,7 +100,7 @@ _HOMES = {
     "evaluate_net": "tersor.evaluation.nets.accuracy",
     "inspect": "tersor.pipeline.inspect",
     "load": "tersor.models",
-    "loadtest": "tersor.pipeline.loadtest",
+    "loadtest": "tersor.pipeline.deploy.loadtest",
     "quantize": "tersor.pipeline.conversion",
     "report": "tersor.pipeline.report",
     "verify": "tersor.pipeline.verify",

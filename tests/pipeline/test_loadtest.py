@@ -7,7 +7,7 @@ import pytest
 from tersor.core.errors import SchemeError
 from tersor.core.evaluation import Limit
 from tersor.deploy.load.summary import StepResult
-from tersor.pipeline.loadtest import LoadTest, loadtest
+from tersor.pipeline.deploy.loadtest import LoadTest, loadtest
 
 
 @pytest.mark.parametrize(

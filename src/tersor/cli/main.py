@@ -19,6 +19,7 @@ from tersor.cli.calibrate import calibrate
 from tersor.cli.demo import demo
 from tersor.cli.deploy.gate import gate
 from tersor.cli.deploy.loadtest import loadtest
+from tersor.cli.deploy.registry import registry
 from tersor.cli.deploy.serve import serve
 from tersor.cli.doctor import doctor
 from tersor.cli.evaluate import evaluate
@@ -52,6 +53,7 @@ app.command(short_help="Send load to a server and judge its answers.")(loadtest)
 app.command(short_help="Write a page on artefacts, beside each other.")(report)
 app.command(short_help="Judge whether an artefact may serve.")(gate)
 app.command(short_help="Serve models, with full precision behind each.")(serve)
+app.add_typer(registry, short_help="Keep what serves, what it passed, and since when.")
 app.command(short_help="Show what is inside a model.")(inspect)
 app.command(short_help="List number formats and file types.")(formats)
 app.command(short_help="Show what is installed and works.")(doctor)

@@ -16,7 +16,7 @@ from tersor.cli.main import app
 from tersor.deploy.gating.record import GateCheck, GateRecord, Outcome
 from tersor.deploy.gating.serving import Bounds
 from tersor.files.gguf import GgufFile
-from tersor.pipeline.gate import gate
+from tersor.pipeline.deploy.gate import gate
 
 pytest.importorskip("xllamacpp", reason="runs a GGUF: pip install 'tersor[llama]'")
 pytest.importorskip("torch", reason="the baseline runs in it: pip install 'tersor[torch]'")

@@ -12,7 +12,7 @@ import pytest
 from tersor.core.errors import EngineError
 from tersor.deploy.load.question import Question
 from tersor.deploy.load.summary import StepResult
-from tersor.pipeline.loadtest import loadtest
+from tersor.pipeline.deploy.loadtest import loadtest
 
 from .server import Request, answering, chunked, reply, serve
 

@@ -13,8 +13,8 @@ from tersor.cli.quantize import parse_size
 from tersor.cli.screen.output import JsonOption, console, print_json
 from tersor.deploy.gating.record import GateRecord
 from tersor.deploy.gating.serving import Bounds
-from tersor.pipeline.gate import MARGIN
-from tersor.pipeline.gate import gate as judged
+from tersor.pipeline.deploy.gate import MARGIN
+from tersor.pipeline.deploy.gate import gate as judged
 
 __all__ = ["gate"]
 

@@ -18,7 +18,7 @@ from tersor.core.evaluation import Metric
 from tersor.core.records import plain
 from tersor.deploy.load.question import Question
 from tersor.deploy.load.summary import StepResult
-from tersor.pipeline import loadtest as pipeline
+from tersor.pipeline.deploy import loadtest as pipeline
 
 __all__ = ["loadtest"]
 

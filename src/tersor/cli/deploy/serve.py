@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tersor.deploy.config import Deployment
-from tersor.pipeline import serve as pipeline
+from tersor.pipeline.deploy import serve as pipeline
 
 __all__ = ["serve"]
 

@@ -1,0 +1,1 @@
+"""The verbs of what serves, as one library call each."""
