@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from tersor.deploy.guard.breaker import Breaker, BreakerRules, Permit, Transition
 from tersor.deploy.guard.rates import CountWindow, Rate, SteadyClock, TimeWindow
 
 __all__ = [
+    "Breaker",
+    "BreakerRules",
     "CountWindow",
+    "Permit",
     "Rate",
     "SteadyClock",
     "TimeWindow",
+    "Transition",
 ]
