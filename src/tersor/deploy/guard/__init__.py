@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from tersor.deploy.guard.breaker import Breaker, BreakerRules, Permit, Transition
 from tersor.deploy.guard.budget import REASONS, Budget, Grant, PurseRules
+from tersor.deploy.guard.findings import SENTINELS, Finding, Sentinel
+from tersor.deploy.guard.limits import Limits
 from tersor.deploy.guard.rates import CountWindow, Rate, SteadyClock, TimeWindow
+from tersor.deploy.guard.sentinels import LengthCaps, ReplyWatch, Token
+from tersor.deploy.guard.tensors import judge_tensors
 
 __all__ = [
     "REASONS",
+    "SENTINELS",
     "Breaker",
     "BreakerRules",
     "Budget",
     "CountWindow",
+    "Finding",
     "Grant",
+    "LengthCaps",
+    "Limits",
     "Permit",
     "PurseRules",
     "Rate",
+    "ReplyWatch",
+    "Sentinel",
     "SteadyClock",
     "TimeWindow",
+    "Token",
     "Transition",
+    "judge_tensors",
 ]
