@@ -9,17 +9,20 @@ held-out text, and prints how many replies have which finding. The pages of the 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 import tersor
 from tersor import reference_model
@@ -171,7 +174,11 @@ def watched(reply: Reply, limits: Limits | None = None) -> ReplyWatch:
 
 
 def row(name: str, answers: Sequence[Reply]) -> str:
-    """A line of the table: how many replies had a fault, its interval, when it was seen, and by which sentinels."""
+    """A line of the table: replies with a fault, interval, when it was seen, by which sentinels; and what they measure.
+
+    The last two columns are the least and the largest mean entropy of a window, as a share of ln(vocabulary), and the
+    longest run of one first choice: of sound replies, what the limits have to leave room for.
+    """
     watches = [watched(reply) for reply in answers]
     faults = [[f for f in watch.findings if f.severity == "fault"] for watch in watches]
     share = proportion_interval([float(bool(found)) for found in faults])
@@ -180,7 +187,14 @@ def row(name: str, answers: Sequence[Reply]) -> str:
     middle = f"{places[len(places) // 2] + 1}" if places else "–"
     sentinels = ", ".join(f"{sentinel} {number}" for sentinel, number in seen.most_common()) or "–"
     hits = sum(map(bool, faults))
-    return f"| {name} | {hits}/{len(faults)} | {share.low:.1%}–{share.high:.1%} | {middle} | {sentinels} |\n"
+    entropies = np.asarray([[token.entropy for token in reply.tokens] for reply in answers], np.float64)
+    means = sliding_window_view(entropies, Limits().window, axis=1).mean(-1) / math.log(VOCABULARY)
+    runs = [[token.top[0][0] for token in reply.tokens] for reply in answers]
+    longest = max(len(list(group)) for choices in runs for _, group in groupby(choices))
+    measured = f"{means.min():.3f}–{means.max():.3f} | {longest}"
+    return (
+        f"| {name} | {hits}/{len(faults)} | {share.low:.1%}–{share.high:.1%} | {middle} | {sentinels} | {measured} |\n"
+    )
 
 
 def main() -> None:

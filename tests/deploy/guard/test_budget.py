@@ -35,6 +35,15 @@ def test_a_steady_wish_is_granted_at_the_share() -> None:
     assert granted == pytest.approx(10 + 500, abs=1)
 
 
+def test_ten_tenths_are_a_whole() -> None:
+    budget = Budget({"hints": PurseRules(0.1, 1)})
+    assert budget.take("low margin").is_paid
+    for _ in range(10):
+        budget.request()
+    assert budget.left("hints") < 1
+    assert budget.take("low margin").is_paid
+
+
 def test_hints_never_spend_what_faults_need() -> None:
     budget = Budget()
     while budget.take("low margin").is_paid:
@@ -45,10 +54,17 @@ def test_hints_never_spend_what_faults_need() -> None:
 
 def test_faults_may_spend_what_hints_have_left() -> None:
     budget = Budget({"faults": PurseRules(0.1, 2), "hints": PurseRules(0.1, 3)})
-    grants = [budget.take("error") for _ in range(6)]
+    grants = [budget.take(reason) for _ in range(2) for reason in ("fault", "error", "timeout")]
     assert [grant.purse for grant in grants] == ["faults"] * 2 + ["hints"] * 4
     assert [grant.is_paid for grant in grants] == [True] * 5 + [False]
     assert [grant.left for grant in grants] == [1, 0, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("reason", ["fault", "error", "timeout"])
+def test_each_grave_reason_may_spend_both_purses_and_a_hint_its_own(reason: Any) -> None:
+    budget = Budget({"faults": PurseRules(0.1, 1), "hints": PurseRules(0.1, 1)})
+    assert [budget.take(reason).purse for _ in range(2)] == ["faults", "hints"]
+    assert not budget.take("low margin").is_paid
 
 
 def test_the_whole_traffic_may_fall_back_while_the_breaker_is_open() -> None:

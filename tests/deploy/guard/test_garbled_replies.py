@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tersor.deploy.guard import SENTINELS, Ladder, Progress, ReplyWatch
+from tersor.deploy.guard.repetition import LoopDetector
 from tersor.deploy.guard.sentinels import FinishReason
 from tersor.models import load
 
-from .garbled_replies import VOCABULARY, Reply, broken, quantized, replies, watched
+from .garbled_replies import VOCABULARY, Reply, broken, quantized, replies, text, watched
 
 pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
@@ -54,6 +55,11 @@ def test_sound_replies_raise_no_fault(sound: Path) -> None:
     ladder, actions = served(answers)
     assert set(actions) <= {"quantized", "full precision"}
     assert ladder.breaker.openings == 0
+
+
+def test_sound_text_holds_no_loop() -> None:
+    detector = LoopDetector(longest=64, rounds=3, length=24)
+    assert not any(detector.add(token) for token in text()[0].tolist())
 
 
 @pytest.mark.parametrize("fault", CAUGHT)

@@ -32,14 +32,14 @@ class Limits:
 
     # Measured on 2026-11-28, replies of 64 tokens of the embedded model: docs/explanation/guarding-replies.md.
     window: int = 16  # the hold-back of a stream is no shorter, so a longer one delays the first token
-    entropy_floor: float = 1e-3  # smallest mean 0.96; of a file whose scales and minima are all zero, 0.000
+    entropy_floor: float = 1e-3  # smallest mean 0.8; of a file whose scales and minima are all zero, 0.000
     entropy_ceiling: float = 0.72  # largest mean 0.70, of a weak model (perplexity 36); a zeroed scale gives 0.87
-    top1_run: int = 16  # sampled replies reached 6; greedy ones may, in a loop of one token
+    top1_run: int = 16  # sampled replies reached 6; of greedy ones 1 in 200 loops on one token
     loop_period: int = 64
     loop_rounds: int = 4  # held_out.txt, 82 thousand tokens, holds no loop of 3 rounds; greedy replies do
     loop_length: int = 32
     invalid_places: int = 0
-    margin: float = 0.08  # about 5 % of sound replies lie below: what the budget for hints pays for
+    margin: float = 0.08  # 4 to 5 % of sound replies lie below: what the budget for hints pays for
     score_margin: float = 0.1  # not measured: depends on the net, see the page
     constant_rows: int = 4  # not measured: two saturated scores are often equal, four of several numbers seldom
     constant_spread: float = 0.0
