@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -118,6 +119,16 @@ def test_what_was_taken_is_answered_after_sigterm_and_nothing_is_left(deployed: 
             assert made["choices"][0]["finish_reason"] in ("stop", "length")
         assert gateway.process.wait(timeout=30) == 0
         assert gone(children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stopped process with its parent")
+def test_a_gateway_that_is_killed_leaves_no_engine_not_even_one_that_hangs(deployed: Callable[[str], Path]) -> None:
+    with live(deployed(YAML)) as gateway:
+        children = gateway.children()
+        os.kill(children[0], signal.SIGSTOP)
+        gateway.process.kill()
+        gateway.process.wait(timeout=10)
+        until(lambda: gone(children))
 
 
 def test_more_than_fits_is_refused_at_once_with_a_time_to_come_back(gateway: Live) -> None:

@@ -6,9 +6,11 @@ what is cancelled, and dies with the gateway: the socket closes.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -26,6 +28,8 @@ KINDS = {
     "onnxruntime": "tersor.deploy.running.onnx",
 }
 """What an engine is called in a deployment → the module whose `opened(options)` makes one."""
+SET_PARENT_DEATH_SIGNAL = 1
+"""Of prctl(2)."""
 BAD_REQUEST = 400
 FAILED = 500
 
@@ -99,8 +103,15 @@ class _Loop:
             os._exit(0)
 
 
+def _die_with_the_gateway() -> None:
+    """Ask Linux to end this process with its parent: one that hangs would never see the socket close."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
 def main() -> None:
     """Open the engine, say so, and serve."""
+    _die_with_the_gateway()
     channel = socket.socket(fileno=int(sys.argv[1]))
     kind, options = sys.argv[2], json.loads(sys.argv[3])
     try:
