@@ -86,7 +86,7 @@ class Deployment:
 
     host, port   where to listen; without keys only a loopback address is taken
     body_bytes   largest request
-    receive_s    until a request must have arrived whole
+    receive_s    until the head of a request must have arrived, and then its body
     drain_s      for requests that are being answered when the gateway is told to end
     keys         none: everybody may ask
     """

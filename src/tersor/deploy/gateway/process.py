@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.errors import MissingError
 from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.app import Gateway
+from tersor.deploy.gateway.heads import bounded_protocol
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def _server(gateway: Gateway, deployment: Deployment) -> Any:
 
     settings = uvicorn.Config(
         gateway.app(),
+        http=bounded_protocol(deployment.receive_s),
         log_level="warning",
         access_log=False,
         server_header=False,

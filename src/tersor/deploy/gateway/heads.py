@@ -1,0 +1,61 @@
+"""Heads of requests within bounds of size and time: the parser alone waits for ever, and takes what comes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http import httptools_impl
+else:
+    httptools_impl = LazyModule("uvicorn.protocols.http.httptools_impl", "serve")
+
+__all__ = ["HEAD_BYTES", "bounded_protocol"]
+
+HEAD_BYTES = 64 << 10
+"""Of a head that is not complete yet; what comes at once with its end is let through, one read at most."""
+
+
+def bounded_protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol, which closes connections whose heads take longer than `seconds` or too many bytes."""
+
+    class Bounded(httptools_impl.HttpToolsProtocol):
+        _timer: asyncio.TimerHandle | None = None
+        _is_head, _size = True, 0
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._begin()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            self._begin()
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._end()
+            super().on_headers_complete()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._size += len(data)
+            if self._is_head and self._size > HEAD_BYTES:
+                self.transport.close()
+
+        def _begin(self) -> None:
+            self._end()
+            self._is_head, self._size = True, 0
+            self._timer = self.loop.call_later(seconds, self.transport.close)
+
+        def _end(self) -> None:
+            self._is_head = False
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Bounded
