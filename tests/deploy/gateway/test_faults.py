@@ -213,23 +213,29 @@ def test_bodies_are_bounded_in_size_and_time(deployed: Callable[[str], Path]) ->
         assert asked(gateway.address, "/v1/completions", BODY)[0] == 200
 
 
-def test_heads_are_bounded_in_size_and_time(deployed: Callable[[str], Path]) -> None:
+def test_heads_are_bounded_in_time(deployed: Callable[[str], Path]) -> None:
     with live(deployed("receive_s: 0.5\n" + YAML)) as gateway:
         host, _, port = gateway.address.removeprefix("http://").partition(":")
         for start in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"):
             with socket.create_connection((host, int(port)), timeout=10) as client:
                 client.sendall(start)
                 assert client.recv(1000) == b""
-        with socket.create_connection((host, int(port)), timeout=10) as client, contextlib.suppress(OSError):
-            client.sendall(b"GET /healthz HTTP/1.1\r\n")
-            for number in range(1000):
-                client.sendall(b"X-%d: %s\r\n" % (number, b"a" * 1000))
-            assert client.recv(1000) == b""
         with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=10)) as kept:
             for _ in range(3):  # a connection that rests between requests is no slow one
                 kept.request("GET", "/healthz")
                 assert kept.getresponse().read() == b'{"status":"alive"}'
                 time.sleep(0.7)
+
+
+def test_heads_are_bounded_in_size(gateway: Live) -> None:
+    host, _, port = gateway.address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(b"GET /healthz HTTP/1.1\r\n" + b"X: %s\r\n" % (b"a" * 1000) * 200)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            assert client.recv(1000) == b""
+        assert time.monotonic() - began < 5
 
 
 def test_bytes_that_are_no_http_end_their_connection_alone(gateway: Live) -> None:
