@@ -285,3 +285,24 @@ def test_a_loop_that_full_precision_has_too_is_no_fault_of_the_quantized_variant
     told = [asked(gateway.address, "/v1/completions", greedy) for _ in range(8)]
     assert {status for status, _, _ in told} == {200}
     until(lambda: asked(gateway.address, "/v1/completions", BODY)[2]["x-tersor-variant"] == "quantized", 40)
+
+
+def test_answers_that_are_as_long_as_clients_allow_are_no_fault(deployed: Callable[[str], Path]) -> None:
+    with live(deployed(YAML)) as gateway:
+        bodies = [{**BODY, "temperature": 1, "seed": seed} for seed in range(80)]
+        told = [asked(gateway.address, "/v1/completions", body)[2]["x-tersor-variant"] for body in bodies]
+        assert told.count("quantized") >= 70  # low margins go to the fallback now and then
+        assert metric(gateway.address, 'tersor_findings_total{model="demo",sentinel="length_cap"') == 0
+
+
+def test_no_piece_of_a_response_waits_for_another(gateway: Live) -> None:
+    """By kernel's leave: with Nagle's algorithm and delayed acknowledgements each answer takes 40 ms."""
+    host, _, port = gateway.address.removeprefix("http://").partition(":")
+    seconds = []
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=10)) as kept:
+        for _ in range(30):
+            began = time.perf_counter()
+            kept.request("GET", "/healthz")
+            kept.getresponse().read()
+            seconds.append(time.perf_counter() - began)
+    assert min(seconds[5:]) < 0.03

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -149,7 +149,7 @@ class Served:
         )
         decision, attempt = case.decision, None
         if case.permit is not None:
-            attempt = _Attempt(self, case, deadline)
+            attempt = _Attempt(self, case, deadline, self.watch(request))
             async with aclosing(self.engines[self.plan.primary].run(request, payload)) as parts:
                 try:
                     decision = await attempt.hold(parts)
@@ -161,7 +161,7 @@ class Served:
                         attempt.finish()
         if decision.action == "refuse":
             raise self._refusal(decision, "" if attempt is None else attempt.reason)
-        twin = self.watch()
+        twin = self.watch(request)
         try:
             async with self._in_full(request, payload, deadline, str(decision.cause or decision.reason), twin) as reply:
                 yield reply
@@ -208,19 +208,19 @@ class Served:
         fallback = self.plan.fallback
         return 0.0 if fallback is not None and self.engines[fallback].state == "ready" else None
 
-    def watch(self) -> Watch:
+    def watch(self, request: Mapping[str, Any]) -> Watch:
         """The sentinels of one answer."""
-        return TensorWatch() if self.is_tensor else TextWatch()
+        return TensorWatch() if self.is_tensor else TextWatch("max_tokens" in request.get("body", ()))
 
 
 class _Attempt:
     """The primary's answer to one request, judged as it comes."""
 
-    def __init__(self, model: Served, case: Case, deadline: float) -> None:
+    def __init__(self, model: Served, case: Case, deadline: float, watch: Watch) -> None:
         self.model, self.case, self.deadline = model, case, deadline
         self.held: list[Answer] = []
         self.reason = ""
-        self._watch, self._sent = model.watch(), 0
+        self._watch, self._sent = watch, 0
         self._decision, self._is_done = case.decision, False
         self._failure: Failure | None = None
 

@@ -81,7 +81,11 @@ def _server(gateway: Gateway, deployment: Deployment) -> Any:
 def _listening(deployment: Deployment) -> socket.socket:
     """Return a socket that listens; the address is taken before any model is loaded."""
     try:
-        return socket.create_server((deployment.host, deployment.port), backlog=1024)
+        listener = socket.create_server((deployment.host, deployment.port), backlog=1024)
+        # Connections inherit it. asyncio sets it only on sockets that name their protocol; without, the two pieces of a
+        # response wait 40 ms for each other.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise MissingError(
             f"{deployment.host}:{deployment.port} cannot be listened on ({error.strerror}); give another port"

@@ -41,8 +41,12 @@ class Watch(Protocol):
 
 @dataclass
 class TextWatch:
-    """Of completions: a reply for each choice."""
+    """Of completions: a reply for each choice.
 
+    is_bounded  the client said how long it may be, so that to end there tells nothing of the model
+    """
+
+    is_bounded: bool = False
     tokens: int = 0
     ended: FinishReason | None = None
     _replies: dict[int, ReplyWatch] = field(default_factory=dict)
@@ -62,8 +66,9 @@ class TextWatch:
                 self.tokens += 1
             reason = choice.get("finish_reason")
             if reason is not None:
-                self.ended = "length" if reason == "length" else "stop"
-                reply.close(self.ended)
+                ended: FinishReason = "length" if reason == "length" else "stop"
+                reply.close(ended)
+                self.ended = "stop" if self.is_bounded else ended
 
 
 @dataclass

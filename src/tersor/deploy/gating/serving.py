@@ -80,9 +80,9 @@ async def _served(path: Path, threads: int, prompts: Sequence[str]) -> _Seen:
 async def _asked(model: Served, prompt: str, seed: int, seen: _Seen) -> None:
     """Ask with some chance in it: greedily, small models repeat themselves in full precision too."""
     body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0.8, "seed": seed + 1, "stream": True}
-    watch, began, first = model.watch(), time.perf_counter(), None
+    request = {"operation": "completions", "body": with_logprobs("completions", body)}
+    watch, began, first = model.watch(request), time.perf_counter(), None
     try:
-        request = {"operation": "completions", "body": with_logprobs("completions", body)}
         async for part in model.engines["only"].run(request):
             first = time.perf_counter() - began if first is None else first
             watch.add(*part)
