@@ -105,17 +105,25 @@ def test_without_a_fallback_the_failure_is_told(deployed: Callable[[str], Path])
 
 def test_what_was_taken_is_answered_after_sigterm_and_nothing_is_left(deployed: Callable[[str], Path]) -> None:
     roomy = YAML.replace("in_flight: 4, queue: 4", "in_flight: 64, queue: 64")
-    with live(deployed(roomy)) as gateway, concurrent.futures.ThreadPoolExecutor(64) as pool:
+    with live(deployed(roomy)) as gateway, contextlib.ExitStack() as stack:
         children = gateway.children()
         assert len(children) == 4
-        # Greedily, the tiny model would soon repeat itself, which is a fault.
-        long = [{**BODY, "max_tokens": 120, "temperature": 1, "seed": seed} for seed in range(64)]
-        answers = [pool.submit(asked, gateway.address, "/v1/completions", body) for body in long]
-        until(lambda: metric(gateway.address, 'tersor_in_flight_requests{model="demo"}') >= 60)
+        host = gateway.address.removeprefix("http://")
+        clients = [http.client.HTTPConnection(host, timeout=60) for _ in range(64)]
+        for client in clients:
+            stack.callback(client.close)
+            client.request("GET", "/healthz")  # so that each connection was taken
+            client.getresponse().read()
+        for seed, client in enumerate(clients):
+            # Greedily, the tiny model would soon repeat itself, which is a fault.
+            body = {**BODY, "max_tokens": 120, "temperature": 1, "seed": seed}
+            client.request("POST", "/v1/completions", json.dumps(body))
+        assert metric(gateway.address, 'tersor_in_flight_requests{model="demo"}') > 0
         gateway.process.send_signal(signal.SIGTERM)
-        for answer in answers:
-            status, made, _ = answer.result(timeout=60)
-            assert status == 200
+        for client in clients:
+            response = client.getresponse()
+            made = json.loads(response.read())
+            assert response.status == 200, made
             assert made["choices"][0]["finish_reason"] in ("stop", "length")
         assert gateway.process.wait(timeout=30) == 0
         assert gone(children)
