@@ -154,8 +154,13 @@ class Running:
                 if "error" in message:
                     raise _failure(self.name, message)
                 return
-        except OSError as error:
-            raise EngineError(f"{self.name}: {error}") from error
+        except OSError as error:  # it has died, and its watcher is about to learn of what
+            finished = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.patience.cancel):
+                    while await parts.get() is not None:
+                        pass
+            raise EngineError(f"{self.name}: {self._reason or error}") from error
         finally:
             if finished:
                 self._waiting.pop(number, None)
