@@ -92,6 +92,11 @@ class Statistics:
                 raise FormatError(f"{path}: damaged ({error}){_REMEDY}") from error
         return found
 
+    def inputs(self, layer: int) -> int:
+        """Return how many inputs a block has; of its sums nothing is read."""
+        with SafetensorsFile(block_file(self.folder, layer)) as file:
+            return len(json.loads(file.metadata["inputs"]))
+
     def _checked(self, path: Path) -> SafetensorsFile:
         if not path.is_file():
             raise MissingError(f"{path}: is missing{_REMEDY}")

@@ -11,6 +11,7 @@ import typer
 
 from tersor.calibrate.text import BUILT_IN
 from tersor.cli.options.language import (
+    CalibrationOption,
     ChunkOption,
     DeviceOption,
     FieldOption,
@@ -35,15 +36,7 @@ __all__ = ["calibrate"]
 def calibrate(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
-    calibration: Annotated[
-        str,
-        typer.Option(
-            "--calibration",
-            "-c",
-            metavar="TEXT",
-            help="Text like that of your use: a file, a folder, JSON lines, Parquet, a dataset id, or 'builtin'.",
-        ),
-    ] = BUILT_IN,
+    calibration: CalibrationOption = BUILT_IN,
     calibration_sequences: SequencesOption = 128,
     calibration_length: LengthOption = None,
     calibration_field: FieldOption = None,
@@ -74,7 +67,7 @@ def calibrate(
         sys.stderr.write(f"{line}\n")
 
     text = Calibration(
-        calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
+        calibration or BUILT_IN, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
     )
     source = load(model, ignore_config=ignore_config or ())
     with progress_bar(unit="weights") as progress:

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows has no advisory locks; two runs to one name are then not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer"]
+__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer", "replace_folder"]
 
 
 @contextlib.contextmanager
@@ -94,26 +94,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise MissingError(f"{path.parent}: no such folder; create it first")
     partial = path.parent / _partial(path.name)
-    older = path.parent / f".{path.name}.tersor-replaced"
-    if older.exists():  # a run was killed between its two renames
-        if path.exists():
-            shutil.rmtree(older)
-        else:
-            older.rename(path)
+    _settled(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
-        for file in sorted(partial.rglob("*")):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            path.rename(older)
-        partial.rename(path)
-        _sync_folder(path.parent)
-        shutil.rmtree(older, ignore_errors=True)
+        replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(complete: Path, path: Path) -> None:
+    """Give the folder `complete` the name `path`, beside it; an older `path` is gone only when this one is there."""
+    older = _settled(path)
+    for file in sorted(complete.rglob("*")):
+        if file.is_file():
+            _sync(file)
+    if path.exists():
+        path.rename(older)
+    complete.rename(path)
+    _sync_folder(path.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def _settled(path: Path) -> Path:
+    """Undo what a run left that was killed between its two renames; return where an older folder waits meanwhile."""
+    older = path.parent / f".{path.name}.tersor-replaced"
+    if older.exists():
+        if path.exists():
+            shutil.rmtree(older)
+        else:
+            older.rename(path)
+    return older
 
 
 def _partial(name: str) -> str:

@@ -80,7 +80,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def garble(source: Path, target: Path) -> None:
-    """Zero the scales of half of the matrices in the middle of a GGUF: it loads, and says nonsense."""
+    """Put noise into one matrix of each block of a GGUF: it loads, and says nonsense."""
     content = bytearray(source.read_bytes())
     file = GgufFile(source)
     for name in (f"blk.{layer}.ffn_down.weight" for layer in range(4)):

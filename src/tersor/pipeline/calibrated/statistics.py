@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from tersor.containers.imatrix import Importances
 from tersor.core.arrays import Float32
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.decoder import Block, Decoder
+from tersor.files.atomic import replace_folder
 from tersor.models.model import Model
 from tersor.pipeline.calibrated.memory import plan_memory
 from tersor.pipeline.calibrated.run import Calibration, by_block, divided, exact, read_sequences
@@ -104,7 +104,8 @@ def calibrate(
             return None
         _finish(work.folder, output, text, about)
     nbytes = sum(path.stat().st_size for path in output.iterdir())
-    inputs = sum(len(Statistics.open(output).load(layer)) for layer in range(decoder.layers + 1))
+    saved = Statistics.open(output)
+    inputs = sum(saved.inputs(layer) for layer in range(decoder.layers + 1))
     seconds, stages = perf_counter() - began, gatherer.clock.seconds
     return Gathered(
         output, text.corpus, len(text.ids), taken.tokens, inputs, nbytes, seconds, stages, memory.described()
@@ -203,7 +204,5 @@ def _finish(work: Path, output: Path, text: Sequences, about: Mapping[str, Any])
     """Make the work the output: the index comes last, and the name after it."""
     save_tokens(work, text)
     save_index(work, about)
-    (work / "run.json").unlink()
-    if output.exists():
-        shutil.rmtree(output)
-    work.rename(output)
+    replace_folder(work, output)
+    (output / "run.json").unlink()
