@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tersor.graph.corrections.balance import balanced
 from tersor.graph.corrections.bias import corrected_biases
 from tersor.graph.corrections.equalize import equalized
 from tersor.graph.corrections.rounding import round_with_statistics, wants_statistics
@@ -39,7 +40,7 @@ class Recipe:
     ranges    a key of RANGES: how the range of an activation is chosen
     weights   a key of METHODS, or "auto": best below 8 bits, else gptq
     left      names of operators that stay in float
-    equalize  let weights that follow one another share their range
+    equalize  let weights that follow one another share their range, and channels of activations fill that they share
     smooth    divide the inputs of linear layers by column where their outputs gain, as in transformers
     biases    take the mean of what rounding a weight does into the bias behind it
     products  let all products of two activations run on integers; without it only scores of attention do, where the
@@ -111,7 +112,10 @@ def quantize_net(
     batches = batches_of(plain, calibration, limit)
     is_static = precision.activations == "static"
     if is_static:
-        plain = equalized(plain) if recipe.equalize else plain
+        if recipe.equalize:
+            plain = equalized(plain)
+            rounded = place(plain, row, precision)  # whatever is left in float: to leave one more changes no other
+            plain = balanced(plain, rounded, batches, threads=threads, progress=progress)
     elif "Gemm" not in row.compressed:
         plain = with_products(plain)
     placement = place(plain, row, precision, left=recipe.left)

@@ -15,6 +15,7 @@ import numpy as np
 
 from tersor.core.errors import SchemeError
 from tersor.graph.corrections.bias import bias_of
+from tersor.graph.corrections.channels import HOMOGENEOUS
 from tersor.graph.corrections.patches import groups_of, has_rows
 from tersor.graph.net import Array, Net, attribute, beside, constant
 from tersor.graph.placement.sites import WEIGHT, weight_axis
@@ -24,10 +25,8 @@ from tersor.graph.writing.qdq import bias_place
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Pair", "equalized", "pairs_of"]
+__all__ = ["Pair", "equalized", "pairs_of", "scale"]
 
-HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Flatten")
-"""What a positive factor of a channel passes through. A Clip is not: its bound would have to differ by channel."""
 ROUNDS = 20
 CONVERGED = 1e-3
 LIMIT = 1e3
@@ -60,7 +59,8 @@ def equalized(net: Net, *, largest: Mapping[str, Array] | None = None, strength:
             known = None if largest is None else largest[pair.value]
             factors = _factors(pair, known, strength)
             off = max(off, float(np.abs(np.log(factors)).max()))
-            _scale(made, pair, factors)
+            scale(made, pair.first, makes=factors)
+            scale(made, pair.second, reads=factors)
         if off < CONVERGED:
             break
     return made
@@ -144,26 +144,28 @@ def _columns(node: ir.Node) -> Array:
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
-def _scale(net: Net, pair: Pair, factors: Array) -> None:
-    """Divide what the first makes, and multiply what the second reads."""
-    first, second = pair.first, pair.second
-    axis = weight_axis(first) or 0
-    made = constant(first.inputs[WEIGHT])
-    assert made is not None, "has_rows"
-    _multiply(net, first, WEIGHT, beside(1 / factors, axis, made.ndim))
-    found = bias_place(first)
-    if found is not None and len(found[0].inputs) > found[1] and found[0].inputs[found[1]] is not None:
-        _multiply(net, found[0], found[1], 1 / factors)
-    weight = constant(second.inputs[WEIGHT])
+def scale(net: Net, node: ir.Node, *, reads: Array | None = None, makes: Array | None = None) -> None:
+    """Multiply what an operator reads by `reads` and divide what it makes by `makes`, each one factor a channel.
+
+    A channel that is read in several places in a row (behind a Flatten) has one factor for all of them.
+    """
+    weight = constant(node.inputs[WEIGHT])
     assert weight is not None, "has_rows"
-    each = np.repeat(factors, _channels(second) // len(factors))
-    if second.op_type == "Conv":
-        groups = groups_of(second)
-        rows = np.repeat(each.reshape(groups, weight.shape[1]), len(weight) // groups, axis=0)
-        _multiply(net, second, WEIGHT, rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)))
+    if makes is not None:
+        _multiply(net, node, WEIGHT, beside(1 / makes, weight_axis(node) or 0, weight.ndim))
+        found = bias_place(node)
+        if found is not None and len(found[0].inputs) > found[1] and found[0].inputs[found[1]] is not None:
+            _multiply(net, found[0], found[1], 1 / makes)
+    if reads is None:
         return
-    place = 0 if second.op_type == "ConvTranspose" else 1 - (weight_axis(second) or 0)
-    _multiply(net, second, WEIGHT, beside(each, place, weight.ndim))
+    each = np.repeat(reads, _channels(node) // len(reads))
+    if node.op_type == "Conv":
+        groups = groups_of(node)
+        rows = np.repeat(each.reshape(groups, weight.shape[1]), len(weight) // groups, axis=0)
+        _multiply(net, node, WEIGHT, rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)))
+        return
+    place = 0 if node.op_type == "ConvTranspose" else 1 - (weight_axis(node) or 0)
+    _multiply(net, node, WEIGHT, beside(each, place, weight.ndim))
 
 
 def _multiply(net: Net, node: ir.Node, place: int, factors: Array) -> None:

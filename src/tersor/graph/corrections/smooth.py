@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tersor.core.arrays import Float32
-from tersor.graph.corrections.equalize import HOMOGENEOUS
+from tersor.graph.corrections.channels import HOMOGENEOUS
 from tersor.graph.corrections.patches import spread
 from tersor.graph.net import Array, Net, constant
 from tersor.graph.observe import Progress
