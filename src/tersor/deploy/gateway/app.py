@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from tersor.core.errors import EngineError
 from tersor.deploy.config import Deployment, Key
 from tersor.deploy.gateway import openai, tensors
 from tersor.deploy.gateway.admission import BusyError, RateLimit
+from tersor.deploy.gateway.bodies import json_of, read_body
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
 from tersor.deploy.gateway.watching import with_logprobs
@@ -36,7 +35,7 @@ else:
 __all__ = ["Gateway"]
 
 Endpoint = Callable[["Request"], Awaitable["Response"]]
-BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TIMEOUT, TOO_LARGE, TOO_MANY = 400, 401, 404, 408, 413, 429
+UNAUTHORIZED, NOT_FOUND, TOO_MANY = 401, 404, 429
 FAILED, UNAVAILABLE, LATE = 500, 503, 504
 KINDS = {
     UNAUTHORIZED: "authentication_error", NOT_FOUND: "not_found_error", TOO_MANY: "rate_limit_error",
@@ -44,17 +43,6 @@ KINDS = {
 }  # fmt: skip
 """Status → what OpenAI's protocol calls it; others are an invalid_request_error."""
 VERSION = "1"
-
-
-class _StatusError(Exception):
-    """A request that ends here.
-
-    headers  of the response
-    """
-
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status, self.headers = status, headers or {}
 
 
 @dataclass(eq=False)
@@ -120,10 +108,8 @@ class Gateway:
             try:
                 self._admit(request)
                 return await endpoint(request)
-            except _StatusError as error:
-                return self._error(request, error.status, str(error), error.headers)
             except RequestError as error:
-                return self._error(request, error.status, str(error))
+                return self._error(request, error.status, str(error), error.headers)
             except BusyError as error:
                 self.metrics.refused.labels("busy").inc()
                 return self._error(request, UNAVAILABLE, str(error), {"Retry-After": str(error.retry_after)})
@@ -143,12 +129,12 @@ class Gateway:
         found: list[Key] = [key for key in self.deployment.keys if hmac.compare_digest(key.sha256, given)]
         if scheme.lower() != "bearer" or not found:
             self.metrics.refused.labels("key").inc()
-            raise _StatusError(UNAUTHORIZED, "a valid API key is wanted: Authorization: Bearer KEY")
+            raise RequestError("a valid API key is wanted: Authorization: Bearer KEY", UNAUTHORIZED)
         wait = self._limits[found[0].name].take()
         if wait:
             self.metrics.refused.labels("rate").inc()
             reason = f"{found[0].name} may ask {found[0].per_minute} times a minute"
-            raise _StatusError(TOO_MANY, reason, {"Retry-After": str(wait)})
+            raise RequestError(reason, TOO_MANY, {"Retry-After": str(wait)})
 
     @staticmethod
     def _error(request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -159,28 +145,13 @@ class Gateway:
         return _json(told, status, headers)
 
     async def _body(self, request: Request) -> bytes:
-        """Return the whole body, within its limits of size and time, unpacked."""
-        most, pieces, size = self.deployment.body_bytes, [], 0
-        too_large = _StatusError(TOO_LARGE, f"a request may have {most} bytes")
-        declared = request.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > most:
-            raise too_large
-        try:
-            async with asyncio.timeout(self.deployment.receive_s):
-                async for piece in request.stream():
-                    size += len(piece)
-                    if size > most:
-                        raise too_large
-                    pieces.append(piece)
-        except TimeoutError:
-            raise _StatusError(TIMEOUT, f"the body did not arrive in {self.deployment.receive_s:g} s") from None
-        return _unpacked(b"".join(pieces), request.headers.get("content-encoding", ""), too_large, most)
+        return await read_body(request, self.deployment.body_bytes, self.deployment.receive_s)
 
     def _model(self, name: object, *, tensor: bool) -> Served:
         model = self.models.get(name) if isinstance(name, str) else None
         if model is None or model.is_tensor != tensor:
             there = [other for other, one in self.models.items() if one.is_tensor == tensor]
-            raise _StatusError(NOT_FOUND, f"no model {name!r:.80}; there are {', '.join(there) or 'none'}")
+            raise RequestError(f"no model {name!r:.80}; there are {', '.join(there) or 'none'}", NOT_FOUND)
         return model
 
     # Health
@@ -217,7 +188,7 @@ class Gateway:
 
     def _openai(self, operation: str) -> Endpoint:
         async def answer(request: Request) -> Response:
-            body = _parsed(await self._body(request))
+            body = json_of(await self._body(request))
             given = openai.checked(operation, body)
             model = self._model(body["model"] if isinstance(body, dict) and "model" in body else None, tensor=False)
             asked = {"operation": operation, "body": with_logprobs(operation, given)}
@@ -257,7 +228,7 @@ class Gateway:
     def _tensor_model(self, request: Request) -> Served:
         version = request.path_params.get("version", VERSION)
         if version != VERSION:
-            raise _StatusError(NOT_FOUND, f"no version {version[:40]!r}; there is {VERSION!r}")
+            raise RequestError(f"no version {version[:40]!r}; there is {VERSION!r}", NOT_FOUND)
         return self._model(request.path_params["model"], tensor=True)
 
     async def _metadata(self, request: Request) -> Response:
@@ -298,29 +269,3 @@ class Gateway:
 def _json(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
     return responses.Response(text, status, headers, "application/json")
-
-
-def _parsed(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is no JSON: {str(error)[:200]}", BAD_REQUEST) from error
-
-
-def _unpacked(body: bytes, encoding: str, too_large: Exception, most: int) -> bytes:
-    """Undo gzip or deflate, to no more than the largest body."""
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
-        return body
-    if name not in ("gzip", "deflate"):
-        raise _StatusError(BAD_REQUEST, f"Content-Encoding {name[:40]!r}: gzip, deflate or none is wanted")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        made = unpacker.decompress(body, most)
-    except zlib.error as error:
-        raise _StatusError(BAD_REQUEST, f"the body is no {name}: {error}") from error
-    if unpacker.unconsumed_tail:
-        raise too_large
-    if not unpacker.eof:
-        raise _StatusError(BAD_REQUEST, f"the body is no {name}: it breaks off")
-    return made
