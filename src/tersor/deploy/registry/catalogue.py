@@ -13,7 +13,7 @@ from tersor.deploy.registry.manifest import confined, differences, kind_of, mani
 from tersor.deploy.registry.rows import Difference, RegisteredArtefact
 from tersor.deploy.registry.texts import checked_name, checked_text, split_label
 
-__all__ = ["add", "all_artefacts", "card_of", "differences_of", "find", "place_of"]
+__all__ = ["add", "all_artefacts", "card_of", "differences_of", "find", "place_of", "registered"]
 
 SHOWN = 20
 
@@ -77,6 +77,15 @@ def find(ledger: Ledger, label: str, version: int | None = None) -> RegisteredAr
 def all_artefacts(ledger: Ledger) -> tuple[RegisteredArtefact, ...]:
     """Return every version of every artefact, in the order in which they were added."""
     return _artefacts(ledger, "ORDER BY a.id")
+
+
+def registered(ledger: Ledger, path: Path) -> RegisteredArtefact | None:
+    """Return the artefact whose files have the contents of what lies at `path`, under whatever names."""
+    place = _absolute(path)
+    wanted = sorted(file.sha256 for file in manifest_of(place, kind_of(place, None), None))
+    found = [row for row in all_artefacts(ledger) if sorted(file.sha256 for file in row.files) == wanted]
+    # To register a quantized model again without a baseline must not spare it the gate.
+    return max(found, key=lambda row: (row.baseline is not None, row.id), default=None)
 
 
 def card_of(ledger: Ledger, row: RegisteredArtefact) -> Card | None:

@@ -16,7 +16,7 @@ from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.registry.rows import KINDS, Difference, Kind, ManifestFile
 from tersor.files.gguf import split_paths
 
-__all__ = ["confined", "differences", "kind_of", "manifest_digest", "manifest_of", "read_card"]
+__all__ = ["confined", "differences", "kind_of", "manifest_digest", "manifest_of", "read_card", "state_of"]
 
 MAX_FILES = 10_000
 MAX_DEPTH = 16
@@ -82,6 +82,19 @@ def manifest_of(path: Path, kind: Kind, root: Path | None) -> tuple[ManifestFile
     if kind == "gguf":
         _check_magic(path)
     return tuple(sorted(found, key=lambda file: file.path))
+
+
+def state_of(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return name, inode, bytes and time (ns) of every file of an artefact: others where one was replaced."""
+    try:
+        kind = kind_of(path, None)
+    except SchemeError:
+        kind = "torch"  # one file, whatever it holds
+    found = []
+    for name, file in _files(path, kind):
+        here = file.stat()
+        found.append((name, here.st_ino, here.st_size, here.st_mtime_ns))
+    return tuple(found)
 
 
 def manifest_digest(files: tuple[ManifestFile, ...]) -> str:
