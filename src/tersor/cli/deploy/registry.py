@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tersor.cli.options.registries import FolderOption, WhoOption, WhyOption, who_or_user
 from tersor.cli.screen.output import JsonOption, console, print_json
 from tersor.cli.screen.registered import (
     artefact_lines,
@@ -24,13 +24,6 @@ __all__ = ["registry"]
 
 registry = typer.Typer(name="registry", no_args_is_help=True, rich_markup_mode=None)
 
-FolderOption = Annotated[
-    Path, typer.Option("--registry", envvar="TERSOR_REGISTRY", metavar="DIR", help="The folder of the registry.")
-]
-WhoOption = Annotated[
-    str | None, typer.Option("--who", metavar="NAME", help="Who does this; the user of the system if not given.")
-]
-WhyOption = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why, for the history.")]
 ArtefactArgument = Annotated[str, typer.Argument(metavar="ARTEFACT", help="NAME, its newest version, or NAME:VERSION.")]
 DeploymentArgument = Annotated[str, typer.Argument(metavar="DEPLOYMENT", help="The name that something serves under.")]
 HERE = Path("registry")
@@ -71,7 +64,7 @@ def add(
     What is the newest version already stays it. An artefact with a --baseline may serve once it has passed its gate.
     """
     with Registry.open(folder, mode="create") as opened:
-        made = opened.add_artefact(name, path, who=_who(who), kind=kind, baseline=baseline, is_absolute=absolute)
+        made = opened.add_artefact(name, path, who=who_or_user(who), kind=kind, baseline=baseline, is_absolute=absolute)
         _tell(opened, made, as_json=as_json)
 
 
@@ -151,7 +144,7 @@ def deploy(
     Refused, with exit code 1, where it has a baseline and has not passed its gate, and nobody answers for it.
     """
     with Registry.open(folder, mode="write") as opened:
-        _tell_deployment(opened.deploy(deployment, artefact, fallback, who=_who(who), why=why), as_json=as_json)
+        _tell_deployment(opened.deploy(deployment, artefact, fallback, who=who_or_user(who), why=why), as_json=as_json)
 
 
 @registry.command(short_help="Go back to what served before.")
@@ -168,7 +161,7 @@ def rollback(
 ) -> None:
     """Go back to what served under a name before; again, to what served before that."""
     with Registry.open(folder, mode="write") as opened:
-        _tell_deployment(opened.rollback(deployment, leaving=leaving, who=_who(who), why=why), as_json=as_json)
+        _tell_deployment(opened.rollback(deployment, leaving=leaving, who=who_or_user(who), why=why), as_json=as_json)
 
 
 @registry.command(short_help="Show what served under a name, and when.")
@@ -193,20 +186,11 @@ def override(
 ) -> None:
     """Answer for an artefact that has not passed its gate: it may serve until its next verdict."""
     with Registry.open(folder, mode="write") as opened:
-        made = opened.override(artefact, who=_who(who), why=why)
+        made = opened.override(artefact, who=who_or_user(who), why=why)
     if as_json:
         print_json(plain(made))
     else:
         console().print(f"{made.artefact} may serve: {made.who} answers for it ({made.why})")
-
-
-def _who(given: str | None) -> str:
-    if given is not None:
-        return given
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container may run as a number without a name
-        return "unknown"
 
 
 def _row(row: RegisteredArtefact) -> dict[str, Any]:
