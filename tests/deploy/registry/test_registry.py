@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError
+from tersor.deploy.registry.manifest import contents_of
 from tersor.deploy.registry.registry import Registry
 from tersor.deploy.registry.rows import Deployment, Note
 
@@ -171,13 +172,13 @@ def test_a_rollback_to_what_stands_by_is_remembered_until_something_is_deployed(
 def test_an_artefact_is_known_by_its_contents_wherever_they_lie(registry: Registry, folder: Path) -> None:
     copy = folder.parent / "another.gguf"
     copy.write_bytes((folder / "q4.gguf").read_bytes())
-    found = registry.registered(copy)
+    found = registry.registered(contents_of(copy))
     assert found is not None
     assert found.label == "q4:1"
     registry.add_artefact("innocent", folder / "q4.gguf", who="eve")
-    assert registry.registered(copy) == found  # the one that a gate has to compare
+    assert registry.registered(contents_of(copy)) == found  # the one that a gate has to compare
     copy.write_bytes(copy.read_bytes() + b"x")
-    assert registry.registered(copy) is None
+    assert registry.registered(contents_of(copy)) is None
 
 
 def test_what_the_caller_has_hashed_is_not_read_again_and_nothing_need_stand_by(

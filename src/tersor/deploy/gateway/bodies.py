@@ -1,18 +1,23 @@
-"""Bodies of requests: read within bounds of size and time, unpacked within the same, parsed."""
+"""Bodies: of requests, read within bounds of size and time, unpacked within the same, parsed; of responses in JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import zlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tersor.deploy.running.supervised import RequestError
+from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
+    from starlette import responses
     from starlette.requests import Request
+else:
+    responses = LazyModule("starlette.responses", "serve")
 
-__all__ = ["json_of", "read_body"]
+__all__ = ["as_json", "json_of", "read_body"]
 
 BAD_REQUEST, TIMEOUT, TOO_LARGE = 400, 408, 413
 
@@ -46,6 +51,12 @@ def json_of(body: bytes) -> object:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is no JSON: {str(error)[:200]}", BAD_REQUEST) from error
+
+
+def as_json(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> responses.Response:
+    """Return a response that says `content` in JSON."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return responses.Response(text, status, headers, "application/json")
 
 
 def _unpacked(body: bytes, encoding: str, too_large: Exception, most: int) -> bytes:

@@ -9,7 +9,15 @@ from tersor.core.card import Card
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.core.records import plain
 from tersor.deploy.registry.ledger import Ledger, label_of
-from tersor.deploy.registry.manifest import confined, differences, kind_of, manifest_digest, manifest_of, read_card
+from tersor.deploy.registry.manifest import (
+    Contents,
+    confined,
+    differences,
+    kind_of,
+    manifest_digest,
+    manifest_of,
+    read_card,
+)
 from tersor.deploy.registry.rows import Difference, RegisteredArtefact
 from tersor.deploy.registry.texts import checked_name, checked_text, split_label
 
@@ -79,11 +87,9 @@ def all_artefacts(ledger: Ledger) -> tuple[RegisteredArtefact, ...]:
     return _artefacts(ledger, "ORDER BY a.id")
 
 
-def registered(ledger: Ledger, path: Path) -> RegisteredArtefact | None:
-    """Return the artefact whose files have the contents of what lies at `path`, under whatever names."""
-    place = _absolute(path)
-    wanted = sorted(file.sha256 for file in manifest_of(place, kind_of(place, None), None))
-    found = [row for row in all_artefacts(ledger) if sorted(file.sha256 for file in row.files) == wanted]
+def registered(ledger: Ledger, contents: Contents) -> RegisteredArtefact | None:
+    """Return the artefact whose files have these contents, under whatever names."""
+    found = [row for row in all_artefacts(ledger) if tuple(sorted(file.sha256 for file in row.files)) == contents]
     # To register a quantized model again without a baseline must not spare it the gate.
     return max(found, key=lambda row: (row.baseline is not None, row.id), default=None)
 

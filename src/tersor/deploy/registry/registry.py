@@ -13,6 +13,7 @@ from tersor.core.evaluation import Outcome
 from tersor.deploy.registry import catalogue, deployments, gate, transitions
 from tersor.deploy.registry.database import Database, Mode
 from tersor.deploy.registry.ledger import Clock, Ledger
+from tersor.deploy.registry.manifest import Contents
 from tersor.deploy.registry.rows import (
     Deployment,
     Difference,
@@ -150,12 +151,12 @@ class Registry:
         with self._ledger.database.reading():
             return gate.objection(row, self.verdicts(row.label), self.overrides(row.label))
 
-    def registered(self, path: Path) -> RegisteredArtefact | None:
-        """Hash what lies at `path`, wherever that is, and return the artefact with these contents, None if none has.
+    def registered(self, contents: Contents) -> RegisteredArtefact | None:
+        """Return the artefact with these contents (`manifest.contents_of`), wherever they lie; None if none has them.
 
-        One that is compared with a baseline comes before one that is not, then the newest. Raises as `add_artefact`.
+        One that is compared with a baseline comes before one that is not, then the newest.
         """
-        return catalogue.registered(self._ledger, path)
+        return catalogue.registered(self._ledger, contents)
 
     def deploy(
         self,

@@ -11,6 +11,7 @@ from tersor.core import evaluation
 from tersor.core.errors import EngineError, FormatError, MissingError, SchemeError
 from tersor.deploy.gating.record import GateCheck, GateRecord, Outcome, of_check, of_limit
 from tersor.deploy.gating.serving import Bounds, check_serving
+from tersor.deploy.registry.manifest import contents_of
 from tersor.deploy.registry.registry import Registry
 from tersor.deploy.registry.rows import RegisteredArtefact
 from tersor.files.hashing import sha256
@@ -93,13 +94,13 @@ def gate_registered(
     path = Path(artefact).expanduser()
     with Registry.open(registry, mode="write") as opened:
         row, baseline = _registered(opened, path, registry)
-        if against is not None and opened.registered(Path(against).expanduser()) != baseline:
+        if against is not None and opened.registered(contents_of(Path(against).expanduser())) != baseline:
             raise SchemeError(
                 f"{row.label} is compared with {baseline.label}, and {against} is not that; leave --against away, or "
                 f"register {path.name} anew with another --baseline"
             )
         record = judge(path, opened.path(baseline.label))
-        if opened.registered(path) != row:
+        if opened.registered(contents_of(path)) != row:
             raise FormatError(f"{path}: was changed while it was judged; judge it anew")
         opened.record_verdict(row.label, OUTCOMES[record.outcome], record.to_object(), who=who)
         return Filed(record, row.label)
@@ -109,7 +110,7 @@ def _registered(opened: Registry, path: Path, folder: Path) -> tuple[RegisteredA
     """Return the artefact and the full-precision one that it is compared with."""
     if not path.exists():
         raise MissingError(f"{path}: no such file")
-    row = opened.registered(path)
+    row = opened.registered(contents_of(path))
     add = f"`tersor registry add {path.name} --name NAME --baseline FULL --registry {folder}`"
     if row is None:
         raise MissingError(f"{path}: the registry {folder} does not know it; register it first: {add}")
