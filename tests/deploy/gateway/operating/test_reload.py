@@ -45,13 +45,13 @@ class Traffic:
     """Requests of three kinds, one after another in a thread each, and what was wrong with them."""
 
     def __init__(self, address: str) -> None:
-        self.address, self.wrong, self.counts = address, [], dict.fromkeys(("whole", "streamed", "tensors"), 0)
+        self.address, self.counts = address, dict.fromkeys(("whole", "streamed", "tensors"), 0)
+        self.wrong: list[str] = []
         self._ended = threading.Event()
         kinds: dict[str, Callable[[], str]] = {
             "whole": self._whole, "streamed": self._streamed, "tensors": self._tensors
         }  # fmt: skip
         self._threads = [threading.Thread(target=self._go_on, args=one) for one in kinds.items() for _ in range(2)]
-        self.wrong: list[str]
 
     def __enter__(self) -> Traffic:
         for thread in self._threads:
@@ -151,6 +151,12 @@ def no_model(folder: Path) -> str:
     return ROOMY.replace("full.gguf", "broken.gguf").replace("small.gguf", "again.gguf")
 
 
+def no_net(folder: Path) -> str:
+    (folder / "broken.onnx").write_bytes(b"broken")
+    # The model before it is loaded by then, and shares an engine with what serves.
+    return ROOMY.replace("small.gguf", "again.gguf").replace("path: twice.onnx", "path: broken.onnx", 1)
+
+
 def other_port(folder: Path) -> str:
     return "receive_s: 3\n" + ROOMY
 
@@ -161,6 +167,7 @@ def other_port(folder: Path) -> str:
         (no_yaml, "no YAML"),
         (no_file, "demo.variants.quantized: none.gguf is not there"),
         (no_model, "demo/full: "),
+        (no_net, "twice/quantized: "),
         (other_port, "receive_s cannot change while it serves"),
     ],
 )

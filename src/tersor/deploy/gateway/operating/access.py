@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from tersor.deploy.config import Key
 from tersor.deploy.gateway.admission import RateLimit
-from tersor.deploy.gateway.operating.audit import Author
+from tersor.deploy.gateway.operating.audit import Author, one_line
 from tersor.deploy.running.supervised import RequestError
 
 if TYPE_CHECKING:
@@ -135,9 +135,8 @@ def _check_origin(request: Request) -> None:
     host = request.headers.get("host", "")
     is_ours = origin is None or (origin.partition("://")[2].lower() == host.lower() and "://" in origin)
     if not is_ours or site not in ("none", "same-origin"):
-        raise DeniedError(
-            f"a page of {origin or 'another host'!r:.80} may not say what serves here", FORBIDDEN, cause="origin"
-        )
+        page = one_line(origin or "another host")[:80]
+        raise DeniedError(f"a page of {page} may not say what serves here", FORBIDDEN, cause="origin")
 
 
 def _is_host(host: str) -> bool:
