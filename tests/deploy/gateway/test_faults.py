@@ -194,6 +194,27 @@ def test_keys_are_asked_for_and_limit_how_often(deployed: Callable[[str], Path])
             400,
             "must contain 'content'",
         ),
+        (
+            "/v1/completions",
+            b'{"model": "demo", "prompt": "a", "logprobs": [1]}',
+            {},
+            400,
+            "'logprobs' must be a number",
+        ),
+        (
+            "/v1/completions",
+            b'{"model": "demo", "prompt": "a", "logprobs": 99999}',
+            {},
+            400,
+            "'logprobs' must be a num",
+        ),
+        (
+            "/v1/chat/completions",
+            b'{"model": "demo", "messages": [{}], "logprobs": 9}',
+            {},
+            400,
+            "must be true or false",
+        ),
         ("/v1/completions", b'{"model": "demo", "prompt": "", "n": 2}', {}, 400, "needs some text to go on from"),
         (
             "/v1/chat/completions",

@@ -80,8 +80,14 @@ def checked(operation: str, body: object) -> dict[str, Any]:
 
 def _check_words(operation: str, given: Mapping[str, Any]) -> None:
     """Refuse texts of another shape than the protocol's."""
-    if type(given.get("stream", False)) is not bool:
-        raise RequestError("'stream' must be true or false", BAD_REQUEST)
+    flags = ("stream", "logprobs") if operation == "chat/completions" else ("stream",)
+    for name in flags:
+        if type(given.get(name, False)) is not bool:
+            raise RequestError(f"{name!r} must be true or false", BAD_REQUEST)
+    if operation == "completions":  # there, it says how many
+        count = given.get("logprobs", 0)
+        if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
+            raise RequestError(f"'logprobs' must be a number from 0 to {MOST_LOGPROBS}", BAD_REQUEST)
     if operation == "chat/completions":
         messages = given["messages"]
         if not isinstance(messages, list) or not messages:
