@@ -16,6 +16,7 @@ from tersor.deploy.config import Deployment
 from tersor.deploy.gateway import openai, tensors
 from tersor.deploy.gateway.admission import BusyError
 from tersor.deploy.gateway.bodies import as_json, json_of, read_body
+from tersor.deploy.gateway.description.document import description
 from tersor.deploy.gateway.description.routes import ROUTES, Route
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
@@ -121,7 +122,7 @@ class Gateway:
         """Operation of `ROUTES` → what answers it."""
         operators = OperatorRoutes(self.operator, self._body)
         return {
-            "alive": self._healthz, "ready": self._readyz, "metrics": self._metrics,
+            "alive": self._healthz, "ready": self._readyz, "metrics": self._metrics, "description": self._describe,
             "models": self._list, **{name: self._openai(name) for name in openai.OPERATIONS},
             "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
             "metadata": self._metadata, "model_ready": self._model_ready, "infer": self._infer, "index": self._index,
@@ -198,6 +199,10 @@ class Gateway:
     async def _metrics(self, request: Request) -> Response:
         del request
         return responses.Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _describe(self, request: Request) -> Response:
+        del request
+        return as_json(description())
 
     async def _live(self, request: Request) -> Response:
         del request
