@@ -14,11 +14,12 @@ from tersor.cli.screen.registered import (
     artefact_table,
     deployment_line,
     deployment_table,
+    event_table,
     history_table,
 )
 from tersor.core.records import plain
 from tersor.deploy.registry.registry import Registry
-from tersor.deploy.registry.rows import Deployment, RegisteredArtefact
+from tersor.deploy.registry.rows import Deployment, Event, RegisteredArtefact
 
 __all__ = ["registry"]
 
@@ -174,6 +175,23 @@ def history(deployment: DeploymentArgument, folder: FolderOption = HERE, as_json
         print_json({"deployment": deployment, "intervals": rows})
     else:
         console().print(history_table(intervals))
+
+
+@registry.command(short_help="Show who did what, and when.")
+def log(
+    since: Annotated[int, typer.Option("--since", min=0, metavar="ID", help="Only what came after this event.")] = 0,
+    folder: FolderOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything that was done with a registry, the oldest first: also by gateways, and what they refused."""
+    events: list[Event] = []
+    with Registry.open(folder) as opened:
+        while page := opened.events(events[-1].id if events else since):
+            events += page
+    if as_json:
+        print_json({"events": plain(tuple(events))})
+    else:
+        console().print(event_table(events))
 
 
 @registry.command(short_help="Answer for an artefact that has not passed.")
