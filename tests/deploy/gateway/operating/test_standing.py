@@ -49,7 +49,7 @@ def test_a_pass_lets_it_serve(registry: Registry, plan: ModelPlan, tmp_path: Pat
     assert (found["big"].label, found["big"].verdict) == ("full:1", None)
     (tmp_path / "q4.gguf").write_bytes(b"GGUFq5")  # hashed anew, for its file is another
     with pytest.raises(
-        MissingError, match=r"q4.gguf is not registered; `tersor registry add q4.gguf --name NAME --base"
+        MissingError, match=r"q4.gguf is not registered; `tersor registry add /.*/q4.gguf --name NAME --base"
     ):
         inspector.standings("chat", plan)
 
@@ -60,7 +60,7 @@ def test_another_verdict_does_not_and_somebody_can_answer_for_it(
 ) -> None:
     registry.record_verdict("q4", outcome, {}, who="gate")  # type: ignore[arg-type]  # one of them
     with pytest.raises(
-        QualityError, match=r"gate.*judge it with `tersor gate q4.gguf --registry .*registry override q4:1"
+        QualityError, match=r"gate.*judge it with `tersor gate /.*/q4.gguf --registry /.*registry override q4:1"
     ):
         Inspector(registry, tmp_path).standings("chat", plan)
     override = registry.override("q4", who="bob", why="ticket 7")
@@ -87,7 +87,7 @@ def test_the_fallback_is_registered_too_and_of_full_precision(
     registry.record_verdict("q4", "pass", {}, who="gate")
     inspector = Inspector(registry, tmp_path)
     with pytest.raises(
-        MissingError, match=r"variants\.big: other.gguf is not registered; `tersor registry add other.gguf"
+        MissingError, match=r"variants\.big: other.gguf is not registered; `tersor registry add /.*/other.gguf"
     ):
         inspector.standings("chat", with_file(plan, "big", tmp_path / "other.gguf"))
     registry.add_artefact("q8", tmp_path / "other.gguf", who="ann", baseline="full")

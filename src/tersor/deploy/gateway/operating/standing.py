@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,10 @@ class Inspector:
         row = registry.registered(self._contents(path))
         is_quantized = is_primary and plan.fallback is not None
         baseline = " --baseline FULL" if is_quantized else ""
-        add = f"`tersor registry add {path.name} --name NAME{baseline} --registry {folder.name}`"
-        judge = f"`tersor gate {path.name} --registry {folder.name}`"
+        at = f"--registry {shlex.quote(str(folder))}"
+        add = f"`tersor registry add {shlex.quote(str(path))} --name NAME{baseline} {at}`"
+        is_gguf = path.suffix.lower() == ".gguf"
+        judge = f"`tersor gate {shlex.quote(str(path))} {at}`" if is_gguf else "a gate of your own, which records it"
         if row is None:
             then = f", then {judge}" if is_quantized else ""
             raise MissingError(f"{place}: {path.name} is not registered; {add}{then}")
@@ -86,7 +89,7 @@ class Inspector:
                 f"{place}: {label} was registered without a baseline to be judged by; {add}, then {judge}"
             )
         if reason is not None:
-            answer = f"`tersor registry override {label} --why … --registry {folder.name}`"
+            answer = f"`tersor registry override {label} --why … {at}`"
             raise QualityError(f"{place}: {label} may not serve: {reason}; judge it with {judge}, or {answer}")
         return Standing(label, row.sha256, verdict, override)
 
