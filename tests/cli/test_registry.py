@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tersor.deploy.registry.registry import Registry
+from tersor.deploy.registry.rows import Note
 
 from .conftest import Run
 
@@ -66,6 +67,29 @@ def test_the_way_of_an_artefact_to_serving_and_back(run: Run, filled: Path) -> N
     listed = run("registry", "list", "--json").document
     assert [row["artefact"] for row in listed["deployments"]] == ["full:1"]
     assert [row["objection"] for row in listed["artefacts"]] == [None, None]
+
+
+def test_the_log_says_who_did_what(run: Run, filled: Path) -> None:
+    assert run("registry", "deploy", "chat", "full", "--who", "ann", "--why", "first").code == 0
+    with Registry.open(filled, mode="write") as opened:
+        opened.note(
+            Note(
+                "rollback",
+                "chat",
+                "eve",
+                {"origin": "10.0.0.9 port 1", "result": "refused", "reason": "no [/key]\x1b[2J"},
+            )
+        )
+    events = run("registry", "log", "--json").document["events"]
+    assert [(row["what"], row["subject"], row["who"]) for row in events] == [
+        ("add", "full:1", "ann"), ("add", "q4:1", "ann"), ("deploy", "chat", "ann"), ("rollback", "chat", "eve"),
+    ]  # fmt: skip
+    assert [row["id"] for row in run("registry", "log", "--since", 2, "--json").document["events"]] == [3, 4]
+    shown = run("registry", "log").out
+    for words in ("refused", "10.0.0.9", "first"):
+        assert words in shown
+    assert "[/key]" in shown  # neither markup
+    assert "\x1b" not in shown  # nor an order to the terminal
 
 
 def test_a_fallback_can_be_named(run: Run, filled: Path) -> None:

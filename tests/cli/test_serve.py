@@ -16,6 +16,10 @@ def test_a_key_is_made_and_only_its_hash_goes_into_the_deployment(run: Run) -> N
     assert secret not in outcome.out.split("entry")[1]
 
 
+def test_a_key_of_an_admin_says_so(run: Run) -> None:
+    assert "per_minute: 600, admin: true}" in run("serve", "--make-key", "bob", "--admin").out
+
+
 def test_a_deployment_that_is_wrong_ends_before_anything_starts(run: Run, tmp_path: Path) -> None:
     (tmp_path / "deploy.yaml").write_text("models: {a: {primary: b, variants: {}}}")
     outcome = run("serve", tmp_path / "deploy.yaml")

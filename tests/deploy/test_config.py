@@ -48,6 +48,17 @@ WRONG = {
     "open to others": (GOOD + "host: 0.0.0.0\n", "open to others: give keys, or listen on 127.0.0.1"),
     "a secret for its hash": (GOOD + "keys: [{name: a, sha256: secret}]\n", "'a' needs the SHA-256 of its secret"),
     "a key without a hash": (GOOD + "keys: [{name: a}]\n", r"keys\[0\]: .*sha256"),
+    "a registry outside": (
+        GOOD + "registry: ../outside\n",
+        "registry: ../outside lies outside of the deployment's folder",
+    ),
+    "no registry": (GOOD + "registry: none\n", "registry: none is not there"),
+    "an audit log outside": (GOOD + "audit: link/log\n", "audit: link/log lies outside of the deployment's folder"),
+    "two keys of one name": (
+        GOOD + f"keys: [{', '.join([f'{{name: a, sha256: {64 * chr(97)}}}'] * 2)}]\n",
+        "each needs a printable name of its",
+    ),
+    "rights that are no flag": (GOOD + f"keys: [{{name: a, sha256: {64 * 'a'}, admin: 1}}]\n", "admin: true or false"),
     "keys that are no list": (GOOD + "keys: 3\n", "keys: a list of name, sha256"),
 }
 

@@ -70,14 +70,23 @@ class ModelPlan:
     fallback: str | None = None
     limits: Limits = Limits()
 
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it takes tensors, not text."""
+        return self.variants[self.primary].engine == "onnxruntime"
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Who may ask: the SHA-256 of the secret, in hexadecimal, and how often in a minute."""
+    """Who may ask: the SHA-256 of the secret, in hexadecimal, and how often in a minute.
+
+    admin  may also say what serves
+    """
 
     name: str
     sha256: str
     per_minute: int = 600
+    admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,9 @@ class Deployment:
     body_bytes   largest request
     receive_s    until the head of a request must have arrived, and then its body
     drain_s      for requests that are being answered when the gateway is told to end
+    retire_s     for requests that a variant is still answering after it was replaced
+    registry     folder of the registry that every artefact must stand in, with a pass of its gate; empty: none asks
+    audit        file that keeps who changed what, where there is no registry; empty: beside the deployment
     keys         none: everybody may ask
     """
 
@@ -97,6 +109,9 @@ class Deployment:
     body_bytes: int = 16 << 20
     receive_s: float = 20.0
     drain_s: float = 30.0
+    retire_s: float = 600.0
+    registry: str = ""
+    audit: str = ""
     keys: tuple[Key, ...] = field(default=())
 
 
@@ -126,7 +141,13 @@ def read_deployment(path: Path) -> Deployment:
     for key in keys:
         if not SHA256.fullmatch(key.sha256):
             raise SchemeError(f"keys: {key.name!r} needs the SHA-256 of its secret in 64 hexadecimal digits")
+    if len({key.name for key in keys}) < len(keys) or not all(key.name.isprintable() and key.name for key in keys):
+        raise SchemeError("keys: each needs a printable name of its own")
     made = _filled(path.name, Deployment, {**given, "models": models, "keys": keys})
+    if made.registry:
+        made = replace(made, registry=str(_inside("registry", made.registry, path.parent)))
+    audit = _inside("audit", made.audit or f"{path.stem}.audit.jsonl", path.parent, must_exist=False)
+    made = replace(made, audit=str(audit))
     if made.host not in ("127.0.0.1", "::1", "localhost") and not made.keys:
         raise SchemeError(f"host {made.host} is open to others: give keys, or listen on 127.0.0.1")
     return made
@@ -140,7 +161,7 @@ def _model(place: str, entry: object, folder: Path) -> ModelPlan:
         plan = _filled(where, VariantPlan, one)
         if plan.engine not in KINDS:
             raise SchemeError(f"{where}: no engine {plan.engine!r}; there are {', '.join(KINDS)}")
-        variants[_name(place, name)] = plan if plan.embedded else replace(plan, path=_within(where, plan, folder))
+        variants[_name(place, name)] = plan if plan.embedded else replace(plan, path=_artefact(where, plan, folder))
     limits = _filled(f"{place}.limits", Limits, given.get("limits") or {})
     made = _filled(place, ModelPlan, {**given, "variants": variants, "limits": limits})
     roles = {"primary": made.primary} | ({} if made.fallback is None else {"fallback": made.fallback})
@@ -152,16 +173,24 @@ def _model(place: str, entry: object, folder: Path) -> ModelPlan:
     return made
 
 
-def _within(where: str, plan: VariantPlan, folder: Path) -> str:
+def _artefact(where: str, plan: VariantPlan, folder: Path) -> str:
     """The whole path of an artefact."""
     if not plan.path:
         raise SchemeError(f"{where}: the path of an artefact is wanted")
-    file = (folder / plan.path).resolve()
-    if folder.resolve() not in file.parents:
-        raise SchemeError(f"{where}: {plan.path} lies outside of the deployment's folder")
-    if not file.exists():
-        raise MissingError(f"{where}: {plan.path} is not there")
-    return str(file)
+    return str(_inside(where, plan.path, folder))
+
+
+def _inside(where: str, path: str, folder: Path, *, must_exist: bool = True) -> Path:
+    """The whole path of what lies in the deployment's folder, links followed."""
+    try:
+        place = (folder / path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MissingError(f"{where}: {path!r:.200} cannot be followed ({error})") from error
+    if folder.resolve() not in (place, *place.parents):
+        raise SchemeError(f"{where}: {path} lies outside of the deployment's folder")
+    if must_exist and not place.exists():
+        raise MissingError(f"{where}: {path} is not there")
+    return place
 
 
 def _filled(place: str, kind: type[T], entry: object) -> T:

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 import tersor
 from tersor import reference_model
 from tersor.cli.main import app
+from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.gating.record import GateCheck, GateRecord, Outcome
 from tersor.deploy.gating.serving import Bounds
+from tersor.deploy.registry.registry import Registry
 from tersor.files.gguf import GgufFile
-from tersor.pipeline.deploy.gate import gate
+from tersor.pipeline.deploy.gate import gate, gate_registered
 
 pytest.importorskip("xllamacpp", reason="runs a GGUF: pip install 'tersor[llama]'")
 pytest.importorskip("torch", reason="the baseline runs in it: pip install 'tersor[torch]'")
@@ -136,3 +138,50 @@ def test_the_exit_code_is_the_verdict(good: Path) -> None:
     strict = CliRunner().invoke(app, [*words, "--max-kl", "0.0001", "--json"])
     assert strict.exit_code == 1
     assert json.loads(strict.stdout)["outcome"] == "FAIL"
+    assert CliRunner().invoke(app, words[:2]).exit_code == 2
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """A registry of `full` and of `small`, whose files only begin like a GGUF."""
+    for name in ("full", "small", "other"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF" + name.encode())
+    with Registry.open(tmp_path, mode="create") as opened:
+        opened.add_artefact("full", tmp_path / "full.gguf", who="ann")
+        opened.add_artefact("small", tmp_path / "small.gguf", who="ann", baseline="full")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("outcome", "kept"), [("PASS", "pass"), ("FAIL", "fail"), ("INCONCLUSIVE", "inconclusive")])
+def test_a_registry_keeps_the_verdict_on_these_bytes(outcome: Outcome, kept: str, registry: Path) -> None:
+    def judge(path: Path, baseline: Path) -> GateRecord:
+        assert (path, baseline) == (registry / "small.gguf", registry / "full.gguf")
+        return GateRecord("small", "full", {}, (GateCheck("quality", outcome, ""),), {}, "", "")
+
+    filed = gate_registered(registry / "small.gguf", registry=registry, who="bob", judge=judge)
+    assert (filed.label, filed.record.outcome) == ("small:1", outcome)
+    with Registry.open(registry) as opened:
+        (verdict,) = opened.verdicts("small")
+        assert (verdict.outcome, verdict.who, verdict.document["outcome"]) == (kept, "bob", outcome)
+        assert (opened.objection("small") is None) == (outcome == "PASS")
+
+
+def test_a_verdict_that_would_mean_nothing_is_not_kept(registry: Path) -> None:
+    def judge(path: Path, baseline: Path) -> GateRecord:
+        path.write_bytes(path.read_bytes() + b"!")
+        return GateRecord("small", "full", {}, (GateCheck("quality", "PASS", ""),), {}, "", "")
+
+    def asked(name: str, against: str | None = None) -> None:
+        other = None if against is None else registry / against
+        gate_registered(registry / name, registry=registry, who="bob", judge=judge, against=other)
+
+    with pytest.raises(MissingError, match=r"does not know it; register it first: `tersor registry add other.gguf"):
+        asked("other.gguf")
+    with pytest.raises(SchemeError, match="full:1 was registered without a baseline"):
+        asked("full.gguf")
+    with pytest.raises(SchemeError, match=r"small:1 is compared with full:1, and .*small.gguf is not that"):
+        asked("small.gguf", "small.gguf")  # of itself, everything is as good
+    with pytest.raises(FormatError, match="was changed while it was judged"):
+        asked("small.gguf", "full.gguf")
+    with Registry.open(registry) as opened:
+        assert opened.verdicts("small") == ()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError
+from tersor.deploy.registry.manifest import contents_of
 from tersor.deploy.registry.registry import Registry
 from tersor.deploy.registry.rows import Deployment, Note
 
@@ -145,6 +146,51 @@ def test_a_repeated_rollback_goes_back_once_where_it_says_what_it_leaves(registr
     with pytest.raises(SchemeError, match="q4:1 is not what serves, q8:1 is"):
         registry.rollback("chat", who="bob", leaving="q4")
     assert serving(registry).artefact == "q8:1"
+
+
+def test_a_rollback_to_what_stands_by_is_remembered_until_something_is_deployed(registry: Registry) -> None:
+    passed(registry, "q4", "q8")
+    assert registry.rolled_back_from("chat") is None
+    registry.deploy("chat", "q8", who="ann")
+    registry.deploy("chat", "q4", who="ann")
+    first = registry.rollback("chat", to="full", who="bob", why="garbage")
+    assert (first.action, first.artefact, first.fallback, first.why) == ("rollback", "full:1", None, "garbage")
+    assert registry.rollback("chat", to="full", who="eve") == first
+    assert registry.rolled_back_from("chat") == "q4:1"
+    registry.undeploy("chat", who="ann")
+    assert registry.rolled_back_from("chat") == "q4:1"  # stopped, and still rolled back
+    registry.rollback("chat", to="full", who="bob")
+    assert registry.rolled_back_from("chat") == "q4:1"
+    registry.deploy("chat", "q4", who="ann")
+    assert registry.rolled_back_from("chat") is None
+    registry.rollback("chat", to="full", who="bob")
+    assert registry.rollback("chat", who="bob").artefact == "q8:1"  # further back, never to what was left
+    with pytest.raises(SchemeError, match="nothing was ever deployed"):
+        registry.rollback("other", to="full", who="bob")
+
+
+def test_an_artefact_is_known_by_its_contents_wherever_they_lie(registry: Registry, folder: Path) -> None:
+    copy = folder.parent / "another.gguf"
+    copy.write_bytes((folder / "q4.gguf").read_bytes())
+    found = registry.registered(contents_of(copy))
+    assert found is not None
+    assert found.label == "q4:1"
+    registry.add_artefact("innocent", folder / "q4.gguf", who="eve")
+    assert registry.registered(contents_of(copy)) == found  # the one that a gate has to compare
+    copy.write_bytes(copy.read_bytes() + b"x")
+    assert registry.registered(contents_of(copy)) is None
+
+
+def test_what_the_caller_has_hashed_is_not_read_again_and_nothing_need_stand_by(
+    registry: Registry, folder: Path
+) -> None:
+    passed(registry, "q4")
+    (folder / "q4.gguf").write_bytes(b"GGUF moved")
+    with pytest.raises(FormatError, match="q4:1 may not serve"):
+        registry.deploy("chat", "q4", who="ann")
+    assert registry.deploy("chat", "q4", "", who="ann", is_hashed=True).fallback is None
+    with pytest.raises(QualityError, match="q8:1 may not serve"):
+        registry.deploy("chat", "q8", who="ann", is_hashed=True)
 
 
 def test_deploying_what_serves_changes_nothing(registry: Registry) -> None:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tersor.cli.options.registries import FolderOption, WhoOption, WhyOption, who_or_user
 from tersor.cli.screen.output import JsonOption, console, print_json
 from tersor.cli.screen.registered import (
     artefact_lines,
     artefact_table,
     deployment_line,
     deployment_table,
+    event_table,
     history_table,
 )
 from tersor.core.records import plain
 from tersor.deploy.registry.registry import Registry
-from tersor.deploy.registry.rows import Deployment, RegisteredArtefact
+from tersor.deploy.registry.rows import Deployment, Event, RegisteredArtefact
 
 __all__ = ["registry"]
 
 registry = typer.Typer(name="registry", no_args_is_help=True, rich_markup_mode=None)
 
-FolderOption = Annotated[
-    Path, typer.Option("--registry", envvar="TERSOR_REGISTRY", metavar="DIR", help="The folder of the registry.")
-]
-WhoOption = Annotated[
-    str | None, typer.Option("--who", metavar="NAME", help="Who does this; the user of the system if not given.")
-]
-WhyOption = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why, for the history.")]
 ArtefactArgument = Annotated[str, typer.Argument(metavar="ARTEFACT", help="NAME, its newest version, or NAME:VERSION.")]
 DeploymentArgument = Annotated[str, typer.Argument(metavar="DEPLOYMENT", help="The name that something serves under.")]
 HERE = Path("registry")
@@ -71,7 +65,7 @@ def add(
     What is the newest version already stays it. An artefact with a --baseline may serve once it has passed its gate.
     """
     with Registry.open(folder, mode="create") as opened:
-        made = opened.add_artefact(name, path, who=_who(who), kind=kind, baseline=baseline, is_absolute=absolute)
+        made = opened.add_artefact(name, path, who=who_or_user(who), kind=kind, baseline=baseline, is_absolute=absolute)
         _tell(opened, made, as_json=as_json)
 
 
@@ -151,7 +145,7 @@ def deploy(
     Refused, with exit code 1, where it has a baseline and has not passed its gate, and nobody answers for it.
     """
     with Registry.open(folder, mode="write") as opened:
-        _tell_deployment(opened.deploy(deployment, artefact, fallback, who=_who(who), why=why), as_json=as_json)
+        _tell_deployment(opened.deploy(deployment, artefact, fallback, who=who_or_user(who), why=why), as_json=as_json)
 
 
 @registry.command(short_help="Go back to what served before.")
@@ -168,7 +162,7 @@ def rollback(
 ) -> None:
     """Go back to what served under a name before; again, to what served before that."""
     with Registry.open(folder, mode="write") as opened:
-        _tell_deployment(opened.rollback(deployment, leaving=leaving, who=_who(who), why=why), as_json=as_json)
+        _tell_deployment(opened.rollback(deployment, leaving=leaving, who=who_or_user(who), why=why), as_json=as_json)
 
 
 @registry.command(short_help="Show what served under a name, and when.")
@@ -183,6 +177,23 @@ def history(deployment: DeploymentArgument, folder: FolderOption = HERE, as_json
         console().print(history_table(intervals))
 
 
+@registry.command(short_help="Show who did what, and when.")
+def log(
+    since: Annotated[int, typer.Option("--since", min=0, metavar="ID", help="Only what came after this event.")] = 0,
+    folder: FolderOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything that was done with a registry, the oldest first: also by gateways, and what they refused."""
+    events: list[Event] = []
+    with Registry.open(folder) as opened:
+        while page := opened.events(events[-1].id if events else since):
+            events += page
+    if as_json:
+        print_json({"events": plain(tuple(events))})
+    else:
+        console().print(event_table(events))
+
+
 @registry.command(short_help="Answer for an artefact that has not passed.")
 def override(
     artefact: ArtefactArgument,
@@ -193,20 +204,11 @@ def override(
 ) -> None:
     """Answer for an artefact that has not passed its gate: it may serve until its next verdict."""
     with Registry.open(folder, mode="write") as opened:
-        made = opened.override(artefact, who=_who(who), why=why)
+        made = opened.override(artefact, who=who_or_user(who), why=why)
     if as_json:
         print_json(plain(made))
     else:
         console().print(f"{made.artefact} may serve: {made.who} answers for it ({made.why})")
-
-
-def _who(given: str | None) -> str:
-    if given is not None:
-        return given
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container may run as a number without a name
-        return "unknown"
 
 
 def _row(row: RegisteredArtefact) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tersor.cli.options.registries import WhoOption, who_or_user
 from tersor.deploy.config import Deployment
 from tersor.pipeline.deploy import serve as pipeline
 
@@ -26,12 +27,15 @@ def serve(
     make_key: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make a key, print it and the entry for keys, and stop.")
     ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Of --make-key: it may also say what serves.")] = False,
+    who: WhoOption = None,
 ) -> None:
     """Serve models: the quantized variant answers, full precision where that one cannot.
 
     Speaks OpenAI's protocol (/v1/completions, /v1/chat/completions, /v1/embeddings, /v1/models) for language models in
     llama.cpp, and the Open Inference Protocol (/v2) with binary tensors for nets in ONNX Runtime. /healthz, /readyz and
-    /metrics tell how it is. SIGTERM ends it once every request that it took is answered.
+    /metrics tell how it is. /v1/rollout shows and changes what serves. SIGHUP reads the deployment anew, without a
+    failed request. SIGTERM ends it once every request that it took is answered.
 
     \b
     Example:
@@ -41,7 +45,9 @@ def serve(
     if make_key is not None:
         secret = secrets.token_urlsafe(32)
         digest = hashlib.sha256(secret.encode()).hexdigest()
-        sys.stdout.write(f"key    {secret}\nentry  - {{name: {make_key}, sha256: {digest}, per_minute: 600}}\n")
+        rights = ", admin: true" if admin else ""
+        entry = f"{{name: {make_key}, sha256: {digest}, per_minute: 600{rights}}}"
+        sys.stdout.write(f"key    {secret}\nentry  - {entry}\n")
         return
     if deployment is None:
         raise typer.BadParameter("a deployment is wanted, or --make-key NAME", param_hint="DEPLOY.YAML")
@@ -51,4 +57,4 @@ def serve(
         sys.stdout.write(f"serving {models} on {address}\n")
         sys.stdout.flush()
 
-    pipeline.serve(deployment, port=port, tell=tell)
+    pipeline.serve(deployment, port=port, who=who_or_user(who), tell=tell)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 
 from tersor.cli.screen.output import table
 from tersor.core.card import Card
 from tersor.core.quantities import size
-from tersor.deploy.registry.rows import Deployment, GateVerdict, Interval, Override, RegisteredArtefact
+from tersor.deploy.registry.rows import Deployment, Event, GateVerdict, Interval, Override, RegisteredArtefact
 
-__all__ = ["artefact_lines", "artefact_table", "deployment_line", "deployment_table", "history_table"]
+__all__ = ["artefact_lines", "artefact_table", "deployment_line", "deployment_table", "event_table", "history_table"]
 
 SHOWN_FILES = 20
 
@@ -49,6 +49,17 @@ def history_table(rows: tuple[Interval, ...]) -> Table:
     return made
 
 
+def event_table(rows: Sequence[Event]) -> Table:
+    """What was done, by whom, from where and with what result."""
+    made = table(">id", "at", "who", "what", "subject", "result", "from", "why")
+    for row in rows:
+        origin, result = row.details.get("origin", ""), row.details.get("result", "done")
+        why = row.details.get("reason") or row.details.get("why") or row.details.get("outcome") or ""
+        told = (_shown(value) for value in (result, origin, why))
+        made.add_row(str(row.id), _short(row.at), row.who, row.what, row.subject, *told)
+    return made
+
+
 def deployment_line(row: Deployment) -> str:
     """What stands under a name, in a sentence."""
     spare = f", {row.fallback} stands by" if row.fallback else ""
@@ -76,6 +87,11 @@ def artefact_lines(
     for override in overrides:
         yield f"override {_short(override.at)}: {override.who} answers for it: {override.why}"
     yield "may serve" if objection is None else f"may not serve: {objection}"
+
+
+def _shown(value: object) -> str:
+    """Part of a document, which may hold anything, as a terminal can be given it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def _candidate(row: Deployment) -> str:

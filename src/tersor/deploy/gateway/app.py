@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import json
+import logging
 import time
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tersor import __version__
 from tersor.core.errors import EngineError
-from tersor.deploy.config import Deployment, Key
+from tersor.deploy.config import Deployment
 from tersor.deploy.gateway import openai, tensors
-from tersor.deploy.gateway.admission import BusyError, RateLimit
+from tersor.deploy.gateway.admission import BusyError
+from tersor.deploy.gateway.bodies import as_json, json_of, read_body
+from tersor.deploy.gateway.description.document import description
+from tersor.deploy.gateway.description.routes import ROUTES, Route
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
+from tersor.deploy.gateway.operating.access import Access, DeniedError
+from tersor.deploy.gateway.operating.actions import Operator, Order
+from tersor.deploy.gateway.operating.audit import Author
+from tersor.deploy.gateway.operating.fleet import Fleet
+from tersor.deploy.gateway.operating.records import Records
+from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
 from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
 from tersor.kernels.lazy import LazyModule
@@ -35,95 +41,111 @@ else:
 
 __all__ = ["Gateway"]
 
-Endpoint = Callable[["Request"], Awaitable["Response"]]
-BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TIMEOUT, TOO_LARGE, TOO_MANY = 400, 401, 404, 408, 413, 429
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, TOO_MANY = 400, 401, 403, 404, 429
 FAILED, UNAVAILABLE, LATE = 500, 503, 504
 KINDS = {
-    UNAUTHORIZED: "authentication_error", NOT_FOUND: "not_found_error", TOO_MANY: "rate_limit_error",
-    UNAVAILABLE: "overloaded_error", FAILED: "server_error", LATE: "timeout_error",
+    UNAUTHORIZED: "authentication_error", FORBIDDEN: "permission_error", NOT_FOUND: "not_found_error",
+    TOO_MANY: "rate_limit_error", UNAVAILABLE: "overloaded_error", FAILED: "server_error", LATE: "timeout_error",
 }  # fmt: skip
 """Status → what OpenAI's protocol calls it; others are an invalid_request_error."""
 VERSION = "1"
-
-
-class _StatusError(Exception):
-    """A request that ends here.
-
-    headers  of the response
-    """
-
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status, self.headers = status, headers or {}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Gateway:
-    """All that serves one deployment; `app` is what an ASGI server runs."""
+    """All that serves one deployment; `app` is what an ASGI server runs.
+
+    read  reads the deployment anew; raises what is wrong with it
+    user  who the gateway runs as: the author of what it does by itself, or of orders where there are no keys
+    """
 
     deployment: Deployment
+    records: Records
+    read: Callable[[], Deployment]
+    user: str
     patience: Patience = field(default_factory=Patience)
     metrics: Metrics = field(default_factory=Metrics)
-    models: dict[str, Served] = field(default_factory=dict, init=False)
+    fleet: Fleet = field(init=False)
     draining: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        plans = self.deployment.models.items()
-        self.models = {name: Served(name, plan, self.metrics, self.patience) for name, plan in plans}
+        self.fleet = Fleet(self.deployment, self.records, self.metrics, self.patience)
+        self.access = Access(self.deployment.keys, self.user)
+        self.operator = Operator(self.fleet, self.access, self.read)
         self._started = int(time.time())
-        self._limits = {key.name: RateLimit(key.per_minute) for key in self.deployment.keys}
+        self._signalled: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Hold all engines; EngineError where one cannot be loaded."""
-        async with AsyncExitStack() as stack:
-            for model in self.models.values():
-                stack.push_async_callback(model.close)
-                await model.start()
-            yield
+        """Hold all engines; raises what `Fleet.running` raises."""
+        async with self.fleet.running(Author(self.user, "start")):
+            try:
+                yield
+            finally:
+                for task in self._signalled:
+                    task.cancel()
+                await asyncio.gather(*self._signalled, return_exceptions=True)
+
+    def hang_up(self) -> None:
+        """Reload, as SIGHUP asks; what comes of it is logged."""
+
+        async def reloaded() -> None:
+            order = Order("reload", None, "", Author(self.user, "SIGHUP"))
+            try:
+                told = await self.operator.carry_out(order)
+                _log.warning(
+                    "reloaded: %s", ", ".join(f"{word} {told[word]}" for word in ("loaded", "kept", "removed"))
+                )
+            except RequestError as error:
+                _log.error("nothing was changed: %s", error)
+
+        if self.fleet.members and not self.draining:
+            task = asyncio.get_running_loop().create_task(reloaded(), name="SIGHUP")
+            self._signalled.add(task)
+            task.add_done_callback(self._signalled.discard)
+
+    @property
+    def models(self) -> Mapping[str, Served]:
+        """Those that answer."""
+        return self.fleet.models
 
     def app(self) -> applications.Starlette:
         """Return the routes; engines are started and ended by `running`."""
-
-        def route(path: str, endpoint: Endpoint, method: str = "GET") -> routing.Route:
-            return routing.Route(path, endpoint, methods=[method])
-
-        model = "/v2/models/{model}"
+        handlers = self._handlers()
         routes = [
-            route("/healthz", self._healthz),
-            route("/readyz", self._readyz),
-            route("/metrics", self._metrics),
-            route("/v1/models", self._guarded(self._list)),
-            *[route(f"/v1/{name}", self._guarded(self._openai(name)), "POST") for name in openai.OPERATIONS],
-            route("/v2", self._guarded(self._server)),
-            route("/v2/health/live", self._live),
-            route("/v2/health/ready", self._ready),
-            *[
-                one
-                for stem in (model, f"{model}/versions/{{version}}")
-                for one in (
-                    route(stem, self._guarded(self._metadata)),
-                    route(f"{stem}/ready", self._guarded(self._model_ready)),
-                    route(f"{stem}/infer", self._guarded(self._infer), "POST"),
-                )
-            ],
-            route("/v2/repository/index", self._guarded(self._index), "POST"),
+            routing.Route(row.path, self._guarded(handlers[row.operation], row), methods=[row.method]) for row in ROUTES
         ]
         return applications.Starlette(routes=routes)
 
+    def _handlers(self) -> dict[str, Endpoint]:
+        """Operation of `ROUTES` → what answers it."""
+        operators = OperatorRoutes(self.operator, self._body)
+        return {
+            "alive": self._healthz, "ready": self._readyz, "metrics": self._metrics, "description": self._describe,
+            "models": self._list, **{name: self._openai(name) for name in openai.OPERATIONS},
+            "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
+            "metadata": self._metadata, "model_ready": self._model_ready, "infer": self._infer, "index": self._index,
+            **operators.handlers(),
+        }  # fmt: skip
+
     # What every request goes through
 
-    def _guarded(self, endpoint: Endpoint) -> Endpoint:
-        """Let a request through whose key may ask, and answer errors in the protocol's own form."""
+    def _guarded(self, endpoint: Endpoint, row: Route) -> Endpoint:
+        """Let a request through that may ask, and answer errors in the protocol's own form."""
 
         async def through(request: Request) -> Response:
             try:
-                self._admit(request)
+                if row.guard == "key":
+                    self.access.check(request)
+                elif row.guard == "admin":
+                    await self._check_admin(request, row)
                 return await endpoint(request)
-            except _StatusError as error:
+            except DeniedError as error:
+                self.metrics.refused.labels(error.cause).inc()
                 return self._error(request, error.status, str(error), error.headers)
             except RequestError as error:
-                return self._error(request, error.status, str(error))
+                return self._error(request, error.status, str(error), error.headers)
             except BusyError as error:
                 self.metrics.refused.labels("busy").inc()
                 return self._error(request, UNAVAILABLE, str(error), {"Retry-After": str(error.retry_after)})
@@ -134,90 +156,72 @@ class Gateway:
 
         return through
 
-    def _admit(self, request: Request) -> None:
-        if not self.deployment.keys:
-            return
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(secret.strip().encode()).hexdigest()
-        # Every key is compared, so that the time tells nothing of which one came near.
-        found: list[Key] = [key for key in self.deployment.keys if hmac.compare_digest(key.sha256, given)]
-        if scheme.lower() != "bearer" or not found:
-            self.metrics.refused.labels("key").inc()
-            raise _StatusError(UNAUTHORIZED, "a valid API key is wanted: Authorization: Bearer KEY")
-        wait = self._limits[found[0].name].take()
-        if wait:
-            self.metrics.refused.labels("rate").inc()
-            reason = f"{found[0].name} may ask {found[0].per_minute} times a minute"
-            raise _StatusError(TOO_MANY, reason, {"Retry-After": str(wait)})
+    async def _check_admin(self, request: Request, row: Route) -> None:
+        try:
+            self.access.check_admin(request, needs_json=row.path.startswith("/v1"))
+        except DeniedError as error:
+            subject = request.path_params.get("model")
+            await self.operator.refused(self.access.author(request), f"{row.method} {row.path}", subject, str(error))
+            raise
 
     @staticmethod
     def _error(request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
         if request.url.path.startswith("/v2"):
-            return _json({"error": reason}, status, headers)
+            return as_json({"error": reason}, status, headers)
         kind = KINDS.get(status, "invalid_request_error")
         told = {"error": {"message": reason, "type": kind, "param": None, "code": None}}
-        return _json(told, status, headers)
+        return as_json(told, status, headers)
 
     async def _body(self, request: Request) -> bytes:
-        """Return the whole body, within its limits of size and time, unpacked."""
-        most, pieces, size = self.deployment.body_bytes, [], 0
-        too_large = _StatusError(TOO_LARGE, f"a request may have {most} bytes")
-        declared = request.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > most:
-            raise too_large
-        try:
-            async with asyncio.timeout(self.deployment.receive_s):
-                async for piece in request.stream():
-                    size += len(piece)
-                    if size > most:
-                        raise too_large
-                    pieces.append(piece)
-        except TimeoutError:
-            raise _StatusError(TIMEOUT, f"the body did not arrive in {self.deployment.receive_s:g} s") from None
-        return _unpacked(b"".join(pieces), request.headers.get("content-encoding", ""), too_large, most)
+        deployment = self.fleet.deployment
+        return await read_body(request, deployment.body_bytes, deployment.receive_s)
 
     def _model(self, name: object, *, tensor: bool) -> Served:
         model = self.models.get(name) if isinstance(name, str) else None
         if model is None or model.is_tensor != tensor:
             there = [other for other, one in self.models.items() if one.is_tensor == tensor]
-            raise _StatusError(NOT_FOUND, f"no model {name!r:.80}; there are {', '.join(there) or 'none'}")
+            raise RequestError(f"no model {name!r:.80}; there are {', '.join(there) or 'none'}", NOT_FOUND)
         return model
 
     # Health
 
     async def _healthz(self, request: Request) -> Response:
         del request
-        return _json({"status": "alive"})
+        return as_json({"status": "alive"})
 
     async def _readyz(self, request: Request) -> Response:
         del request
         waiting = [name for name, model in self.models.items() if not model.is_ready]
         if self.draining or waiting:
-            return _json({"status": "draining" if self.draining else "not ready", "models": waiting}, UNAVAILABLE)
-        return _json({"status": "ready"})
+            return as_json({"status": "draining" if self.draining else "not ready", "models": waiting}, UNAVAILABLE)
+        return as_json({"status": "ready"})
 
     async def _metrics(self, request: Request) -> Response:
         del request
         return responses.Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def _describe(self, request: Request) -> Response:
+        del request
+        return as_json(description())
+
     async def _live(self, request: Request) -> Response:
         del request
-        return _json({"live": True})
+        return as_json({"live": True})
 
     async def _ready(self, request: Request) -> Response:
         del request
         is_ready = not self.draining and all(model.is_ready for model in self.models.values())
-        return _json({"ready": is_ready}, 200 if is_ready else UNAVAILABLE)
+        return as_json({"ready": is_ready}, 200 if is_ready else UNAVAILABLE)
 
     # OpenAI
 
     async def _list(self, request: Request) -> Response:
         del request
-        return _json(openai.listed(self.models, self._started))
+        return as_json(openai.listed(self.models, self._started))
 
     def _openai(self, operation: str) -> Endpoint:
         async def answer(request: Request) -> Response:
-            body = _parsed(await self._body(request))
+            body = json_of(await self._body(request))
             given = openai.checked(operation, body)
             model = self._model(body["model"] if isinstance(body, dict) and "model" in body else None, tensor=False)
             asked = {"operation": operation, "body": with_logprobs(operation, given)}
@@ -225,7 +229,7 @@ class Gateway:
                 return await self._stream(operation, model, asked, given)
             async with model.answered(asked) as reply:
                 made = await openai.finished(operation, model, reply, given)
-                return _json(made, headers=self._told(model, reply))
+                return as_json(made, headers=self._told(model, reply))
 
         return answer
 
@@ -250,38 +254,48 @@ class Gateway:
 
     async def _server(self, request: Request) -> Response:
         del request
-        return _json(
+        return as_json(
             {"name": "tersor", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
         )
 
     def _tensor_model(self, request: Request) -> Served:
         version = request.path_params.get("version", VERSION)
         if version != VERSION:
-            raise _StatusError(NOT_FOUND, f"no version {version[:40]!r}; there is {VERSION!r}")
+            raise RequestError(f"no version {version[:40]!r}; there is {VERSION!r}", NOT_FOUND)
         return self._model(request.path_params["model"], tensor=True)
 
     async def _metadata(self, request: Request) -> Response:
         model = self._tensor_model(request)
         told = {"name": model.name, "versions": [VERSION], "platform": "onnxruntime_onnx"}
-        return _json({**told, "inputs": model.facts.get("inputs", []), "outputs": model.facts.get("outputs", [])})
+        return as_json({**told, "inputs": model.facts.get("inputs", []), "outputs": model.facts.get("outputs", [])})
 
     async def _model_ready(self, request: Request) -> Response:
         model = self._tensor_model(request)
-        return _json({"name": model.name, "ready": model.is_ready}, 200 if model.is_ready else UNAVAILABLE)
+        return as_json({"name": model.name, "ready": model.is_ready}, 200 if model.is_ready else UNAVAILABLE)
 
     async def _index(self, request: Request) -> Response:
-        await self._body(request)
+        body = await self._body(request)
+        given = json_of(body) if body.strip() else {}
+        if not isinstance(given, dict) or not isinstance(given.get("ready", False), bool):
+            raise RequestError("the body must be an object, in which 'ready' is true or false", BAD_REQUEST)
         rows = [
-            {"name": name, "version": VERSION, "state": "READY" if model.is_ready else "UNAVAILABLE", "reason": ""}
-            for name, model in self.models.items()
-            if model.is_tensor
+            {"name": name, "version": VERSION, **self._repository_state(name)}
+            for name, plan in self.fleet.deployment.models.items()
+            if plan.is_tensor
         ]
-        return _json(rows)
+        return as_json([row for row in rows if row["state"] == "READY" or not given.get("ready")])
+
+    def _repository_state(self, name: str) -> dict[str, str]:
+        model = self.models.get(name)
+        if model is not None and model.is_ready:
+            return {"state": "READY", "reason": ""}
+        return {"state": "UNAVAILABLE", "reason": "unloaded" if model is None else "restarting"}
 
     async def _infer(self, request: Request) -> Response:
-        model = self._tensor_model(request)
+        body = await self._body(request)
+        model = self._tensor_model(request)  # only now: while the body came, it may have been replaced
         header = request.headers.get("inference-header-content-length")
-        infer = tensors.parsed(await self._body(request), header, model.facts.get("inputs", ()))
+        infer = tensors.parsed(body, header, model.facts.get("inputs", ()))
         wanted = None if infer.outputs is None else list(infer.outputs)
         async with model.answered({"inputs": infer.inputs, "outputs": wanted}, infer.payload) as reply:
             if not reply.held:
@@ -293,34 +307,3 @@ class Gateway:
                 return responses.Response(body, media_type="application/json", headers=headers)
             headers["Inference-Header-Content-Length"] = str(size)
             return responses.Response(body, media_type="application/octet-stream", headers=headers)
-
-
-def _json(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-    return responses.Response(text, status, headers, "application/json")
-
-
-def _parsed(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is no JSON: {str(error)[:200]}", BAD_REQUEST) from error
-
-
-def _unpacked(body: bytes, encoding: str, too_large: Exception, most: int) -> bytes:
-    """Undo gzip or deflate, to no more than the largest body."""
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
-        return body
-    if name not in ("gzip", "deflate"):
-        raise _StatusError(BAD_REQUEST, f"Content-Encoding {name[:40]!r}: gzip, deflate or none is wanted")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        made = unpacker.decompress(body, most)
-    except zlib.error as error:
-        raise _StatusError(BAD_REQUEST, f"the body is no {name}: {error}") from error
-    if unpacker.unconsumed_tail:
-        raise too_large
-    if not unpacker.eof:
-        raise _StatusError(BAD_REQUEST, f"the body is no {name}: it breaks off")
-    return made

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tersor.core.errors import EngineError
-from tersor.deploy.config import ModelPlan, VariantPlan
+from tersor.deploy.config import ModelPlan
 from tersor.deploy.gateway.admission import Admission
 from tersor.deploy.gateway.metrics import Metrics
+from tersor.deploy.gateway.variants import Variant
 from tersor.deploy.gateway.watching import TensorWatch, TextWatch, Watch
 from tersor.deploy.guard.ladder import Case, Decision, Failure, Ladder, Progress
-from tersor.deploy.running.supervised import Answer, Patience, Running, State
+from tersor.deploy.running.supervised import Answer, Patience
 
 __all__ = ["Reply", "Served", "TooLateError"]
 
@@ -56,63 +57,85 @@ class Reply:
 
 @dataclass(eq=False)
 class Served:
-    """One model of a deployment."""
+    """One model of a deployment.
+
+    variants        those that are loaded, or will be by `start`: the one that answers, and the one behind it
+    is_rolled_back  the fallback answers everything: somebody has said so
+    """
 
     name: str
     plan: ModelPlan
     metrics: Metrics
     patience: Patience = field(default_factory=Patience)
-    engines: dict[str, Running] = field(default_factory=dict, init=False)
+    variants: dict[str, Variant] = field(default_factory=dict, init=False)
     admission: Admission = field(init=False)
     ladder: Ladder = field(default_factory=Ladder, init=False)
+    is_rolled_back: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.plan.limits.in_flight, self.plan.limits.queue)
-        self.engines = {name: self._engine(name, variant) for name, variant in self.plan.variants.items()}
-
-    def _engine(self, name: str, variant: VariantPlan) -> Running:
-        ready, starts = self.metrics.ready.labels(self.name, name), self.metrics.starts.labels(self.name, name)
-
-        def told(state: State, reason: str) -> None:
-            del reason
-            ready.set(state == "ready")
-            if state == "ready":
-                starts.inc()
-
-        options = {
-            "path": variant.path, "threads": variant.threads, "slots": variant.slots, "context": variant.context,
-            "embeddings": variant.embeddings,
-        }  # fmt: skip
-        return Running(f"{self.name}/{name}", variant.engine, options, self.patience, told)
+        plans = self.plan.variants
+        self.variants = {
+            name: Variant(self.name, name, plans[name], self.metrics, self.patience) for name in self._order()
+        }
 
     async def start(self) -> None:
-        """Load the variants that answer; EngineError where one cannot be."""
+        """Load the variants that are not loaded yet; EngineError where one cannot be, and those are closed then."""
+        fresh = [variant for variant in self.variants.values() if not variant.is_started]
         try:
-            for name in self._order():
-                await self.engines[name].start()
+            for variant in fresh:
+                await variant.start()
         except BaseException:
-            await self.close()
+            for variant in fresh:
+                await variant.close()
             raise
 
     async def close(self) -> None:
         """End all engines."""
-        for engine in self.engines.values():
-            await engine.close()
+        for variant in self.variants.values():
+            await variant.close()
+
+    def take_over(self, old: Served) -> None:
+        """Go on with the variants of `old` that are the same, and with what is known of them, in place of its own."""
+        for name, variant in old.variants.items():
+            if name in self.variants and variant.is_same(self.plan.variants[name]):
+                self.variants[name] = variant
+        if self.variants[self.plan.primary] is old.variants.get(old.plan.primary):
+            self.ladder = old.ladder
+
+    def is_same(self, plan: ModelPlan) -> bool:
+        """Whether it serves what `plan` says, from the files that lie there now."""
+        return plan == self.plan and all(one.is_same(plan.variants[name]) for name, one in self.variants.items())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered or waits."""
+        return not self.admission.active and not self.admission.waiting
 
     @property
     def is_tensor(self) -> bool:
         """Whether it takes tensors, not text."""
-        return self.plan.variants[self.plan.primary].engine == "onnxruntime"
+        return self.plan.is_tensor
+
+    @property
+    def answering(self) -> str:
+        """The variant that answers where nothing is wrong with it."""
+        return self.plan.fallback if self.is_rolled_back and self.plan.fallback else self.plan.primary
 
     @property
     def is_ready(self) -> bool:
         """Whether some variant answers."""
-        return any(self.engines[name].state == "ready" for name in self._order())
+        return any(
+            variant.is_ready
+            for name, variant in self.variants.items()
+            if not self.is_rolled_back or name != self.plan.primary
+        )
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the engine said of itself; that of the first variant that is loaded."""
-        return next((self.engines[name].facts for name in self._order() if self.engines[name].facts), {})
+        engines = [self.variants[name].engine for name in self._order()]
+        return next((engine.facts for engine in engines if engine.facts), {})
 
     def _order(self) -> Iterator[str]:
         yield self.plan.primary
@@ -129,7 +152,7 @@ class Served:
         deadline = asyncio.get_running_loop().time() + self.plan.limits.deadline_s
         async with self.admission.entered(deadline):
             gauge = self.metrics.in_flight.labels(self.name)
-            gauge.set(self.admission.active)
+            gauge.inc()
             try:
                 async with self._begun(request, payload, deadline) as reply:
                     labels = self.name, reply.variant
@@ -137,10 +160,14 @@ class Served:
                     yield reply
                     self.metrics.seconds.labels(*labels).observe(time.monotonic() - arrived)
             finally:
-                gauge.set(self.admission.active - 1)
+                gauge.dec()
 
     @asynccontextmanager
     async def _begun(self, request: dict[str, Any], payload: bytes, deadline: float) -> AsyncIterator[Reply]:
+        if self.is_rolled_back:
+            async with self._in_full(request, payload, deadline, "rolled back", self.watch(request)) as reply:
+                yield reply
+            return
         case = self.ladder.admit(
             time.monotonic(),
             is_streaming=bool(request.get("body", {}).get("stream")),
@@ -150,7 +177,7 @@ class Served:
         decision, attempt = case.decision, None
         if case.permit is not None:
             attempt = _Attempt(self, case, deadline, self.watch(request))
-            async with aclosing(self.engines[self.plan.primary].run(request, payload)) as parts:
+            async with aclosing(self.variants[self.plan.primary].run(request, payload)) as parts:
                 try:
                     decision = await attempt.hold(parts)
                     if decision.action == "quantized":
@@ -185,7 +212,7 @@ class Served:
         name = self.plan.fallback
         assert name is not None, "the ladder knows whether there is one"
         self.metrics.fallbacks.labels(self.name, reason.replace(" ", "_")).inc()
-        async with aclosing(self.engines[name].run(request, payload)) as parts:
+        async with aclosing(self.variants[name].run(request, payload)) as parts:
             try:
                 async with asyncio.timeout_at(deadline):
                     first = await anext(parts, None)
@@ -206,7 +233,7 @@ class Served:
     def _full_s(self) -> float | None:
         """Seconds that the fallback needs: none to speak of, None where there is none that answers."""
         fallback = self.plan.fallback
-        return 0.0 if fallback is not None and self.engines[fallback].state == "ready" else None
+        return 0.0 if fallback is not None and self.variants[fallback].is_ready else None
 
     def watch(self, request: Mapping[str, Any]) -> Watch:
         """The sentinels of one answer."""

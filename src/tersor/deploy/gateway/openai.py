@@ -71,6 +71,8 @@ def checked(operation: str, body: object) -> dict[str, Any]:
         if type(value) not in kinds or not low <= value <= high:
             raise RequestError(f"{name!r} must be a number from {low} to {high}", BAD_REQUEST)
     _check_words(operation, given)
+    if given.get("n", 1) > 1 and _is_empty(given):  # llama.cpp would never answer
+        raise RequestError("'n' above 1 needs some text to go on from", BAD_REQUEST)
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
     return {name: value for name, value in given.items() if name not in UNUSED}
@@ -78,8 +80,14 @@ def checked(operation: str, body: object) -> dict[str, Any]:
 
 def _check_words(operation: str, given: Mapping[str, Any]) -> None:
     """Refuse texts of another shape than the protocol's."""
-    if type(given.get("stream", False)) is not bool:
-        raise RequestError("'stream' must be true or false", BAD_REQUEST)
+    flags = ("stream", "logprobs") if operation == "chat/completions" else ("stream",)
+    for name in flags:
+        if type(given.get(name, False)) is not bool:
+            raise RequestError(f"{name!r} must be true or false", BAD_REQUEST)
+    if operation == "completions":  # there, it says how many
+        count = given.get("logprobs", 0)
+        if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
+            raise RequestError(f"'logprobs' must be a number from 0 to {MOST_LOGPROBS}", BAD_REQUEST)
     if operation == "chat/completions":
         messages = given["messages"]
         if not isinstance(messages, list) or not messages:
@@ -93,6 +101,13 @@ def _check_words(operation: str, given: Mapping[str, Any]) -> None:
         raise RequestError(f"{NEEDED[operation]!r} must be a text, texts or tokens", BAD_REQUEST)
     if operation == "completions" and isinstance(words, list) and not all(type(part) is int for part in words):
         raise RequestError("one 'prompt' at a time: a text, or its tokens", BAD_REQUEST)
+
+
+def _is_empty(given: Mapping[str, Any]) -> bool:
+    """Whether a model gets no text at all."""
+    if "messages" in given:
+        return not any(value for message in given["messages"] for key, value in message.items() if key != "role")
+    return not given["prompt"]
 
 
 async def finished(operation: str, model: Served, reply: Reply, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The gateway as a process: listens, and ends so that every request it took is answered.
 
 SIGTERM and SIGINT: readiness goes down, no connection is taken any more, what is being answered ends (at most
-`drain_s`), then the engines do. A second signal ends at once.
+`drain_s`), then the engines do. A second signal ends at once. SIGHUP reads the deployment anew.
 """
 
 from __future__ import annotations
@@ -29,20 +29,25 @@ __all__ = ["serve"]
 KEEP_ALIVE_S = 30
 
 
-def serve(deployment: Deployment, tell: Callable[[str], None]) -> None:
+def serve(gateway: Gateway, tell: Callable[[str], None]) -> None:
     """Serve until a signal says otherwise; `tell` is told the address once all models are ready.
 
-    Raises EngineError where a model cannot be loaded, MissingError where the address is taken.
+    Raises EngineError where a model cannot be loaded, QualityError and MissingError where one may not serve,
+    MissingError where the address is taken.
     """
-    asyncio.run(_serve(deployment, tell))
+    asyncio.run(_serve(gateway, tell))
 
 
-async def _serve(deployment: Deployment, tell: Callable[[str], None]) -> None:
-    gateway = Gateway(deployment)
+async def _serve(gateway: Gateway, tell: Callable[[str], None]) -> None:
+    deployment, loop = gateway.deployment, asyncio.get_running_loop()
     with _listening(deployment) as listener:
-        async with gateway.running():
-            tell(f"http://{deployment.host}:{listener.getsockname()[1]}")
-            await _server(gateway, deployment).serve(sockets=[listener])
+        loop.add_signal_handler(signal.SIGHUP, gateway.hang_up)  # from here on: by itself, the signal would end us
+        try:
+            async with gateway.running():
+                tell(f"http://{deployment.host}:{listener.getsockname()[1]}")
+                await _server(gateway, deployment).serve(sockets=[listener])
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _server(gateway: Gateway, deployment: Deployment) -> Any:

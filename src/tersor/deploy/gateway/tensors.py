@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.core.errors import EngineError
+from tersor.deploy.gateway.bodies import json_of
 from tersor.deploy.running.supervised import RequestError
 
 __all__ = ["KINDS", "Infer", "parsed", "written"]
@@ -52,10 +53,7 @@ def parsed(body: bytes, header: str | None, declared: Sequence[Mapping[str, Any]
     header  of HTTP, Inference-Header-Content-Length: bytes of JSON before those of tensors; None: all is JSON
     """
     size = _size(header, len(body))
-    try:
-        given = json.loads(body[:size])
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is no JSON: {str(error)[:200]}", BAD_REQUEST) from error
+    given = json_of(body[:size])
     if not isinstance(given, dict) or not isinstance(given.get("inputs"), list):
         raise RequestError("the body must be an object with a list of 'inputs'", BAD_REQUEST)
     rest, arrays = memoryview(body)[size:], []

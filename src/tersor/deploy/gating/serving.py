@@ -69,7 +69,7 @@ async def _served(path: Path, threads: int, prompts: Sequence[str]) -> _Seen:
     try:
         for number, prompt in enumerate(prompts):
             await _asked(model, prompt, number, seen)
-        pid = model.engines["only"].pid
+        pid = model.variants["only"].engine.pid
         found = None if pid is None else footprint(pid)
         seen.peak = None if found is None else found.peak or found.resident
     finally:
@@ -83,7 +83,7 @@ async def _asked(model: Served, prompt: str, seed: int, seen: _Seen) -> None:
     request = {"operation": "completions", "body": with_logprobs("completions", body)}
     watch, began, first = model.watch(request), time.perf_counter(), None
     try:
-        async for part in model.engines["only"].run(request):
+        async for part in model.variants["only"].run(request):
             first = time.perf_counter() - began if first is None else first
             watch.add(*part)
     except (EngineError, RequestError, TooLateError) as error:

@@ -11,7 +11,7 @@ from tersor.deploy.registry.ledger import Ledger, label_of
 from tersor.deploy.registry.rows import Deployment, Interval, RegisteredArtefact, State
 from tersor.deploy.registry.texts import checked_name, checked_text
 
-__all__ = ["all_deployments", "current", "deploy", "history", "rollback", "shift", "undeploy"]
+__all__ = ["all_deployments", "current", "deploy", "history", "roll_back_to", "rollback", "shift", "undeploy"]
 
 _SELECT = f"""SELECT t.id, t.name, t.action, t.state, {label_of("a", "artefact")}, {label_of("f", "fallback")},
     {label_of("c", "candidate")}, t.weight, t.before, t.since, t.who, t.why FROM {{}} t
@@ -20,12 +20,14 @@ _SELECT = f"""SELECT t.id, t.name, t.action, t.state, {label_of("a", "artefact")
 _TRANSITIONS, _DEPLOYMENTS = _SELECT.format("transitions"), _SELECT.format("deployments")
 
 
-def deploy(ledger: Ledger, name: str, artefact: str, fallback: str | None, *, who: str, why: str) -> Deployment:
+def deploy(
+    ledger: Ledger, name: str, artefact: str, fallback: str | None, *, who: str, why: str, is_hashed: bool
+) -> Deployment:
     """Let an artefact serve alone, once every byte of it and of its fallback is what was registered."""
     checked_name(name, "a deployment")
     row = find(ledger, artefact)
     spare = _fallback(ledger, row, fallback)
-    for each in (row, *([spare] if spare else [])):
+    for each in () if is_hashed else (row, *([spare] if spare else [])):
         _check_files(ledger, each, is_hashed=True)
     with ledger.database.writing(is_decision=True):
         check_may_serve(ledger, row)
@@ -57,6 +59,15 @@ def rollback(ledger: Ledger, name: str, *, leaving: str | None, who: str, why: s
         _check_files(ledger, row, is_hashed=False)
         check_may_serve(ledger, row)
         return _commit(ledger, name, now, move, who=who, why=why)
+
+
+def roll_back_to(ledger: Ledger, name: str, artefact: str, *, who: str, why: str) -> Deployment:
+    """Let an artefact that stands by already answer alone: nothing is read, for it is loaded."""
+    with ledger.database.writing(is_decision=True):
+        row = find(ledger, artefact)
+        check_may_serve(ledger, row)
+        now = current(ledger, name)
+        return _commit(ledger, name, now, transitions.rolled_back_to(now, name, row.label), who=who, why=why)
 
 
 def undeploy(ledger: Ledger, name: str, *, who: str, why: str) -> Deployment:
@@ -125,9 +136,9 @@ def _transition(ledger: Ledger, number: int) -> Deployment:
 
 
 def _fallback(ledger: Ledger, row: RegisteredArtefact, fallback: str | None) -> RegisteredArtefact | None:
-    """Return the artefact that answers where `row` may not: as given, else its baseline."""
-    label = fallback or row.baseline
-    if label is None:
+    """Return the artefact that answers where `row` may not: as given, else its baseline; given as empty: none."""
+    label = row.baseline if fallback is None else fallback
+    if not label:
         return None
     spare = find(ledger, label)
     if spare.baseline is not None:

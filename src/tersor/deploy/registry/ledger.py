@@ -58,9 +58,9 @@ class Ledger:
         )  # fmt: skip
         return at
 
-    def note(self, notes: tuple[Note, ...]) -> None:
+    def note(self, notes: tuple[Note, ...], *, is_decision: bool) -> None:
         """Add plain events, in one transaction."""
-        with self.database.writing(is_decision=False):
+        with self.database.writing(is_decision=is_decision):
             for note in notes:
                 self.log(note.what, note.subject, note.who, note.details)
 

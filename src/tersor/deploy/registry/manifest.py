@@ -10,13 +10,27 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from tersor.core.card import Card, card_path
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.registry.rows import KINDS, Difference, Kind, ManifestFile
 from tersor.files.gguf import split_paths
 
-__all__ = ["confined", "differences", "kind_of", "manifest_digest", "manifest_of", "read_card"]
+__all__ = [
+    "Contents",
+    "confined",
+    "contents_of",
+    "differences",
+    "kind_of",
+    "manifest_digest",
+    "manifest_of",
+    "read_card",
+    "state_of",
+]
+
+Contents: TypeAlias = tuple[str, ...]
+"""SHA-256 of every file of an artefact, sorted: what it is, whatever its files are called."""
 
 MAX_FILES = 10_000
 MAX_DEPTH = 16
@@ -82,6 +96,24 @@ def manifest_of(path: Path, kind: Kind, root: Path | None) -> tuple[ManifestFile
     if kind == "gguf":
         _check_magic(path)
     return tuple(sorted(found, key=lambda file: file.path))
+
+
+def contents_of(path: Path) -> Contents:
+    """Return the hash of every file of the artefact at `path`; raises what `manifest_of` and `kind_of` raise."""
+    return tuple(sorted(file.sha256 for file in manifest_of(path, kind_of(path, None), None)))
+
+
+def state_of(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return name, inode, bytes and time (ns) of every file of an artefact: others where one was replaced."""
+    try:
+        kind = kind_of(path, None)
+    except SchemeError:
+        kind = "torch"  # one file, whatever it holds
+    found = []
+    for name, file in _files(path, kind):
+        here = file.stat()
+        found.append((name, here.st_ino, here.st_size, here.st_mtime_ns))
+    return tuple(found)
 
 
 def manifest_digest(files: tuple[ManifestFile, ...]) -> str:

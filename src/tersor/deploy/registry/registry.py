@@ -10,9 +10,10 @@ from typing import Any, Self
 
 from tersor.core.card import Card
 from tersor.core.evaluation import Outcome
-from tersor.deploy.registry import catalogue, deployments, gate
+from tersor.deploy.registry import catalogue, deployments, gate, transitions
 from tersor.deploy.registry.database import Database, Mode
 from tersor.deploy.registry.ledger import Clock, Ledger
+from tersor.deploy.registry.manifest import Contents
 from tersor.deploy.registry.rows import (
     Deployment,
     Difference,
@@ -150,16 +151,33 @@ class Registry:
         with self._ledger.database.reading():
             return gate.objection(row, self.verdicts(row.label), self.overrides(row.label))
 
-    def deploy(self, name: str, artefact: str, fallback: str | None = None, *, who: str, why: str = "") -> Deployment:
+    def registered(self, contents: Contents) -> RegisteredArtefact | None:
+        """Return the artefact with these contents (`manifest.contents_of`), wherever they lie; None if none has them.
+
+        One that is compared with a baseline comes before one that is not, then the newest.
+        """
+        return catalogue.registered(self._ledger, contents)
+
+    def deploy(
+        self,
+        name: str,
+        artefact: str,
+        fallback: str | None = None,
+        *,
+        who: str,
+        why: str = "",
+        is_hashed: bool = False,
+    ) -> Deployment:
         """Let `artefact` serve alone under `name`, and return what stands there now.
 
-        fallback  the full-precision artefact that answers where it may not; None: its baseline
+        fallback   the full-precision artefact that answers where it may not; None: its baseline; empty: nothing
+        is_hashed  the caller has hashed what serves, where it lies
 
         Every byte of both is read before. What serves already stays as it is, so that the call can be repeated. Raises
         QualityError where the artefact has not passed its gate and nobody answers for it, FormatError where a file is
         not as it was registered, SchemeError for a fallback that is not of full precision.
         """
-        return deployments.deploy(self._ledger, name, artefact, fallback, who=who, why=why)
+        return deployments.deploy(self._ledger, name, artefact, fallback, who=who, why=why, is_hashed=is_hashed)
 
     def shift(
         self, name: str, candidate: str, *, state: State, weight: float = 0.0, who: str, why: str = ""
@@ -172,14 +190,19 @@ class Registry:
         """
         return deployments.shift(self._ledger, name, candidate, state, weight, who=who, why=why)
 
-    def rollback(self, name: str, *, who: str, why: str = "", leaving: str | None = None) -> Deployment:
+    def rollback(
+        self, name: str, *, who: str, why: str = "", leaving: str | None = None, to: str | None = None
+    ) -> Deployment:
         """Go back to what served alone before: from a candidate to the primary, else to the primary before it.
 
         leaving  what must serve or be tried now; with it the call can be repeated without going back twice
+        to       answers alone from now on instead: the full-precision artefact that stands by, and is loaded
 
         Raises SchemeError where nothing served before, FormatError where its files are gone or of other sizes,
         QualityError where a gate found against it meanwhile.
         """
+        if to is not None:
+            return deployments.roll_back_to(self._ledger, name, to, who=who, why=why)
         return deployments.rollback(self._ledger, name, leaving=leaving, who=who, why=why)
 
     def undeploy(self, name: str, *, who: str, why: str = "") -> Deployment:
@@ -191,6 +214,12 @@ class Registry:
         now = deployments.current(self._ledger, name)
         return None if now is None or now.state == "stopped" else now
 
+    def rolled_back_from(self, name: str) -> str | None:
+        """Return the artefact that the last rollback under `name` left; None where the last move was none."""
+        if deployments.current(self._ledger, name) is None:
+            return None
+        return transitions.rolled_back_from(self.history(name))
+
     def deployments(self) -> tuple[Deployment, ...]:
         """Return what stands under every name, also where nothing serves any more."""
         return deployments.all_deployments(self._ledger)
@@ -199,9 +228,12 @@ class Registry:
         """Return what served under `name` and when, the oldest first; MissingError where nothing ever did."""
         return deployments.history(self._ledger, name)
 
-    def note(self, *notes: Note) -> None:
-        """Add plain events to the log, all in one transaction: thousands cost little more than one."""
-        self._ledger.note(notes)
+    def note(self, *notes: Note, is_decision: bool = False) -> None:
+        """Add plain events to the log, all in one transaction: thousands cost little more than one.
+
+        is_decision  they are on the disk when this returns, as every change is
+        """
+        self._ledger.note(notes, is_decision=is_decision)
 
     def events(self, since: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """Return at most `limit` (1 … 10 000) events after the one with the id `since`, in order of commit."""

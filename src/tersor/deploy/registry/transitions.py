@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from tersor.core.errors import SchemeError
 from tersor.deploy.registry.rows import Action, Deployment, Interval, State
 
-__all__ = ["Move", "deployed", "differs", "intervals", "rolled_back", "shifted", "stopped"]
+__all__ = [
+    "Move",
+    "deployed",
+    "differs",
+    "intervals",
+    "rolled_back",
+    "rolled_back_from",
+    "rolled_back_to",
+    "shifted",
+    "stopped",
+]
 
 CANDIDATE_STATES: tuple[State, ...] = ("shadow", "canary", "paused")
 
@@ -67,6 +77,30 @@ def rolled_back(now: Deployment | None, target: Deployment | None, name: str, le
     if target is None:
         raise SchemeError(f"{name}: nothing served before {now.artefact}; deploy something else")
     return Move("rollback", "serving", target.artefact, target.fallback, before=target.before)
+
+
+def rolled_back_to(now: Deployment | None, name: str, artefact: str) -> Move | None:
+    """Return the move after which `artefact`, which stands by, answers alone; None where it does already.
+
+    A rollback from there leads to what served before the artefact that is left.
+    """
+    if now is None:
+        raise SchemeError(f"{name}: nothing was ever deployed under this name")
+    if (now.action, now.state, now.artefact) == ("rollback", "serving", artefact):
+        return None
+    return Move("rollback", "serving", artefact, None, before=now.before)
+
+
+def rolled_back_from(history: Sequence[Interval]) -> str | None:
+    """Return the artefact that the last rollback left; None where the last move was none.
+
+    history  of one name, the oldest first
+    """
+    last = history[-1].deployment if history else None
+    if last is None or last.action != "rollback":
+        return None
+    others = (row.deployment.artefact for row in reversed(history) if row.deployment.artefact != last.artefact)
+    return next(others, None)
 
 
 def differs(target: Deployment, now: Deployment) -> bool:

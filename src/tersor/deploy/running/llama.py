@@ -6,10 +6,12 @@ import json
 import secrets
 from typing import Any
 
-from tersor.deploy.running.worker import Emit, RefusedError
+from tersor.deploy.running.worker import BAD_REQUEST, FAILED, Emit, RefusedError
 
 __all__ = ["opened"]
 
+NOT_SUPPORTED = 501
+"""What it says of embeddings where it was not started for them: the request is wrong, and it is well."""
 OPERATIONS = ("completions", "chat/completions", "embeddings")
 
 
@@ -33,6 +35,14 @@ class _Llama:
         """Hand a request to the server, and its words on."""
         del payload
         operation, text = request["operation"], json.dumps(request["body"])
+        try:
+            self._handle(operation, text, emit)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:  # its word for a request that cannot be: a message without content for one
+            raise RefusedError(str(error)) from error
+
+    def _handle(self, operation: str, text: str, emit: Emit) -> None:
         if operation == "embeddings":
             _sent(self._server.handle_embeddings(text), emit)
             return
@@ -59,7 +69,8 @@ def _sent(answer: str, emit: Emit) -> bool:
     found = json.loads(answer)
     if "error" in found:
         error = found["error"]
-        raise RefusedError(str(error.get("message", error)), int(error.get("code", 500)))
+        code = int(error.get("code", FAILED))
+        raise RefusedError(str(error.get("message", error)), BAD_REQUEST if code == NOT_SUPPORTED else code)
     return emit(found, b"")
 
 

@@ -30,14 +30,15 @@ _LOG_TAIL = 4096
 
 
 class RequestError(Exception):
-    """The engine is well and refuses this request: another variant would too.
+    """A request that ends here, and is to blame for it: another variant would refuse it too.
 
-    status  of HTTP
+    status   of HTTP
+    headers  of the response
     """
 
-    def __init__(self, reason: str, status: int) -> None:
+    def __init__(self, reason: str, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.headers = status, headers or {}
 
 
 @dataclass(frozen=True, slots=True)

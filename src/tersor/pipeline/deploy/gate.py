@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tersor.core import evaluation
 from tersor.core.errors import EngineError, FormatError, MissingError, SchemeError
-from tersor.deploy.gating.record import GateCheck, GateRecord, of_check, of_limit
+from tersor.deploy.gating.record import GateCheck, GateRecord, Outcome, of_check, of_limit
 from tersor.deploy.gating.serving import Bounds, check_serving
+from tersor.deploy.registry.manifest import contents_of
+from tersor.deploy.registry.registry import Registry
+from tersor.deploy.registry.rows import RegisteredArtefact
 from tersor.files.hashing import sha256
 from tersor.models import load
 from tersor.models.model import Model
@@ -15,8 +21,10 @@ from tersor.pipeline.evaluate import evaluate
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.verify import verify
 
-__all__ = ["MARGIN", "gate"]
+__all__ = ["MARGIN", "Filed", "gate", "gate_registered"]
 
+OUTCOMES: Mapping[Outcome, evaluation.Outcome] = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "inconclusive"}
+"""What a gate says → what a registry calls it."""
 MARGIN = 0.05
 """Nats of KL divergence from the baseline that are taken for no worse, where nothing else is said: 8-billion models in
 q4_k_m have about 0.02, in q3_k_m 0.05 to 0.1."""
@@ -58,6 +66,57 @@ def gate(
         date=datetime.now(UTC).date().isoformat(),
         command=command,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """A verdict that a registry keeps, and the label of the artefact that it is about."""
+
+    record: GateRecord
+    label: str
+
+
+def gate_registered(
+    artefact: str | Path,
+    *,
+    registry: Path,
+    who: str,
+    judge: Callable[[Path, Path], GateRecord],
+    against: str | Path | None = None,
+) -> Filed:
+    """Judge a registered artefact, and keep the verdict in the registry in this folder.
+
+    artefact  known by its contents, wherever it lies
+    judge     is given the artefact and its baseline: `gate` with its options
+    against   must be the baseline that it was registered with; None: that
+    Raises what `gate` raises, MissingError for an artefact that is not registered, SchemeError for another baseline.
+    """
+    path = Path(artefact).expanduser()
+    with Registry.open(registry, mode="write") as opened:
+        row, baseline = _registered(opened, path, registry)
+        if against is not None and opened.registered(contents_of(Path(against).expanduser())) != baseline:
+            raise SchemeError(
+                f"{row.label} is compared with {baseline.label}, and {against} is not that; leave --against away, or "
+                f"register {path.name} anew with another --baseline"
+            )
+        record = judge(path, opened.path(baseline.label))
+        if opened.registered(contents_of(path)) != row:
+            raise FormatError(f"{path}: was changed while it was judged; judge it anew")
+        opened.record_verdict(row.label, OUTCOMES[record.outcome], record.to_object(), who=who)
+        return Filed(record, row.label)
+
+
+def _registered(opened: Registry, path: Path, folder: Path) -> tuple[RegisteredArtefact, RegisteredArtefact]:
+    """Return the artefact and the full-precision one that it is compared with."""
+    if not path.exists():
+        raise MissingError(f"{path}: no such file")
+    row = opened.registered(contents_of(path))
+    add = f"`tersor registry add {path.name} --name NAME --baseline FULL --registry {folder}`"
+    if row is None:
+        raise MissingError(f"{path}: the registry {folder} does not know it; register it first: {add}")
+    if row.baseline is None:
+        raise SchemeError(f"{row.label} was registered without a baseline, so there is nothing to compare: {add}")
+    return row, opened.artefact(row.baseline)
 
 
 def _quality(path: Path, source: Model, data: str | Path | None, max_kl: float, windows: int | None) -> GateCheck:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,24 +11,37 @@ from pathlib import Path
 from tersor import reference_model
 from tersor.deploy.config import Deployment, ModelPlan, VariantPlan, read_deployment
 from tersor.deploy.gateway import process
+from tersor.deploy.gateway.app import Gateway
+from tersor.deploy.gateway.operating.records import opened
 from tersor.models import load
 from tersor.pipeline.quantize import quantize
 
 __all__ = ["serve"]
 
+_log = logging.getLogger(__name__)
 
-def serve(path: Path, *, port: int | None = None, tell: Callable[[str, Deployment], None]) -> None:
+
+def serve(path: Path, *, port: int | None = None, who: str, tell: Callable[[str, Deployment], None]) -> None:
     """Serve the deployment that `path` describes until a signal says otherwise.
 
     port  to listen on instead; 0: any that is free
+    who   answers for it, in the registry and in the audit log
     tell  is told the address and the deployment once all models are ready
-    Raises what `read_deployment` raises, EngineError where a model cannot be loaded, MissingError for a taken address.
+    Raises what `read_deployment` raises, EngineError where a model cannot be loaded, QualityError and MissingError
+    where the registry does not let one serve, MissingError for a taken address.
     """
-    deployment = read_deployment(path)
-    deployment = deployment if port is None else replace(deployment, port=port)
     with tempfile.TemporaryDirectory(prefix="tersor-serve-") as folder:
-        made = {name: _with_files(plan, Path(folder)) for name, plan in deployment.models.items()}
-        process.serve(replace(deployment, models=made), lambda address: tell(address, deployment))
+
+        def read() -> Deployment:
+            found = read_deployment(path)
+            made = {name: _with_files(plan, Path(folder)) for name, plan in found.models.items()}
+            return replace(found, models=made, port=found.port if port is None else port)
+
+        deployment = read()
+        if not deployment.registry:
+            _log.warning("%s names no registry: what serves was not asked for a pass of its gate", path.name)
+        with opened(deployment) as records:
+            process.serve(Gateway(deployment, records, read, who), lambda address: tell(address, deployment))
 
 
 def _with_files(plan: ModelPlan, folder: Path) -> ModelPlan:

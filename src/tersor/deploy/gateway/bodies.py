@@ -1,0 +1,78 @@
+"""Bodies: of requests, read within bounds of size and time, unpacked within the same, parsed; of responses in JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tersor.deploy.running.supervised import RequestError
+from tersor.kernels.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from starlette import responses
+    from starlette.requests import Request
+else:
+    responses = LazyModule("starlette.responses", "serve")
+
+__all__ = ["as_json", "json_of", "read_body"]
+
+BAD_REQUEST, TIMEOUT, TOO_LARGE = 400, 408, 413
+
+
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """Return the whole body, unpacked; RequestError where it has more than `most` bytes or takes longer."""
+    pieces, size = [], 0
+    too_large = RequestError(f"a request may have {most} bytes", TOO_LARGE)
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > most:
+        raise too_large
+    try:
+        async with asyncio.timeout(seconds):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > most:
+                    raise too_large
+                pieces.append(piece)
+    except TimeoutError:
+        raise RequestError(f"the body did not arrive in {seconds:g} s", TIMEOUT) from None
+    return _unpacked(b"".join(pieces), request.headers.get("content-encoding", ""), too_large, most)
+
+
+def json_of(body: bytes) -> object:
+    """Return what a body of JSON says; RequestError where it is none.
+
+    >>> json_of(b'{"a": [1]}')
+    {'a': [1]}
+    """
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is no JSON: {str(error)[:200]}", BAD_REQUEST) from error
+
+
+def as_json(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> responses.Response:
+    """Return a response that says `content` in JSON."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return responses.Response(text, status, headers, "application/json")
+
+
+def _unpacked(body: bytes, encoding: str, too_large: Exception, most: int) -> bytes:
+    """Undo gzip or deflate, to no more than the largest body."""
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in ("gzip", "deflate"):
+        raise RequestError(f"Content-Encoding {name[:40]!r}: gzip, deflate or none is wanted", BAD_REQUEST)
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        made = unpacker.decompress(body, most)
+    except zlib.error as error:
+        raise RequestError(f"the body is no {name}: {error}", BAD_REQUEST) from error
+    if unpacker.unconsumed_tail:
+        raise too_large
+    if not unpacker.eof:
+        raise RequestError(f"the body is no {name}: it breaks off", BAD_REQUEST)
+    return made

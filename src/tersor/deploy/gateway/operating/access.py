@@ -1,0 +1,160 @@
+"""Who may ask, and who may say what serves.
+
+With keys, a caller is who has one. Without any, everybody on this machine may ask; to change what serves takes more,
+for a web page that a browser of this machine shows can send requests here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tersor.deploy.config import Key
+from tersor.deploy.gateway.admission import RateLimit
+from tersor.deploy.gateway.operating.audit import Author, one_line
+from tersor.deploy.running.supervised import RequestError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+__all__ = ["Access", "DeniedError"]
+
+UNAUTHORIZED, FORBIDDEN, UNSUPPORTED, TOO_MANY = 401, 403, 415, 429
+JSON = "application/json"
+PROXIED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+class DeniedError(RequestError):
+    """Somebody who may not.
+
+    cause  in a word, for the metrics
+    """
+
+    def __init__(self, reason: str, status: int, headers: Mapping[str, str] | None = None, *, cause: str) -> None:
+        super().__init__(reason, status, headers)
+        self.cause = cause
+
+
+class Access:
+    """The keys of a deployment, and how often each asked; `user` is who acts where there are none."""
+
+    def __init__(self, keys: tuple[Key, ...], user: str) -> None:
+        self._user = user
+        self._limits: dict[Key, RateLimit] = {}
+        self._keys: tuple[Key, ...] = ()
+        self.change(keys)
+
+    def change(self, keys: tuple[Key, ...]) -> None:
+        """Take other keys; those that stay go on with what they have asked for."""
+        self._keys = keys
+        self._limits = {key: self._limits.get(key) or RateLimit(key.per_minute) for key in keys}
+
+    def check(self, request: Request) -> None:
+        """Let a request through; DeniedError where its key may not ask, or not so often."""
+        if self._keys:
+            self._take(self._key(request))
+
+    def author(self, request: Request) -> Author:
+        """Return who a request comes from, as far as that is known; lets nobody through."""
+        key = self._found(request)
+        where = request.client
+        return Author(
+            key.name if key else "unknown" if self._keys else self._user,
+            f"{where.host} port {where.port}" if where else "unknown",
+        )
+
+    def check_admin(self, request: Request, *, needs_json: bool) -> None:
+        """Let a request through that may change what serves.
+
+        needs_json  the body has to be called JSON; else it may be called nothing, where no browser sent it
+        Raises DeniedError: 401 without a key, 403 for one that is not of an admin or a page of another host, 415.
+        """
+        if self._keys:
+            key = self._key(request)
+            self._take(key)
+            if not key.admin:
+                raise DeniedError(f"{key.name} may ask, but not say what serves: its key is not one of an admin",
+                                  FORBIDDEN, cause="admin")  # fmt: skip
+        else:
+            self._check_local(request)
+        _check_origin(request)
+        if request.method == "POST":
+            kind = request.headers.get("content-type")
+            is_plain = kind is None and not needs_json and "sec-fetch-site" not in request.headers
+            if not is_plain and (kind or "").partition(";")[0].strip().lower() != JSON:
+                raise DeniedError(f"Content-Type: {JSON} is wanted", UNSUPPORTED, cause="content_type")
+
+    def _key(self, request: Request) -> Key:
+        found = self._found(request)
+        if found is None:
+            raise DeniedError(
+                "a valid API key is wanted: Authorization: Bearer KEY", UNAUTHORIZED, CHALLENGE, cause="key"
+            )
+        return found
+
+    def _found(self, request: Request) -> Key | None:
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        given = hashlib.sha256(secret.strip().encode()).hexdigest()
+        # Every key is compared, so that the time tells nothing of which one came near.
+        found = [key for key in self._keys if hmac.compare_digest(key.sha256, given)]
+        return found[0] if found and scheme.lower() == "bearer" else None
+
+    def _take(self, key: Key) -> None:
+        wait = self._limits[key].take()
+        if wait:
+            reason = f"{key.name} may ask {key.per_minute} times a minute"
+            raise DeniedError(reason, TOO_MANY, {"Retry-After": str(wait)}, cause="rate")
+
+    @staticmethod
+    def _check_local(request: Request) -> None:
+        """Without keys: from this machine, by this machine's name, and not through a proxy that asks for others."""
+        peer, host = request.client, request.headers.get("host", "")
+        remedy = "give the deployment keys, one with `admin: true`"
+        if peer is None or not _is_loopback(peer.host):
+            raise DeniedError(f"without keys, only this machine says what serves; {remedy}", FORBIDDEN, cause="origin")
+        if any(name in request.headers for name in PROXIED):
+            raise DeniedError(
+                f"without keys, nobody says what serves through a proxy; {remedy}", FORBIDDEN, cause="origin"
+            )
+        # A name that somebody else owns can be made to lead here, and a browser then takes his page for ours.
+        if not _is_loopback(urlsplit(f"//{host}").hostname if _is_host(host) else None):
+            raise DeniedError(
+                f"without keys, Host is localhost or a loopback address, not {host[:80]!r}", FORBIDDEN, cause="origin"
+            )
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse what a page of another host had a browser send."""
+    origin = request.headers.get("origin")
+    site = request.headers.get("sec-fetch-site", "none")
+    host = request.headers.get("host", "")
+    is_ours = origin is None or (origin.partition("://")[2].lower() == host.lower() and "://" in origin)
+    if not is_ours or site not in ("none", "same-origin"):
+        page = one_line(origin or "another host")[:80]
+        raise DeniedError(f"a page of {page} may not say what serves here", FORBIDDEN, cause="origin")
+
+
+def _is_host(host: str) -> bool:
+    """Whether a header holds a host and maybe a port, and nothing that is read as something else."""
+    if not host or not host.isascii() or any(letter in host for letter in "@/\\?# "):
+        return False
+    try:
+        return urlsplit(f"//{host}").port != 0
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host is None:
+        return False
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
