@@ -93,6 +93,8 @@ def test_hostile_documents_are_refused() -> None:
         (broken("errors", "state", "candidate", "hits", value=3), "3 of 0 requests"),
         (broken("latency", "state", "candidate", value=[]), "2 quantiles need as many counts"),
         (broken("latency", "state", "thresholds", value=[1.0]), "2 quantiles need as many counts"),
+        (broken("latency", "state", "thresholds", value=[1.0, "NaN"]), "thresholds are seconds"),
+        (broken("top-1", "state", "agreed", value=1.0), "1 of 0 requests cannot agree"),
         (broken("quality", "state", "interval", "moments", "sum", value="NaN"), "sums are finite"),
     ):
         with pytest.raises(SchemeError, match=message):

@@ -60,6 +60,8 @@ class Agreement:
     def __post_init__(self) -> None:
         check_purse(self.harm, self.rules.level, STAKES)
         check_purse(self.safe, self.rules.safe_level, STAKES)
+        if not 0 <= self.agreed <= self.harm.samples * (1 + 1e-9):
+            raise SchemeError(f"{self.agreed:g} of {self.harm.samples} requests cannot agree")
 
     @classmethod
     def begin(cls, rules: AgreementRules | None = None) -> Agreement:

@@ -84,6 +84,8 @@ class Latency:
         lengths = [len(self.candidate), len(self.control), len(self.intervals), len(self.thresholds) or number]
         if lengths != [number] * 4:
             raise SchemeError(f"{number} quantiles need as many counts, intervals and thresholds, got {lengths}")
+        if not all(threshold >= 0 for threshold in self.thresholds):
+            raise SchemeError(f"thresholds are seconds, none negative or NaN, got {self.thresholds}")
 
     @classmethod
     def begin(cls, rules: LatencyRules | None = None) -> Latency:
