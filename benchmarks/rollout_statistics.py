@@ -1,8 +1,9 @@
 """How often do rollouts decide wrongly, and how soon rightly? Sequential tests, fixed thresholds, a peeked z-test.
 
-Simulates rollouts, looked at every 100 requests of the candidate, which serves 10 % of the traffic beside its control
-(900 requests a look); its latencies are lognormal (σ 0.5), its pairs of quality differ in 2 % each way. Prints how many
-were rolled back, how many within 1000 requests, and the median of the candidate's requests until then, for
+Simulates rollouts, each metric by itself and all four together, looked at every 100 requests of the candidate, which
+serves 10 % of the traffic beside its control (900 requests a look); its latencies are lognormal (σ 0.5), its pairs of
+quality differ in 2 % each way. Prints how many were rolled back, how many within 1000 requests, and the median of the
+candidate's requests until then, for
 
 - the tests of tersor.deploy.rollout, levels 1.5 % agreement, 2 % errors, 1 % latency, 0.5 % quality, 5 % together;
 - fixed thresholds: rolled back at the fifth look that fails (errors > 1 %, agreement < 98 %, p95 > 1.25 × the control's
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.deploy.rollout.decision import StepProgress, StepRules, decide
-from tersor.deploy.rollout.sequential import Agreement, AnyTest, Count, ErrorRate, ErrorRules, Latency, Quality
+from tersor.deploy.rollout.sequential import Agreement, Count, ErrorRate, ErrorRules, Latency, Quality
 from tersor.evaluation.distributions import beta_share
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -53,29 +54,25 @@ class World:
     loss: float = 0.0
     margin: float = 0.005
 
-    def look(self, rng: np.random.Generator) -> dict[str, tuple[Any, ...]]:
-        """What one look brings, by metric, as `update` of the tests takes it."""
-        ours, theirs = np.exp(SIGMA * rng.standard_normal(LOOK)), np.exp(SIGMA * rng.standard_normal(CONTROL))
+    def look(self, metric: str, rng: np.random.Generator) -> tuple[Any, ...]:
+        """What one look brings, as `update` of the metric's test takes it."""
+        if metric == "agreement":
+            return ((rng.random(LOOK) < self.agreement).astype(np.float64),)
+        if metric == "error_rate":
+            ours, theirs = int(rng.binomial(LOOK, self.errors)), int(rng.binomial(CONTROL, self.base))
+            return Count(ours, LOOK), Count(theirs, CONTROL)
+        if metric == "latency":
+            return self.slower * np.exp(SIGMA * rng.standard_normal(LOOK)), np.exp(SIGMA * rng.standard_normal(CONTROL))
         u = rng.random(LOOK)
-        return {
-            "agreement": ((rng.random(LOOK) < self.agreement).astype(np.float64),),
-            "error_rate": (
-                Count(int(rng.binomial(LOOK, self.errors)), LOOK),
-                Count(int(rng.binomial(CONTROL, self.base)), CONTROL),
-            ),
-            "latency": (self.slower * ours, theirs),
-            "quality": (np.where(u < DIFFERING, 1.0, np.where(u < 2 * DIFFERING + self.loss, -1.0, 0.0)),),
-        }
+        return (np.where(u < DIFFERING, 1.0, np.where(u < 2 * DIFFERING + self.loss, -1.0, 0.0)),)
 
 
-def begun(margin: float) -> dict[str, Any]:
-    """All four tests before the first look."""
-    return {
-        "agreement": Agreement.begin(),
-        "error_rate": ErrorRate.begin(ErrorRules(margin=margin)),
-        "latency": Latency.begin(),
-        "quality": Quality.begin(),
-    }
+def begun(metric: str, margin: float) -> Any:
+    """The test of a metric before the first look."""
+    if metric == "error_rate":
+        return ErrorRate.begin(ErrorRules(margin=margin))
+    tests: dict[str, Any] = {"agreement": Agreement, "latency": Latency, "quality": Quality}
+    return tests[metric].begin()
 
 
 def failed(metric: str, look: tuple[Any, ...]) -> bool:
@@ -113,47 +110,51 @@ class Peeked:
         return bool(means[0] - means[1] > Z * math.sqrt(variances.sum()) > 0)
 
 
-def rollouts(world: World, metrics: tuple[str, ...], looks: int, chunk: int) -> list[tuple[float, float, float, float]]:
-    """Requests until rolled back by the tests, by thresholds, by the z-test, and until promoted; of CHUNK rollouts."""
-    rng, rules, found = np.random.default_rng(chunk), StepRules(least_samples=500, least_s=0.0), []
-    for _ in range(CHUNK):
-        tests: dict[str, AnyTest] = {name: test for name, test in begun(world.margin).items() if name in metrics}
-        peeked = {name: Peeked() for name in metrics}
-        failures, ends = dict.fromkeys(metrics, 0), [math.inf] * 4
-        for number in range(1, looks + 1):
-            seen, now = world.look(rng), float(number * LOOK)
-            for name in metrics:
-                failures[name] += failed(name, seen[name])
-                if peeked[name].rejects(name, seen[name]):
-                    ends[2] = min(ends[2], now)
-            if number <= FIXED_LOOKS and max(failures.values()) >= FAILURES:
-                ends[1] = min(ends[1], now)
-            if math.isinf(ends[0]):
-                # Tests go on after a promotion: a wrong rollback may come later as well.
-                tests = {name: updated(tests[name], seen[name]) for name in metrics}
-                if any(test.harm.is_refuted for test in tests.values()):
-                    assert decide(tests, rules, StepProgress(number * LOOK, now)).action == "ROLL_BACK"
-                    ends[0] = now
-                elif math.isinf(ends[3]) and all(test.safe.is_refuted for test in tests.values()):
-                    action = decide(tests, rules, StepProgress(number * LOOK, now)).action
-                    ends[3] = now if action == "PROMOTE_STEP" else math.inf
-            if all(map(math.isfinite, ends[:3])):
-                break
-        found.append((ends[0], ends[1], ends[2], ends[3]))
-    return found
+Ends: TypeAlias = tuple[float, float, float, float]
 
 
-def updated(test: Any, look: tuple[Any, ...]) -> AnyTest:
-    """The test after one more look."""
-    after: AnyTest = test.update(*look)
-    return after
+def rollouts(world: World, metric: str, looks: int, chunk: int) -> list[Ends]:
+    """Requests until rolled back by the test, by thresholds, by the z-test, and until promoted; of CHUNK rollouts."""
+    rng = np.random.default_rng([METRICS.index(metric), chunk])
+    return [rollout(world, metric, looks, rng) for _ in range(CHUNK)]
 
 
-def simulate(world: World, metrics: tuple[str, ...], options: argparse.Namespace, pool: ProcessPoolExecutor) -> Array:
-    """[runs, 4] requests until each of the four ends; infinite where it did not come within the looks."""
+def rollout(world: World, metric: str, looks: int, rng: np.random.Generator) -> Ends:
+    """The ends of one rollout that is watched by one test; infinite where they did not come."""
+    test, peeked, rules = begun(metric, world.margin), Peeked(), StepRules(least_samples=500, least_s=0.0)
+    harmful = fixed = significant = promoted = math.inf
+    failures = 0
+    for number in range(1, looks + 1):
+        seen, now = world.look(metric, rng), float(number * LOOK)
+        if number <= FIXED_LOOKS and math.isinf(fixed):
+            failures += failed(metric, seen)
+            fixed = now if failures == FAILURES else math.inf
+        if math.isinf(significant) and peeked.rejects(metric, seen):
+            significant = now
+        if math.isinf(harmful):
+            # The test goes on after a promotion: a wrong rollback may come later as well.
+            test = test.update(*seen)
+            if test.harm.is_refuted or (test.safe.is_refuted and math.isinf(promoted)):
+                action = decide({metric: test}, rules, StepProgress(number * LOOK, now)).action
+                harmful = now if action == "ROLL_BACK" else math.inf
+                promoted = now if action == "PROMOTE_STEP" else promoted
+        if math.isfinite(harmful) and math.isfinite(significant) and (math.isfinite(fixed) or number >= FIXED_LOOKS):
+            break
+    return harmful, fixed, significant, promoted
+
+
+def simulate(world: World, metric: str, options: argparse.Namespace, pool: ProcessPoolExecutor) -> Array:
+    """[runs, 4] the ends of every rollout."""
     chunks = range(math.ceil(options.runs / CHUNK))
-    job: Callable[[int], list[tuple[float, float, float, float]]] = partial(rollouts, world, metrics, options.looks)
+    job: Callable[[int], list[Ends]] = partial(rollouts, world, metric, options.looks)
     return np.array([run for chunk in pool.map(job, chunks) for run in chunk])
+
+
+def together(ends: list[Array]) -> Array:
+    """The ends of rollouts that are watched by several tests: the first rollback, and the last "safe" before it."""
+    stacked = np.stack(ends)
+    first, last = stacked[:, :, :3].min(axis=0), stacked[:, :, 3].max(axis=0)
+    return np.column_stack([first, np.where(last < first[:, 0], last, math.inf)])
 
 
 def cells(ends: Array) -> Iterator[str]:
@@ -174,32 +175,33 @@ def ceiling(level: float, requests: int, base: float, bad: float) -> float:
     return power + (more - power) * (level - used) / (beyond - used)
 
 
-GOOD: dict[str, tuple[World, tuple[str, ...]]] = {
-    "all equal, errors 0.1 %": (World(base=0.001, errors=0.001), METRICS),
-    "all equal, errors 0.5 %": (World(), METRICS),
-    "all equal, errors 1 %, margin 1 point": (World(base=0.01, errors=0.01, margin=0.01), METRICS),
-    "all equal, errors 1 %, margin ½ point": (World(base=0.01, errors=0.01), METRICS),
-    "at every threshold: agreement 99 % as well": (World(agreement=0.99), METRICS),
-    "agreement 99 % alone": (World(agreement=0.99), METRICS[:1]),
-    "errors 0.1 % alone": (World(base=0.001, errors=0.001), METRICS[1:2]),
-    "errors 0.5 % alone": (World(), METRICS[1:2]),
-    "errors 1 % alone": (World(base=0.01, errors=0.01), METRICS[1:2]),
-    "latency alone": (World(), METRICS[2:3]),
-    "quality alone": (World(), METRICS[3:]),
+GOOD: dict[str, tuple[str, World]] = {
+    "agreement 100 %": ("agreement", World()),
+    "agreement 99 %, the threshold": ("agreement", World(agreement=0.99)),
+    "errors 0.1 %": ("error_rate", World(base=0.001, errors=0.001)),
+    "errors 0.5 %": ("error_rate", World()),
+    "errors 1 %, margin 1 point": ("error_rate", World(base=0.01, errors=0.01, margin=0.01)),
+    "errors 1 %, margin ½ point": ("error_rate", World(base=0.01, errors=0.01)),
+    "latency": ("latency", World()),
+    "quality": ("quality", World()),
 }
-BAD: dict[str, tuple[World, tuple[str, ...]]] = {
-    "agreement 98 % (−1)": (World(agreement=0.98), METRICS[:1]),
-    "agreement 97 % (−2)": (World(agreement=0.97), METRICS[:1]),
-    "agreement 95 %": (World(agreement=0.95), METRICS[:1]),
-    "agreement 94 % (−5)": (World(agreement=0.94), METRICS[:1]),
-    "errors 0.5 → 1 % (×2)": (World(errors=0.01), METRICS[1:2]),
-    "errors 0.5 → 2 % (×4)": (World(errors=0.02), METRICS[1:2]),
-    "errors 0.5 → 2.5 % (×5)": (World(errors=0.025), METRICS[1:2]),
-    "latency +10 %": (World(slower=1.1), METRICS[2:3]),
-    "latency +25 %": (World(slower=1.25), METRICS[2:3]),
-    "quality −1 point": (World(loss=0.01), METRICS[3:]),
-    "quality −2 points": (World(loss=0.02), METRICS[3:]),
-    "quality −5 points": (World(loss=0.05), METRICS[3:]),
+TOGETHER = {
+    f"all four, {errors}": ("agreement 100 %", errors, "latency", "quality")
+    for errors in ("errors 0.1 %", "errors 0.5 %", "errors 1 %, margin 1 point", "errors 1 %, margin ½ point")
+} | {"all four, every one at its threshold": ("agreement 99 %, the threshold", "errors 0.5 %", "latency", "quality")}
+BAD: dict[str, tuple[str, World]] = {
+    "agreement 98 % (−1)": ("agreement", World(agreement=0.98)),
+    "agreement 97 % (−2)": ("agreement", World(agreement=0.97)),
+    "agreement 95 %": ("agreement", World(agreement=0.95)),
+    "agreement 94 % (−5)": ("agreement", World(agreement=0.94)),
+    "errors 0.5 → 1 % (×2)": ("error_rate", World(errors=0.01)),
+    "errors 0.5 → 2 % (×4)": ("error_rate", World(errors=0.02)),
+    "errors 0.5 → 2.5 % (×5)": ("error_rate", World(errors=0.025)),
+    "latency +10 %": ("latency", World(slower=1.1)),
+    "latency +25 %": ("latency", World(slower=1.25)),
+    "quality −1 point": ("quality", World(loss=0.01)),
+    "quality −2 points": ("quality", World(loss=0.02)),
+    "quality −5 points": ("quality", World(loss=0.05)),
 }
 HEAD = (
     "| truth | tests: rolled back | ≤ 1000 | median | fixed thresholds | ≤ 1000 | median "
@@ -207,12 +209,12 @@ HEAD = (
 )
 
 
-def table(rows: dict[str, tuple[World, tuple[str, ...]]], options: argparse.Namespace, pool: Any) -> dict[str, Array]:
+def table(rows: dict[str, tuple[str, World]], options: argparse.Namespace, pool: Any) -> dict[str, Array]:
     """Print one row a scenario; return what was simulated."""
     print(HEAD)
     found = {}
-    for name, (world, metrics) in rows.items():
-        found[name] = simulate(world, metrics, options, pool)
+    for name, (metric, world) in rows.items():
+        found[name] = simulate(world, metric, options, pool)
         print(f"| {name} | {' | '.join(cells(found[name]))} |", flush=True)
     return found
 
@@ -231,7 +233,7 @@ def judged(text: str, is_met: bool) -> None:
 
 def goals(good: dict[str, Array], bad: dict[str, Array], runs: int) -> None:
     """Print the goals, each with what was reached."""
-    for name in list(GOOD)[:4]:
+    for name in list(TOGETHER)[:4]:
         wrong, promoted = np.isfinite(good[name][:, 0]).mean(), np.isfinite(good[name][:, 3]).mean()
         median = np.quantile(good[name][:, 3], 0.5, method="higher")
         judged(f"{name}: ≤ 3 % wrong rollbacks: {wrong:.1%}", wrong <= 0.03)
@@ -260,6 +262,9 @@ def main() -> int:
     with ProcessPoolExecutor(options.processes) as pool:
         print(f"{options.runs} rollouts a row, {options.looks} looks of {LOOK} requests\n\n## Good candidates\n")
         good = table(GOOD, options, pool)
+        for name, parts in TOGETHER.items():
+            good[name] = together([good[part] for part in parts])
+            print(f"| {name} | {' | '.join(cells(good[name]))} |")
         print("\n## Bad candidates, by the one test that sees it\n")
         bad = table(BAD, options, pool)
     print("\n## Goals\n")
