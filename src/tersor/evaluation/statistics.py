@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.core.errors import FormatError, SchemeError, ShapeError
+from tersor.evaluation.distributions import beta_quantile, t_quantile
 
 __all__ = [
     "Interval",
@@ -127,8 +127,8 @@ def proportion_interval(
     value = float(shares @ weights / weights.sum())
     items = max(1.0, float(weights.sum()) / _design_effect(shares, weights, value))
     hits, tail = value * items, (1 - confidence) / 2
-    low = 0.0 if hits <= 0 else _beta_quantile(tail, hits + 0.5, items - hits + 0.5)
-    high = 1.0 if hits >= items else _beta_quantile(1 - tail, hits + 0.5, items - hits + 0.5)
+    low = 0.0 if hits <= 0 else beta_quantile(tail, hits + 0.5, items - hits + 0.5)
+    high = 1.0 if hits >= items else beta_quantile(1 - tail, hits + 0.5, items - hits + 0.5)
     return Interval(value, min(low, value), max(high, value), n)
 
 
@@ -220,7 +220,7 @@ def _standard_ends(deviations: Float64, confidence: float) -> tuple[float, float
     skewness = float((deviations**3).mean()) / error**3 * (1 + SMALL_SAMPLE / n)
     excess = max(0.0, float((deviations**4).mean()) / variance**2 - 3)
     freedom = max(1.0, math.floor(4 * 2 * n / (2 * n / (n - 1) + excess)) / 4)  # in quarters: few values to compute
-    t = _t_quantile(freedom, confidence) / math.sqrt(n)
+    t = t_quantile(freedom, confidence) / math.sqrt(n)
     return -error * _hall_inverse(t, skewness, n), -error * _hall_inverse(-t, skewness, n)
 
 
@@ -266,40 +266,3 @@ def _checked(name: str, values: npt.ArrayLike) -> Float64:
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise SchemeError(f"confidence lies between 0 and 1, such as 0.95, got {confidence}")
-
-
-@lru_cache(maxsize=4096)
-def _t_quantile(freedom: float, confidence: float) -> float:
-    """Student's t that `confidence` of the distribution stays within, either side."""
-    x = _beta_quantile(1 - confidence, freedom / 2, 0.5)
-    return math.sqrt(freedom * (1 - x) / x)
-
-
-def _beta_quantile(p: float, a: float, b: float) -> float:
-    """The x at which the regularized incomplete beta function is `p`, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta(middle, a, b) < p else (low, middle)
-    return (low + high) / 2
-
-
-def _beta(x: float, a: float, b: float) -> float:
-    """Regularized incomplete beta function, by its continued fraction (Lentz)."""
-    if not 0 < x < 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _beta(1 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    fraction = d
-    for m in range(1, 10_000):
-        for step in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            c, d = 1 + step / c, 1 / (1 + step * d)
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-14:
-            break
-    return front * fraction / a

@@ -1,0 +1,33 @@
+"""FIXED: A/B reports on a number of requests that was set before; looked at once, unlike the sequential tests."""
+
+from __future__ import annotations
+
+from tersor.deploy.rollout.fixed.paired import (
+    Pairs,
+    mcnemar,
+    odds_ratio_interval,
+    paired_bootstrap,
+    paired_difference_interval,
+)
+from tersor.deploy.rollout.fixed.shares import difference_interval, h_interval, standardized_interval
+from tersor.deploy.rollout.fixed.sizes import (
+    pairs_for_mcnemar,
+    pairs_for_means,
+    requests_for_means,
+    requests_for_shares,
+)
+
+__all__ = [
+    "Pairs",
+    "difference_interval",
+    "h_interval",
+    "mcnemar",
+    "odds_ratio_interval",
+    "paired_bootstrap",
+    "paired_difference_interval",
+    "pairs_for_mcnemar",
+    "pairs_for_means",
+    "requests_for_means",
+    "requests_for_shares",
+    "standardized_interval",
+]
