@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tersor.core.errors import EngineError, MissingError, SchemeError
-from tersor.deploy.load.exchange import MAX_HEADER_BYTES, Address, ExchangeError, Take, exchange
+from tersor.deploy.load.exchange import MAX_HEADER_BYTES, Address, ExchangeError, Head, Take, exchange
 
 __all__ = ["Client", "tls_context"]
 
@@ -50,12 +50,16 @@ def tls_context(authority: Path | None = None) -> ssl.SSLContext:
 class Client:
     """Sends requests to one address on at most `connections` connections, each used by one request at a time.
 
+    connect_s  until a connection must be there; None: the time of its request
+
     Make it inside of a running loop, and call `find` first. A request whose connection breaks is not sent again:
     that would hide it.
     """
 
-    def __init__(self, address: Address, connections: int, context: ssl.SSLContext | None = None) -> None:
-        self._address, self._context = address, context
+    def __init__(
+        self, address: Address, connections: int, context: ssl.SSLContext | None = None, connect_s: float | None = None
+    ) -> None:
+        self._address, self._context, self._connect_s = address, context, connect_s
         self._free = asyncio.Semaphore(connections)
         self._idle: list[_Connection] = []
         self._hosts: list[str] = []
@@ -72,11 +76,19 @@ class Client:
             raise EngineError(f"{self._address.host}: no such host can be found ({error})") from error
         self._hosts = list(dict.fromkeys(str(row[4][0]) for row in rows))
 
-    async def send(self, wire: bytes, take: Take, deadline: float, begin: Callable[[bool], None]) -> int:
+    async def send(
+        self,
+        wire: bytes,
+        take: Take,
+        deadline: float,
+        begin: Callable[[bool], None],
+        head: Head | None = None,
+    ) -> int:
         """Send one request and return the status of its answer; the body goes to `take`.
 
         deadline  on the clock of the loop: for waiting, connecting, sending and reading together
         begin     is called when a connection, or the right to open one, was there; with True if it had to wait
+        head      as for `exchange`
         Raises ExchangeError, and nothing else, for all that network and server can do.
         """
         has_begun = False
@@ -86,7 +98,7 @@ class Client:
                 async with self._free:
                     has_begun = True
                     begin(has_waited)
-                    return await self._exchange(wire, take)
+                    return await self._exchange(wire, take, head)
         except TimeoutError as error:
             if has_begun:
                 raise ExchangeError("timeout", "no whole answer in time") from error
@@ -111,11 +123,11 @@ class Client:
         for writer in writers:
             writer.transport.abort()
 
-    async def _exchange(self, wire: bytes, take: Take) -> int:
+    async def _exchange(self, wire: bytes, take: Take, head: Head | None) -> int:
         connection = self._kept() or await self._open()
         is_kept = False
         try:
-            status, is_kept = await exchange(connection.reader, connection.writer, wire, take)
+            status, is_kept = await exchange(connection.reader, connection.writer, wire, take, head)
         except ssl.SSLError as error:
             raise ExchangeError("tls", str(error)) from error
         except TimeoutError:  # that of the network, which gave up before we did
@@ -142,13 +154,14 @@ class Client:
         failure = OSError("its host was not looked up")
         for host in tuple(self._hosts):
             try:
-                reader, writer = await asyncio.open_connection(
-                    host,
-                    self._address.port,
-                    limit=MAX_HEADER_BYTES,
-                    ssl=self._context,
-                    server_hostname=self._address.host if self._context else None,
-                )
+                async with asyncio.timeout(self._connect_s):
+                    reader, writer = await asyncio.open_connection(
+                        host,
+                        self._address.port,
+                        limit=MAX_HEADER_BYTES,
+                        ssl=self._context,
+                        server_hostname=self._address.host if self._context else None,
+                    )
             except ssl.SSLError as error:
                 raise ExchangeError("tls", str(error)) from error
             except OSError as error:

@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 
 from tersor.core.errors import SchemeError
 
-__all__ = ["MAX_BODY_BYTES", "MAX_HEADER_BYTES", "Address", "ExchangeError", "Kind", "exchange", "request_bytes"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "MAX_HEADER_BYTES",
+    "Address",
+    "ExchangeError",
+    "Head",
+    "Kind",
+    "exchange",
+    "request_bytes",
+]
 
 Kind: TypeAlias = Literal[
     "connect", "tls", "timeout", "reset", "closed early", "not HTTP", "too large", "wrong body", "stream", "not sent"
@@ -18,6 +27,8 @@ Kind: TypeAlias = Literal[
 """What became of a request that got no answer, or none that can be read; "not sent" is the fault of the generator."""
 Take: TypeAlias = Callable[[bytes], None]
 """Is given each piece of a body as it arrives; may raise ExchangeError."""
+Head: TypeAlias = Callable[[int, Mapping[bytes, bytes]], Take]
+"""Is told status and fields (names in small letters) before the body, and returns what takes that."""
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_BODY_BYTES = 64 << 20
@@ -116,11 +127,12 @@ def request_bytes(address: Address, path: str, body: bytes | None = None, header
 
 
 async def exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: bytes, take: Take
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: bytes, take: Take, head: Head | None = None
 ) -> tuple[int, bool]:
     """Send `wire` and read the answer; return its status, and whether the connection can be used again.
 
     take    gets the body of a 2xx answer, piece by piece; other bodies are read and dropped
+    head    chooses instead what takes the body, whatever the status
     reader  with a limit of MAX_HEADER_BYTES, which bounds what it holds
     Raises ExchangeError for an answer that is broken, cut or too large, OSError where the connection breaks. Knows no
     time: whoever calls bounds it.
@@ -129,9 +141,11 @@ async def exchange(
     await writer.drain()
     try:
         status, is_kept, fields = await _head(reader)
+        if head is not None:
+            take = head(status, fields)
         if status in (204, 304):
             return status, is_kept
-        if status // 100 != 2:
+        if head is None and status // 100 != 2:
             take = _drop
         if "chunked" in fields.get(b"transfer-encoding", b"").decode("latin-1"):
             await _chunks(reader, take)
