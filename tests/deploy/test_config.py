@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tersor.core.errors import FormatError, MissingError, SchemeError, TersorError
 from tersor.deploy.config import Limits, read_deployment
+from tersor.deploy.running.opening import ENGINES
 
 pytest.importorskip("yaml", reason="reads deployments: pip install 'tersor[serve]'")
 GOOD = """
@@ -33,6 +35,32 @@ WRONG = {
         GOOD.replace("llama.cpp, path", "vllm, path"),
         "variants.small: no engine 'vllm'; there are llama",
     ),
+    "a remote one with an artefact": (
+        GOOD.replace("llama.cpp, path", "openai, url: 'http://h', model: m, path"),
+        "small: engine openai needs url and model, and no artefact",
+    ),
+    "a remote one without a model": (
+        GOOD.replace("llama.cpp, path: sub/small.gguf", "openai, url: 'http://h'"),
+        "small: engine openai needs url and model",
+    ),
+    "an address that is none": (
+        GOOD.replace("llama.cpp, path: sub/small.gguf", "openai, model: m, url: 'file:///etc/passwd'"),
+        "small.url: .*begins with http",
+    ),
+    "a password in an address": (
+        GOOD.replace("llama.cpp, path: sub/small.gguf", "openai, model: m, url: 'http://a:b@h'"),
+        "small.url: .*send them in a header",
+    ),
+    "a key for its name": (
+        GOOD.replace("llama.cpp, path: sub/small.gguf", "openai, model: m, url: 'http://h', key_env: sk-1234"),
+        "small.key_env: the name of an environment variable is wanted, and never a key itself",
+    ),
+    "an address of a local one": (GOOD.replace("threads: 2", "url: 'http://h'"), "url, model and key_env are for"),
+    "text and tensors": (
+        GOOD.replace("llama.cpp, path: sub/small.gguf", "v2, model: m, url: 'http://h'"),
+        "models.chat.variants: some take text and others tensors",
+    ),
+    "embedded for another": (GOOD.replace("llama.cpp, embedded", "onnxruntime, embedded"), "for llama.cpp alone"),
     "no path": (GOOD.replace("path: sub/small.gguf, ", ""), "the path of an artefact is wanted"),
     "outside": (GOOD.replace("sub/small.gguf", "../../etc/passwd"), "lies outside of the deployment's folder"),
     "absolute": (GOOD.replace("sub/small.gguf", "/etc/passwd"), "lies outside of the deployment's folder"),
@@ -121,3 +149,23 @@ def test_a_deployment_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
     with pytest.raises(FormatError, match="bytes are no deployment"):
         read_deployment(written(folder, "#" * (2 << 20)))
+
+
+BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-model.md"
+
+
+@pytest.mark.parametrize("block", BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+def test_deployments_in_the_documentation_can_be_deployed(block: str, tmp_path: Path) -> None:
+    block = block.replace("sha256: …", f"sha256: {'a' * 64}")
+    block += (
+        "" if "models:" in block else "models: {a: {primary: b, variants: {b: {engine: llama.cpp, embedded: f16}}}}"
+    )
+    for name in re.findall(r"path: ([\w.-]+)", block):
+        (tmp_path / name).touch()
+    assert read_deployment(written(tmp_path, block)).models
+
+
+def test_the_documentation_names_every_engine() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert [name for name in ENGINES if f"| `{name}` |" not in text] == []

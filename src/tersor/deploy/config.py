@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
-from tersor.deploy.running.worker import KINDS
+from tersor.deploy.load.exchange import Address
+from tersor.deploy.running.opening import ENGINES, TENSOR_ENGINES
+from tersor.deploy.running.remote.remote import REMOTES
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -22,15 +24,22 @@ __all__ = ["Deployment", "Key", "Limits", "ModelPlan", "VariantPlan", "read_depl
 T = TypeVar("T")
 MAX_BYTES = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+EMBEDDING = "llama.cpp"
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class VariantPlan:
-    """One artefact and the engine that runs it.
+    """One artefact and the engine that runs it, or a model on another server.
 
     path      the artefact; or else
-    embedded  a file type: the model that comes with tersor, rounded to it when serving starts
+    embedded  a file type: the model that comes with tersor, rounded to it when serving starts; or else
+    url       of a server, and
+    model     what the model is called there
+    key_env   name of the environment variable that holds the key which that server asks for; empty: none
+    connect_s until a connection to it is there
+    answer_s  until a whole answer is there, or the next part of a stream
     threads, slots, context, embeddings  of the engine, where it knows them
     """
 
@@ -41,6 +50,11 @@ class VariantPlan:
     slots: int = 4
     context: int = 2048
     embeddings: bool = False
+    url: str = ""
+    model: str = ""
+    key_env: str = ""
+    connect_s: float = 5.0
+    answer_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +87,7 @@ class ModelPlan:
     @property
     def is_tensor(self) -> bool:
         """Whether it takes tensors, not text."""
-        return self.variants[self.primary].engine == "onnxruntime"
+        return self.variants[self.primary].engine in TENSOR_ENGINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +173,9 @@ def _model(place: str, entry: object, folder: Path) -> ModelPlan:
     for name, one in _mapping(f"{place}.variants", given.get("variants")).items():
         where = f"{place}.variants.{name}"
         plan = _filled(where, VariantPlan, one)
-        if plan.engine not in KINDS:
-            raise SchemeError(f"{where}: no engine {plan.engine!r}; there are {', '.join(KINDS)}")
-        variants[_name(place, name)] = plan if plan.embedded else replace(plan, path=_artefact(where, plan, folder))
+        variants[_name(place, name)] = _variant(where, plan, folder)
+    if len({plan.engine in TENSOR_ENGINES for plan in variants.values()}) > 1:
+        raise SchemeError(f"{place}.variants: some take text and others tensors; that is two models")
     limits = _filled(f"{place}.limits", Limits, given.get("limits") or {})
     made = _filled(place, ModelPlan, {**given, "variants": variants, "limits": limits})
     roles = {"primary": made.primary} | ({} if made.fallback is None else {"fallback": made.fallback})
@@ -171,6 +185,30 @@ def _model(place: str, entry: object, folder: Path) -> ModelPlan:
     if made.fallback == made.primary:
         raise SchemeError(f"{place}.fallback: the same variant as primary")
     return made
+
+
+def _variant(where: str, plan: VariantPlan, folder: Path) -> VariantPlan:
+    """Check that a variant has what its engine needs; its path is whole then."""
+    if plan.engine not in ENGINES:
+        raise SchemeError(f"{where}: no engine {plan.engine!r}; there are {', '.join(ENGINES)}")
+    given = [name for name in ("path", "embedded", "url", "model", "key_env") if getattr(plan, name)]
+    if plan.engine in REMOTES:
+        if not {"url", "model"} <= set(given) or {"path", "embedded"} & set(given):
+            raise SchemeError(f"{where}: engine {plan.engine} needs url and model, and no artefact; given {given}")
+        try:
+            Address.parse(plan.url)
+        except SchemeError as error:
+            raise SchemeError(f"{where}.url: {error}") from error
+        if plan.key_env and not VARIABLE.fullmatch(plan.key_env):
+            raise SchemeError(f"{where}.key_env: the name of an environment variable is wanted, and never a key itself")
+        return plan
+    if {"url", "model", "key_env"} & set(given):
+        raise SchemeError(
+            f"{where}: engine {plan.engine} runs here; url, model and key_env are for {', '.join(REMOTES)}"
+        )
+    if plan.embedded and plan.engine != EMBEDDING:
+        raise SchemeError(f"{where}.embedded: the model that comes with tersor is a GGUF then, for {EMBEDDING} alone")
+    return plan if plan.embedded else replace(plan, path=_artefact(where, plan, folder))
 
 
 def _artefact(where: str, plan: VariantPlan, folder: Path) -> str:

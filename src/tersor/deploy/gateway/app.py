@@ -266,7 +266,7 @@ class Gateway:
 
     async def _metadata(self, request: Request) -> Response:
         model = self._tensor_model(request)
-        told = {"name": model.name, "versions": [VERSION], "platform": "onnxruntime_onnx"}
+        told = {"name": model.name, "versions": [VERSION], "platform": model.facts.get("platform", "")}
         return as_json({**told, "inputs": model.facts.get("inputs", []), "outputs": model.facts.get("outputs", [])})
 
     async def _model_ready(self, request: Request) -> Response:
@@ -294,6 +294,8 @@ class Gateway:
     async def _infer(self, request: Request) -> Response:
         body = await self._body(request)
         model = self._tensor_model(request)  # only now: while the body came, it may have been replaced
+        if not model.facts:  # a remote one that was not there yet
+            raise EngineError(f"{model.name}: no engine has said what it takes")
         header = request.headers.get("inference-header-content-length")
         infer = tensors.parsed(body, header, model.facts.get("inputs", ()))
         wanted = None if infer.outputs is None else list(infer.outputs)

@@ -18,14 +18,15 @@ from tersor.core.errors import EngineError
 from tersor.deploy.gateway.bodies import json_of
 from tersor.deploy.running.supervised import RequestError
 
-__all__ = ["KINDS", "Infer", "parsed", "written"]
+__all__ = ["KINDS", "MOST_AXES", "NAMES", "Infer", "parsed", "tensor", "written"]
 
 KINDS: dict[str, str] = {
     "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
     "INT8": "|i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 """Types of the protocol → numpy's."""
-_NAMES = {np.dtype(kind).str: name for name, kind in KINDS.items()}
+NAMES = {np.dtype(kind).str: name for name, kind in KINDS.items()}
+"""The other way round."""
 BAD_REQUEST = 400
 MOST_AXES = 16
 
@@ -59,7 +60,7 @@ def parsed(body: bytes, header: str | None, declared: Sequence[Mapping[str, Any]
     rest, arrays = memoryview(body)[size:], []
     known = {str(one["name"]): one for one in declared}
     for entry in given["inputs"]:
-        array, rest = _array(entry, known, rest)
+        array, rest = tensor(entry, known, rest)
         arrays.append((str(entry["name"]), array))
     if rest:
         raise RequestError(f"{len(rest)} bytes belong to no input", BAD_REQUEST)
@@ -81,9 +82,14 @@ def _size(header: str | None, total: int) -> int:
     return int(header)
 
 
-def _array(
+def tensor(
     entry: object, known: Mapping[str, Mapping[str, Any]], rest: memoryview
 ) -> tuple[npt.NDArray[Any], memoryview]:
+    """Read one tensor of a request or answer; return it and the bytes behind it. RequestError names what is wrong.
+
+    known  name → what is declared of it: "datatype", "shape"
+    rest   the bytes behind the JSON that were not read yet
+    """
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise RequestError("each input must be an object with a name", BAD_REQUEST)
     name, shape = entry["name"], entry.get("shape")
@@ -156,7 +162,7 @@ def written(
         size = kind.itemsize * math.prod(one["shape"])
         data = payload[at : at + size]
         at += size
-        entry: dict[str, Any] = {"name": one["name"], "datatype": _NAMES[kind.str], "shape": one["shape"]}
+        entry: dict[str, Any] = {"name": one["name"], "datatype": NAMES[kind.str], "shape": one["shape"]}
         if request.binary if request.outputs is None else request.outputs[one["name"]]:
             entry["parameters"] = {"binary_data_size": size}
             tail.append(data)

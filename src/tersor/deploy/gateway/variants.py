@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from tersor.core.errors import EngineError, MissingError
 from tersor.deploy.config import VariantPlan
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.registry.manifest import state_of
-from tersor.deploy.running.supervised import Answer, Patience, Running, State
+from tersor.deploy.running.opening import Engine, engine_of
+from tersor.deploy.running.supervised import Answer, Patience, State
 
 __all__ = ["Variant"]
 
@@ -33,7 +34,7 @@ class Variant:
     plan: VariantPlan
     metrics: Metrics
     patience: Patience = field(default_factory=Patience)
-    engine: Running = field(init=False)
+    engine: Engine = field(init=False)
     files: tuple[object, ...] = field(default=(), init=False)
     reason: str = field(default="", init=False)
     starts: int = field(default=0, init=False)
@@ -42,12 +43,9 @@ class Variant:
     _has_other_files: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        plan = self.plan
-        options = {
-            "path": plan.path, "threads": plan.threads, "slots": plan.slots, "context": plan.context,
-            "embeddings": plan.embeddings,
-        }  # fmt: skip
-        self.engine = Running(f"{self.model}/{self.name}", plan.engine, options, self.patience, self._told)
+        options = asdict(self.plan)
+        kind = options.pop("engine")
+        self.engine = engine_of(f"{self.model}/{self.name}", kind, options, self.patience, self._told)
 
     async def start(self) -> None:
         """Load it; EngineError where that cannot be."""

@@ -7,7 +7,9 @@ status 200 looks like an answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +23,7 @@ __all__ = ["TOP", "TensorWatch", "TextWatch", "Watch", "with_logprobs"]
 
 TOP = 5
 """Most likely tokens that sentinels see."""
+WORD = re.compile(r"\s*\S+|\s+$")
 
 
 class Watch(Protocol):
@@ -61,7 +64,7 @@ class TextWatch:
         del payload
         for choice in part.get("choices", ()):
             reply = self._replies.setdefault(int(choice.get("index", 0)), ReplyWatch())
-            for one in (choice.get("logprobs") or {}).get("content") or ():
+            for one in (choice.get("logprobs") or {}).get("content") or _words(choice):
                 reply.add(_token(one))
                 self.tokens += 1
             reason = choice.get("finish_reason")
@@ -97,6 +100,13 @@ def with_logprobs(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
     if operation == "completions":
         return {**body, "logprobs": max(TOP, body.get("logprobs") or 0)}
     return dict(body)
+
+
+def _words(choice: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the words of a choice as tokens: loops are seen in them where an engine tells no more."""
+    spoken = choice.get("delta") or choice.get("message") or {}
+    for word in WORD.findall(choice.get("text") or spoken.get("content") or ""):
+        yield {"id": zlib.crc32(word.encode(errors="surrogatepass")), "token": word}
 
 
 def _token(one: Mapping[str, Any]) -> Token:

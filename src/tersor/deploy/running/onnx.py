@@ -32,6 +32,7 @@ class _Net:
         self._session = onnxruntime.InferenceSession(options["path"], settings, providers=["CPUExecutionProvider"])
         self._outputs = [value.name for value in self._session.get_outputs()]
         self.facts = {
+            "platform": "onnxruntime_onnx",
             "inputs": [_described(value) for value in self._session.get_inputs()],
             "outputs": [_described(value) for value in self._session.get_outputs()],
         }

@@ -50,11 +50,13 @@ class Patience:
     silence  without any after which it hangs
     cancel   after which a cancelled request must have ended: its engine hangs otherwise
     backoff  before the first new start; doubled each time up to `longest`
+    probe    between two questions to a remote server whether it is ready
     steady   of life after which the next start waits no longer than the first
     """
 
     start: float = 120.0
     ping: float = 1.0
+    probe: float = 5.0
     silence: float = 10.0
     cancel: float = 5.0
     backoff: float = 0.2
