@@ -14,18 +14,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from tersor.deploy.running.messages import Closed, packed, receive
 
 __all__ = ["KINDS", "Emit", "Engine", "RefusedError", "main"]
 
-Emit: TypeAlias = "Callable[[dict[str, Any], bytes], bool]"
-"""Sends a part of an answer; True: stop, nobody waits for more."""
 KINDS = {
     "llama.cpp": "tersor.deploy.running.llama",
     "onnxruntime": "tersor.deploy.running.onnx",
+    "transformers": "tersor.deploy.running.causal.engine",
 }
 """What an engine is called in a deployment → the module whose `opened(options)` makes one."""
 SET_PARENT_DEATH_SIGNAL = 1
@@ -42,6 +40,16 @@ class RefusedError(Exception):
         self.status = status
 
 
+class Emit(Protocol):
+    """Sends a part of an answer; True: stop, nobody waits for more."""
+
+    def __call__(self, part: dict[str, Any], payload: bytes, /) -> bool: ...  # noqa: D102 (the class says it)
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits any more, for engines that compute long before there is a part."""
+        ...
+
+
 class Engine(Protocol):
     """What a module of KINDS opens."""
 
@@ -54,6 +62,21 @@ class Engine(Protocol):
     def close(self) -> None:
         """Let go of what it holds."""
         ...
+
+
+class _Answer:
+    """The parts of one answer, on their way to the gateway."""
+
+    def __init__(self, loop: _Loop, number: int) -> None:
+        self._loop, self._number = loop, number
+
+    def __call__(self, part: dict[str, Any], payload: bytes, /) -> bool:
+        if not self.is_cancelled():
+            self._loop.send({"id": self._number, "part": part}, payload)
+        return self.is_cancelled()
+
+    def is_cancelled(self) -> bool:
+        return self._number in self._loop.cancelled
 
 
 class _Loop:
@@ -83,13 +106,8 @@ class _Loop:
                 threading.Thread(target=self._run, args=(number, message, payload), daemon=True).start()
 
     def _run(self, number: int, message: dict[str, Any], payload: bytes) -> None:
-        def emit(part: dict[str, Any], data: bytes = b"") -> bool:
-            if number not in self.cancelled:
-                self.send({"id": number, "part": part}, data)
-            return number in self.cancelled
-
         try:
-            self.engine.run(message["request"], payload, emit)
+            self.engine.run(message["request"], payload, _Answer(self, number))
             last: dict[str, Any] = {"done": True}
         except RefusedError as refusal:
             last = {"error": str(refusal), "status": refusal.status}

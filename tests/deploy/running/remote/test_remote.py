@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 
-from tersor.core.errors import EngineError, MissingError, SchemeError, TersorError
+from tersor.core.errors import EngineError, MissingError, SchemeError
 from tersor.deploy.running.remote import link
 from tersor.deploy.running.remote.openai import checked
 from tersor.deploy.running.remote.remote import Remote
@@ -303,23 +301,34 @@ def test_a_stream_that_nobody_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     played(scene)
 
 
-def test_an_engine_that_is_closed_stays_closed() -> None:
-    async def scene() -> str:
-        with serve(behaving(hang)) as server:
-            engine = remote(server.url)
-            await engine.start()
-            asking = asyncio.create_task(_swallowed(engine.run(ASKED)))
-            await asyncio.sleep(0.05)
-            await engine.close()
-            await asking
-            return engine.state
+def test_a_server_that_is_lost_is_looked_for_at_once() -> None:
+    async def scene() -> None:
+        async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(reply(MODELS, "200 OK", "Connection: close"))
+            writer.close()
 
-    assert played(scene) == "closed"
+        server = await asyncio.start_server(answered, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        options = remote(f"http://127.0.0.1:{port}").options
+        async with Remote("far", "openai", options, Patience(probe=60, backoff=0.02, longest=0.1)) as engine:
+            server.close()
+            await server.wait_closed()
+            with pytest.raises(EngineError, match="no connection"):
+                await parts(engine, ASKED)
+            assert engine.state == "waiting"
+            async with await asyncio.start_server(answered, "127.0.0.1", port):
+                await until(lambda: engine.state == "ready")
+
+    played(scene)
 
 
-async def _swallowed(found: AsyncGenerator[Any, None]) -> None:
-    try:
-        async for _ in found:
-            pass
-    except TersorError:
-        pass
+def test_an_engine_that_is_closed_tells_so() -> None:
+    async def scene() -> None:
+        with serve(behaving(reply(SAID))) as server:
+            async with remote(server.url) as engine:
+                pass
+            with pytest.raises(EngineError, match="the engine is closed"):
+                await parts(engine, ASKED)
+
+    played(scene)

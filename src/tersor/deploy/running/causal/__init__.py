@@ -1,0 +1,1 @@
+"""Causal language models of Hugging Face form inside an engine's process: what full precision says, without a GGUF."""
