@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.load.exchange import Address
-from tersor.deploy.running.opening import ENGINES, TENSOR_ENGINES
+from tersor.deploy.running.opening import BATCHING_ENGINES, ENGINES, TENSOR_ENGINES
 from tersor.deploy.running.remote.remote import REMOTES
 from tersor.kernels.lazy import LazyModule
 
@@ -41,6 +41,8 @@ class VariantPlan:
     connect_s until a connection to it is there
     answer_s  until a whole answer is there, or the next part of a stream
     threads, slots, context, embeddings  of the engine, where it knows them
+    max_batch    rows that requests for a net may have together in one call; 1: each request is a call
+    max_wait_ms  that the first of them waits for others; 0: it takes those that are there
     """
 
     engine: str
@@ -55,6 +57,8 @@ class VariantPlan:
     key_env: str = ""
     connect_s: float = 5.0
     answer_s: float = 60.0
+    max_batch: int = 1
+    max_wait_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +195,10 @@ def _variant(where: str, plan: VariantPlan, folder: Path) -> VariantPlan:
     """Check that a variant has what its engine needs; its path is whole then."""
     if plan.engine not in ENGINES:
         raise SchemeError(f"{where}: no engine {plan.engine!r}; there are {', '.join(ENGINES)}")
+    if plan.max_batch > 1 and plan.engine not in BATCHING_ENGINES:
+        raise SchemeError(f"{where}.max_batch: for {', '.join(BATCHING_ENGINES)}; engine {plan.engine} makes its own")
+    if plan.max_wait_ms and plan.max_batch == 1:
+        raise SchemeError(f"{where}.max_wait_ms: without max_batch nothing is waited for")
     given = [name for name in ("path", "embedded", "url", "model", "key_env") if getattr(plan, name)]
     if plan.engine in REMOTES:
         if not {"url", "model"} <= set(given) or {"path", "embedded"} & set(given):
@@ -243,7 +251,8 @@ def _filled(place: str, kind: type[T], entry: object) -> T:
         if wanted == "int" and (type(value) is not int or value < 1):
             raise SchemeError(f"{place}.{name}: a whole number above 0, not {value!r}")
         if wanted == "float" and (type(value) not in (int, float) or not 0 < value < 1e6):
-            raise SchemeError(f"{place}.{name}: seconds above 0, not {value!r}")
+            unit = "milliseconds" if name.endswith("_ms") else "seconds"
+            raise SchemeError(f"{place}.{name}: {unit} above 0, not {value!r}")
         if wanted == "bool" and type(value) is not bool:
             raise SchemeError(f"{place}.{name}: true or false, not {value!r}")
         if wanted in ("str", "str | None") and not isinstance(value, str) and not (value is None and "None" in wanted):

@@ -303,6 +303,7 @@ class Gateway:
             if not reply.held:
                 raise EngineError(f"{model.name}: the engine answered nothing")
             part, payload = reply.held[0]
+            self.metrics.together.labels(model.name, reply.variant).observe(part.get("together", 1))
             body, size = tensors.written(model.name, VERSION, infer, part["outputs"], payload)
             headers = self._told(model, reply)
             if size is None:

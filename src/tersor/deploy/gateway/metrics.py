@@ -14,6 +14,7 @@ else:
 __all__ = ["Metrics"]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TOGETHER = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
@@ -38,6 +39,9 @@ class Metrics:
         )
         self.first = histogram(
             "tersor_first_part_seconds", "Until the first part of an answer.", by, buckets=SECONDS, registry=registry
+        )
+        self.together = histogram(
+            "tersor_batch_requests", "Requests in one call of a net.", by, buckets=TOGETHER, registry=registry
         )
         self.in_flight = gauge("tersor_in_flight_requests", "Requests being answered.", ("model",), registry=registry)
         self.ready = gauge("tersor_engine_ready", "Whether an engine answers.", by, registry=registry)

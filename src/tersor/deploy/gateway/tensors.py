@@ -16,17 +16,11 @@ import numpy.typing as npt
 
 from tersor.core.errors import EngineError
 from tersor.deploy.gateway.bodies import json_of
+from tersor.deploy.running.datatypes import KINDS, NAMES
 from tersor.deploy.running.supervised import RequestError
 
-__all__ = ["KINDS", "MOST_AXES", "NAMES", "Infer", "parsed", "tensor", "written"]
+__all__ = ["KINDS", "MOST_AXES", "Infer", "parsed", "tensor", "written"]
 
-KINDS: dict[str, str] = {
-    "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-    "INT8": "|i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
-"""Types of the protocol → numpy's."""
-NAMES = {np.dtype(kind).str: name for name, kind in KINDS.items()}
-"""The other way round."""
 BAD_REQUEST = 400
 MOST_AXES = 16
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tersor.deploy.running.worker import Emit, RefusedError
+from tersor.deploy.running.datatypes import KINDS
+from tersor.deploy.running.nets import Array, Axis, NetEngine
+from tersor.deploy.running.worker import RefusedError
 
 __all__ = ["TYPES", "opened"]
 
@@ -18,8 +21,8 @@ TYPES = {
 """ONNX Runtime's names of element types → those of the Open Inference Protocol."""
 
 
-class _Net:
-    """Requests are {"inputs": [{"name", "shape", "dtype"}], "outputs": [names]}, the payload their bytes in turn."""
+class _OnnxNet:
+    """An ONNX file in a session; a `nets.Net`."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         import onnxruntime  # noqa: PLC0415 (an optional engine, in this process alone)
@@ -30,46 +33,22 @@ class _Net:
         # Threads that spin for work would take the gateway's processor time.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(options["path"], settings, providers=["CPUExecutionProvider"])
-        self._outputs = [value.name for value in self._session.get_outputs()]
-        self.facts = {
-            "platform": "onnxruntime_onnx",
-            "inputs": [_described(value) for value in self._session.get_inputs()],
-            "outputs": [_described(value) for value in self._session.get_outputs()],
-        }
+        self.inputs = dict(map(_declared, self._session.get_inputs()))
+        self.outputs = dict(map(_declared, self._session.get_outputs()))
 
-    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> None:
-        """Run the net once."""
-        wanted = request.get("outputs") or self._outputs
-        absent = sorted(set(wanted) - set(self._outputs))
-        if absent:
-            raise RefusedError(f"no output {', '.join(absent)}; there are {', '.join(self._outputs)}")
-        feeds, at = {}, 0
-        for entry in request["inputs"]:
-            kind = np.dtype(entry["dtype"])
-            size = kind.itemsize * int(np.prod(entry["shape"], dtype=np.int64))
-            feeds[entry["name"]] = np.frombuffer(payload, kind, offset=at, count=size // kind.itemsize).reshape(
-                entry["shape"]
-            )
-            at += size
+    def compute(self, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Run it once."""
         try:
-            made = [np.ascontiguousarray(array) for array in self._session.run(wanted, feeds)]
+            return [np.ascontiguousarray(array) for array in self._session.run(list(wanted), dict(feeds))]
         except Exception as error:  # its own classes have no common ground but this
             raise RefusedError(str(error).split("\n", maxsplit=1)[0][:400]) from error
-        outputs = [
-            {"name": name, "shape": list(array.shape), "dtype": array.dtype.str}
-            for name, array in zip(wanted, made, strict=True)
-        ]
-        emit({"outputs": outputs}, b"".join(array.tobytes() for array in made))
-
-    def close(self) -> None:
-        """Nothing: the process ends."""
 
 
-def _described(value: Any) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in value.shape]
-    return {"name": value.name, "datatype": TYPES.get(value.type, value.type), "shape": shape}
+def _declared(value: Any) -> tuple[str, tuple[str, str, tuple[Axis, ...]]]:
+    kind = TYPES.get(value.type, value.type)
+    return value.name, (kind, KINDS.get(kind, ""), tuple(value.shape))
 
 
-def opened(options: dict[str, Any]) -> _Net:
+def opened(options: dict[str, Any]) -> NetEngine:
     """Load the ONNX file that `path` names."""
-    return _Net(options)
+    return NetEngine(_OnnxNet(options), "onnxruntime_onnx", options)

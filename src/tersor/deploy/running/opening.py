@@ -9,11 +9,13 @@ from tersor.deploy.running.remote.remote import REMOTES, Remote
 from tersor.deploy.running.supervised import Answer, Patience, Running, State
 from tersor.deploy.running.worker import KINDS
 
-__all__ = ["ENGINES", "TENSOR_ENGINES", "Engine", "engine_of"]
+__all__ = ["BATCHING_ENGINES", "ENGINES", "TENSOR_ENGINES", "Engine", "engine_of"]
 
 ENGINES = (*KINDS, *REMOTES)
 TENSOR_ENGINES = ("onnxruntime", "v2")
 """Those that take tensors; the others take text."""
+BATCHING_ENGINES = ("onnxruntime",)
+"""Those whose requests can be put together here; others do it themselves."""
 
 
 class Engine(Protocol):
