@@ -61,7 +61,7 @@ WRONG = {
         "models.chat.variants: some take text and others tensors",
     ),
     "embedded for another": (GOOD.replace("llama.cpp, embedded", "onnxruntime, embedded"), "for llama.cpp alone"),
-    "batches of text": (GOOD.replace("threads: 2", "max_batch: 4"), "small.max_batch: for onnxruntime"),
+    "batches of text": (GOOD.replace("threads: 2", "max_batch: 4"), "small.max_batch: for onnxruntime, torch"),
     "waiting for nobody": (GOOD.replace("threads: 2", "max_wait_ms: 4"), "max_wait_ms: without max_batch"),
     "no milliseconds": (GOOD.replace("threads: 2", "max_wait_ms: 0"), "small.max_wait_ms: milliseconds above 0"),
     "no path": (GOOD.replace("path: sub/small.gguf, ", ""), "the path of an artefact is wanted"),

@@ -23,6 +23,7 @@ __all__ = ["KINDS", "Emit", "Engine", "RefusedError", "main"]
 KINDS = {
     "llama.cpp": "tersor.deploy.running.llama",
     "onnxruntime": "tersor.deploy.running.onnx",
+    "torch": "tersor.deploy.running.exported.engine",
     "transformers": "tersor.deploy.running.causal.engine",
 }
 """What an engine is called in a deployment → the module whose `opened(options)` makes one."""

@@ -1,0 +1,1 @@
+"""Nets that torch.export saved, inside an engine's process."""
