@@ -186,6 +186,9 @@ def test_keys_are_asked_for_and_limit_how_often(deployed: Callable[[str], Path])
         ("/v1/completions", b'{"model": "demo", "prompt": {"a": 1}}', {}, 400, "'prompt' must be"),
         ("/v1/completions", b'{"model": "demo", "prompt": "a", "n": 1e9}', {}, 400, "'n' must be a number"),
         ("/v1/completions", b'{"model": "demo", "prompt": [99999999]}', {}, 400, "invalid tokens"),
+        ("/v1/completions", b'{"model": "demo", "prompt": "a", "logprobs": "a"}', {}, 400, "from 0 to 20"),
+        ("/v1/completions", b'{"model": "demo", "prompt": "a", "logprobs": 1000000000}', {}, 400, "from 0 to 20"),
+        ("/v1/chat/completions", b'{"model": "demo", "messages": [{"role": "a"}], "logprobs": 3}', {}, 400, "true or"),
         ("/v1/chat/completions", b'{"model": "demo", "messages": [1]}', {}, 400, "must have a role"),
         (
             "/v1/chat/completions",

@@ -70,6 +70,10 @@ def checked(operation: str, body: object) -> dict[str, Any]:
         kinds = (int,) if name in WHOLE else (int, float)
         if type(value) not in kinds or not low <= value <= high:
             raise RequestError(f"{name!r} must be a number from {low} to {high}", BAD_REQUEST)
+    logprobs = given.get("logprobs", False if operation == "chat/completions" else 0)
+    if type(logprobs) is not (bool if operation == "chat/completions" else int) or not 0 <= logprobs <= MOST_LOGPROBS:
+        kind = "true or false" if operation == "chat/completions" else f"a number from 0 to {MOST_LOGPROBS}"
+        raise RequestError(f"'logprobs' must be {kind}", BAD_REQUEST)
     _check_words(operation, given)
     if given.get("n", 1) > 1 and _is_empty(given):  # llama.cpp would never answer
         raise RequestError("'n' above 1 needs some text to go on from", BAD_REQUEST)
