@@ -150,6 +150,15 @@ def test_more_rows_than_a_batch_holds_go_alone_and_others_wait_no_longer_than_th
     assert [together for _, together in answers] == [2, 2]
 
 
+def test_a_batch_that_the_next_one_does_not_fit_into_does_not_wait() -> None:
+    batcher = Batcher(Counting(), 2, 1000.0)
+    with ThreadPoolExecutor(2) as pool:
+        small = pool.submit(batcher.run, ("y",), {"x": np.ones((1, 3))}, never)
+        until(lambda: len(batcher._queue) == 1)
+        large = pool.submit(batcher.run, ("y",), {"x": np.ones((2, 3))}, never)
+        assert [small.result(10)[1], large.result(10)[1]] == [1, 1]
+
+
 # Nets of ONNX
 
 
