@@ -215,6 +215,7 @@ def test_many_at_once_say_what_each_says_alone(model: Asking) -> None:
     assert model.run(scene()) == alone
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_integers_says_what_transformers_says_of_it(tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors", reason="transformers decodes with it: pip install compressed-tensors")
     tersor.quantize(reference_model.PATH, "int4-g32", output=tmp_path / "made", container="compressed-tensors")
