@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor.deploy.running.messages import Message
 from tersor.deploy.running.worker import Emit, RefusedError
 
 __all__ = ["TYPES", "opened"]
@@ -36,8 +37,9 @@ class _Net:
             "outputs": [_described(value) for value in self._session.get_outputs()],
         }
 
-    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> None:
+    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> Message:
         """Run the net once."""
+        del emit
         wanted = request.get("outputs") or self._outputs
         absent = sorted(set(wanted) - set(self._outputs))
         if absent:
@@ -58,7 +60,7 @@ class _Net:
             {"name": name, "shape": list(array.shape), "dtype": array.dtype.str}
             for name, array in zip(wanted, made, strict=True)
         ]
-        emit({"outputs": outputs}, b"".join(array.tobytes() for array in made))
+        return {"outputs": outputs}, b"".join(array.tobytes() for array in made)
 
     def close(self) -> None:
         """Nothing: the process ends."""
