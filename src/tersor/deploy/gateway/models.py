@@ -257,22 +257,23 @@ class _Attempt:
         has_other = self.model.plan.fallback is not None
         now = loop.time()
         until = now + PRIMARY_SHARE * (self.deadline - now) if has_other else self.deadline
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    part = await anext(parts, None)
-            except TimeoutError:
-                return self._judge(failure="timeout")
-            except EngineError as error:
-                self.reason = str(error)
-                return self._judge(failure="error")
-            if part is None:
-                return self._judge(is_finished=True)
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._held(parts)
+        except TimeoutError:
+            return self._judge(failure="timeout")
+        except EngineError as error:
+            self.reason = str(error)
+            return self._judge(failure="error")
+
+    async def _held(self, parts: AsyncGenerator[Answer, None]) -> Decision:
+        async for part in parts:
             self.held.append(part)
             self._watch.add(*part)
             decision = self._judge()
             if decision.action != "wait":
                 return decision
+        return self._judge(is_finished=True)
 
     async def rest(self, parts: AsyncGenerator[Answer, None]) -> AsyncIterator[Answer]:
         """Yield what comes after `held`; EngineError where it turns out to be garbage."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from tersor.deploy.running.messages import Closed, Unpacker, packed
 
@@ -69,8 +69,7 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep what to write to."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # that of another loop is no subclass of it
 
     def data_received(self, data: bytes) -> None:
         """Take what is complete; whoever speaks something else is not listened to any more."""
