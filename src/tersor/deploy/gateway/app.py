@@ -296,6 +296,7 @@ class Gateway:
         return {"state": "UNAVAILABLE", "reason": "unloaded" if model is None else "restarting"}
 
     async def _infer(self, request: Request) -> Response:
+        self._tensor_model(request).admission.check_room()
         body = await self._body(request)
         model = self._tensor_model(request)  # only now: while the body came, it may have been replaced
         header = request.headers.get("inference-header-content-length")
