@@ -55,12 +55,13 @@ def infer_bytes(url: str, model: str, width: int, path: str = "") -> Asked:
     return Asked(url, lambda address: fixed_work(address, f"/v2/models/{model}/infer", text + data, headers))
 
 
-def completion(url: str, tokens: int, headers: Mapping[str, str] = {}) -> Asked:
+def completion(url: str, tokens: int, headers: Mapping[str, str] = {}, logprobs: int | None = None) -> Asked:
     """Ask for texts, each with a seed of its own: greedy answers of a small model loop, which is a fault."""
+    more = {} if logprobs is None else {"logprobs": logprobs}
 
     def work(address: Address) -> Work:
         def wire(index: int) -> bytes:
-            body = {"model": "demo", "prompt": "def f(", "max_tokens": tokens, "temperature": 1, "seed": index}
+            body = {"model": "demo", "prompt": "def f(", "max_tokens": tokens, "temperature": 1, "seed": index, **more}
             return request_bytes(
                 address, "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
             )

@@ -13,9 +13,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-__all__ = ["HEAD", "MAX_JSON", "MAX_PAYLOAD", "Closed", "Message", "Unpacker", "is_last", "packed"]
+__all__ = ["HEAD", "MAX_JSON", "MAX_PAYLOAD", "Closed", "Message", "Part", "Unpacker", "is_last", "packed"]
 
 Message: TypeAlias = "tuple[dict[str, Any], bytes]"
+Part: TypeAlias = "dict[str, Any] | str"
+"""Of an answer: an object, or the JSON text of one, which is then handed on as it is."""
 HEAD = struct.Struct("<II")
 MAX_JSON = 64 << 20
 MAX_PAYLOAD = 1 << 30
@@ -25,9 +27,15 @@ class Closed(Exception):  # noqa: N818 (an end, and no error)
     """The other side has gone, or speaks something else."""
 
 
-def packed(message: dict[str, Any], payload: bytes = b"") -> bytes:
-    """Return a message as it is sent."""
+def packed(message: dict[str, Any], payload: bytes = b"", part: str = "") -> bytes:
+    """Return a message as it is sent; `part` is JSON that becomes its "part".
+
+    >>> packed({"id": 1}, part='{"a": 2}')[HEAD.size:]
+    b'{"id":1,"part":{"a": 2}}'
+    """
     text = json.dumps(message, separators=(",", ":")).encode()
+    if part:
+        text = text[:-1] + b',"part":' + part.encode() + b"}"
     return HEAD.pack(len(text), len(payload)) + text + payload
 
 

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeAlias
 
-from tersor.deploy.running.messages import Closed, Message, Unpacker, packed
+from tersor.deploy.running.messages import Closed, Part, Unpacker, packed
 
 __all__ = ["KINDS", "Emit", "Engine", "RefusedError", "main"]
 
-Emit: TypeAlias = "Callable[[dict[str, Any], bytes], bool]"
+Emit: TypeAlias = "Callable[[Part, bytes], bool]"
 """Sends a part of an answer; True: stop, nobody waits for more."""
 KINDS = {
     "llama.cpp": "tersor.deploy.running.llama",
@@ -51,7 +51,7 @@ class Engine(Protocol):
 
     facts: dict[str, Any]
 
-    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> Message | None:
+    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> tuple[Part, bytes] | None:
         """Answer one request; called by many threads at once. RefusedError for what cannot be answered.
 
         Parts go to `emit` as they are made; the last one may be returned instead, which saves a message.
@@ -96,8 +96,8 @@ class _Loop:
         self.active: set[int] = set()
         self.threads = _Threads(self._run)
 
-    def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
-        data = packed(message, payload)
+    def send(self, message: dict[str, Any], payload: bytes = b"", part: Part = "") -> None:
+        data = packed(message, payload, part) if isinstance(part, str) else packed({**message, "part": part}, payload)
         with self.sending:
             self.channel.sendall(data)
 
@@ -120,17 +120,18 @@ class _Loop:
             self.threads.do(number, message["request"], payload)
 
     def _run(self, number: int, request: dict[str, Any], payload: bytes) -> None:
-        def emit(part: dict[str, Any], data: bytes = b"") -> bool:
+        def emit(part: Part, data: bytes = b"") -> bool:
             if number not in self.cancelled:
-                self.send({"id": number, "part": part}, data)
+                self.send({"id": number}, data, part)
             return number in self.cancelled
 
         last: dict[str, Any] = {"done": True}
+        part: Part = ""
         data = b""
         try:
             made = self.engine.run(request, payload, emit)
             if made is not None:
-                last, data = {"part": made[0], "done": True}, made[1]
+                part, data = made
         except RefusedError as refusal:
             last = {"error": str(refusal), "status": refusal.status}
         except Exception as error:  # an engine's own error ends this request, not the process
@@ -138,7 +139,7 @@ class _Loop:
         self.active.discard(number)
         self.cancelled.discard(number)
         try:
-            self.send({"id": number, **last}, data)
+            self.send({"id": number, **last}, data, part)
         except OSError:
             os._exit(0)
 
