@@ -53,28 +53,20 @@ def running(
     command: Sequence[str],
     *,
     core: int | None = SERVER_CORE,
-    limits: Callable[[], object] = int,
     is_loud: bool = False,
 ) -> Iterator[Live]:
     """Run a program that prints a line ending in its address.
 
     core     of it and its children; None: any
-    limits   is called in the new process before the program starts
     is_loud  what it says on stderr is dropped
     """
-    place: Callable[[], object] = int if core is None else pin(core)
-
-    def before() -> None:
-        place()
-        limits()
-
     process = subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if is_loud else None,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=before,  # noqa: PLW1509 (there are no threads here yet)
+        preexec_fn=None if core is None else pin(core),  # noqa: PLW1509 (there are no threads here yet)
         start_new_session=True,
     )
     try:
@@ -99,12 +91,12 @@ def running(
 
 @contextlib.contextmanager
 def gateway(
-    text: str, folder: Path, *, core: int | None = SERVER_CORE, limits: Callable[[], object] = int
+    text: str, folder: Path, *, core: int | None = SERVER_CORE, command: Sequence[str] = ("-m", "tersor", "serve")
 ) -> Iterator[Live]:
-    """Run `tersor serve` on the deployment `text`, whose paths begin in `folder`."""
+    """Run `tersor serve`, or another command, on the deployment `text`, whose paths begin in `folder`."""
     path = folder / f"deploy-{abs(hash(text)):x}.yaml"
     path.write_text(text, encoding="utf-8")
-    with running(["-m", "tersor", "serve", str(path), "--port", "0"], core=core, limits=limits) as live:
+    with running([*command, str(path), "--port", "0"], core=core) as live:
         yield live
 
 

@@ -27,6 +27,8 @@ class _Llama:
         settings.n_ctx = int(options.get("context", 2048)) * settings.n_parallel
         settings.cpuparams.n_threads = int(options.get("threads", 1))
         settings.embedding = bool(options.get("embeddings", False))
+        # By itself it keeps prompts that have left their slot, up to 8 GiB: memory that no gate has seen.
+        settings.cache_ram_mib = 0
         settings.api_keys = [secrets.token_hex(16)]  # it listens on a port too, and nobody shall ask it there
         self._server = xllamacpp.Server(settings)
         self.facts = {"slots": settings.n_parallel, "context": settings.n_ctx // settings.n_parallel}

@@ -201,7 +201,7 @@ class Running:
             began = time.monotonic()
             try:
                 await self._once()
-            except EngineError as error:
+            except (EngineError, OSError) as error:  # the system may have no room for a process, a file or a socket
                 self._reason = str(error)
                 if not self._ready.is_set():
                     return  # never was ready: a mistake in the deployment, and no accident
@@ -214,10 +214,13 @@ class Running:
 
     async def _once(self) -> None:
         """Start the process, and read what it says until it dies."""
-        ours, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as log:
+            ours, theirs = socket.socketpair()
             try:
                 self._process = await self._spawned(theirs, log)
+            except BaseException:
+                ours.close()
+                raise
             finally:
                 theirs.close()
             self.starts += 1
