@@ -1,4 +1,4 @@
-"""`tersor serve` on a machine whose wall clock jumps: an hour forward, an hour back, every second.
+"""`tersor serve` on a machine whose wall clock jumps two hours, forward or back, every second.
 
 python benchmarks/serving/jumping.py DEPLOYMENT --port 0
 """
@@ -15,9 +15,9 @@ HOUR_S = 3600.0
 
 
 def jumping(real: Callable[[], float] = time.time) -> float:
-    """Return a wall clock's seconds, off by hours that change each second."""
+    """Return a wall clock's seconds, an hour ahead or behind, the other each second."""
     now = real()
-    return now + HOUR_S * (int(now) % 3 - 1)
+    return now + HOUR_S * (int(now) % 2 * 2 - 1)
 
 
 if __name__ == "__main__":
