@@ -16,8 +16,6 @@ from tersor.deploy.load.schedule import Step
 from tersor.deploy.load.work import Work, fixed_work, tensors_work
 
 TIMEOUT_S = 30.0
-BACKLOG_S = 2.0
-"""Of work at hand when a capacity is measured: the client never waits for a time to come."""
 HEADER = "Inference-Header-Content-Length"
 
 
@@ -45,14 +43,13 @@ def infer_json(url: str, model: str, width: int, path: str = "") -> Asked:
 
 
 def infer_bytes(url: str, model: str, width: int, path: str = "") -> Asked:
-    """Ask for the same in bytes; at `path` the bytes alone."""
+    """Ask for the same in bytes behind a little JSON."""
     data = np.asarray(numbers(width), np.float32).tobytes()
-    if path:
-        return Asked(url, lambda address: fixed_work(address, path, data))
     entry = {"name": "x", "shape": [1, width], "datatype": "FP32", "parameters": {"binary_data_size": len(data)}}
     text = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
     headers = {HEADER: str(len(text)), "Content-Type": "application/octet-stream"}
-    return Asked(url, lambda address: fixed_work(address, f"/v2/models/{model}/infer", text + data, headers))
+    place = path or f"/v2/models/{model}/infer"
+    return Asked(url, lambda address: fixed_work(address, place, text + data, headers))
 
 
 def completion(url: str, tokens: int, headers: Mapping[str, str] = {}, logprobs: int | None = None) -> Asked:

@@ -5,6 +5,7 @@ python benchmarks/serving/bare.py fastapi | llama MODEL.gguf
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import threading
@@ -41,8 +42,14 @@ def fastapi() -> None:
         return {"model_name": "small", "model_version": "1", "outputs": [told]}
 
     async def raw(request: Request) -> Response:
-        made = np.frombuffer(await request.body(), np.float32).reshape(1, -1) @ matrix
-        return Response(made.tobytes(), media_type="application/octet-stream")
+        body, size = await request.body(), int(request.headers["inference-header-content-length"])
+        one = json.loads(body[:size])["inputs"][0]
+        made = np.frombuffer(body, np.float32, offset=size).reshape(one["shape"]) @ matrix
+        told: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": list(made.shape)}
+        told["parameters"] = {"binary_data_size": made.nbytes}
+        head = json.dumps({"model_name": "small", "model_version": "1", "outputs": [told]}).encode()
+        headers = {"inference-header-content-length": str(len(head))}
+        return Response(head + made.tobytes(), 200, headers, "application/octet-stream")
 
     infer.__annotations__, raw.__annotations__ = {"asked": Inputs}, {"request": Request, "return": Response}
     app.post("/infer")(infer)

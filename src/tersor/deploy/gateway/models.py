@@ -329,14 +329,15 @@ class _Attempt:
 
         twin  the full-precision answer to the same: what it shows too is no fault of the quantized variant
         """
-        excused = set() if twin is None else {finding.sentinel for finding in twin.findings}
         progress = self._progress()
-        findings = tuple(finding for finding in progress.findings if finding.sentinel not in excused)
+        findings = progress.findings
+        if findings and twin is not None:
+            excused = {finding.sentinel for finding in twin.findings}
+            findings = tuple(finding for finding in findings if finding.sentinel not in excused)
+            progress = replace(progress, findings=findings)
         ended = self._watch.ended or ("stop" if self._is_done else "cancelled")
         ended = "error" if self._failure is not None else ended
-        settled = self.model.ladder.finish(
-            self.case, replace(progress, findings=findings), self._decision, ended, time.monotonic()
-        )
+        settled = self.model.ladder.finish(self.case, progress, self._decision, ended, time.monotonic())
         for finding in (*findings, *([settled.finding] if settled.finding else [])):
             self.model.metrics.findings.labels(self.model.name, self.model.plan.primary, finding.sentinel).inc()
 
