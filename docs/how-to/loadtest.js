@@ -2,7 +2,9 @@
 // load-test.md beside this file.
 //
 //   k6 run -e URL=http://localhost:8000/ loadtest.js
-//   k6 run -e URL=http://localhost:8000/predict -e BODY=request.json -e RATE=100 loadtest.js
+//   k6 run -e URL=http://localhost:8000/predict -e BODY=$PWD/request.json -e RATE=100 loadtest.js
+//
+// A path in BODY that is not whole begins at this script's folder: so k6 has it.
 //
 // Limits are those of `--max-p99` and `--min-goodput`: -e MAX_P99=200, and -e WITHIN=100 -e MIN_GOODPUT=0.99.
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +93,11 @@ def garble(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def live(deployment: Path, *options: str) -> Iterator[Live]:
-    """Run `tersor serve` on a free port."""
-    command = [sys.executable, "-m", "tersor", "serve", str(deployment), "--port", "0", *options]
+def live(
+    deployment: Path, *options: str, command: Sequence[str] = (sys.executable, "-m", "tersor", "serve")
+) -> Iterator[Live]:
+    """Run `tersor serve`, or what stands for it, on a free port."""
+    command = [*command, str(deployment), "--port", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

@@ -66,13 +66,15 @@ def test_full_precision_answers_while_the_engine_is_dead(gateway: Live) -> None:
     status, whole, headers = asked(gateway.address, "/v1/completions", BODY)
     assert (status, headers["x-tersor-variant"]) == (200, "quantized")
     for round_ in range(3):
-        os.kill(engine_of(gateway, "small.gguf"), signal.SIGKILL)
+        victim = engine_of(gateway, "small.gguf")
+        os.kill(victim, signal.SIGKILL)
         seen = set()
         for _ in range(6):
             status, made, headers = asked(gateway.address, "/v1/completions", BODY)
             assert status == 200, made
             seen.add(headers["x-tersor-variant"])
         assert seen <= {"quantized", "full"}, round_
+        until(lambda dead=victim: dead not in gateway.children())  # type: ignore[misc]  # bound now
         until(lambda: len(gateway.children()) == 4)
         until(lambda: metric(gateway.address, "tersor_engine_ready") == 4)
     # A breaker that has opened lets a few through some seconds later, and closes when these are well.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tersor import reference_model
 from tersor.cli.main import app
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.gating.record import GateCheck, GateRecord, Outcome
-from tersor.deploy.gating.serving import Bounds
+from tersor.deploy.gating.serving import GOLDEN, Bounds, check_serving
 from tersor.deploy.registry.registry import Registry
 from tersor.files.gguf import GgufFile
 from tersor.pipeline.deploy.gate import gate, gate_registered
@@ -74,7 +75,7 @@ def other_tokens(source: Path, target: Path) -> Path:
 def test_a_good_artefact_passes_with_its_numbers(good: Path) -> None:
     record = gate(good, against=MODEL, windows=5, bounds=Bounds(first_ms=60_000, memory_bytes=1 << 30))
     assert record.outcome == "PASS", record
-    assert set(found(record)) >= {"structure", "card", "tokens", "tensors", "serving", "latency", "memory", "quality"}
+    assert set(found(record)) >= {"structure", "card", "tokens", "tensors", "serving", "first_ms", "memory", "quality"}
     quality = record.checks[-1]
     assert 0 < quality.numbers["low"] <= quality.numbers["kl_mean"] <= quality.numbers["high"] < 0.05
     assert json.loads(json.dumps(record.to_object()))["outcome"] == "PASS"
@@ -113,8 +114,32 @@ def test_what_is_no_model_fails_and_does_not_raise(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bounds_of_time_and_memory_are_kept_to(good: Path) -> None:
-    record = gate(good, against=MODEL, windows=5, bounds=Bounds(first_ms=1e-6, memory_bytes=1000))
-    assert (found(record)["latency"], found(record)["memory"]) == ("FAIL", "FAIL")
+    tight = Bounds(first_ms=1e-6, latency_ms=1e-6, slowdown=1e-6, memory_bytes=1000)
+    record = gate(good, against=MODEL, windows=5, bounds=tight)
+    judged = found(record)
+    assert {judged[name] for name in ("first_ms", "latency_ms", "slowdown", "memory")} == {"FAIL"}
+
+
+def test_times_are_judged_against_full_precision_by_their_intervals(good: Path) -> None:
+    def checks(bounds: Bounds, **options: Any) -> dict[str, GateCheck]:
+        return {check.name: check for check in check_serving(good, threads=1, bounds=bounds, **options)}
+
+    wide = checks(Bounds(latency_ms=60_000, slowdown=1000), full=good)
+    assert (wide["latency_ms"].outcome, wide["slowdown"].outcome) == ("PASS", "PASS")
+    numbers = wide["slowdown"].numbers
+    assert 0 < numbers["low"] <= numbers["slowdown"] <= numbers["high"]
+    assert numbers["full_token_ms"] > 0
+    few = checks(Bounds(latency_ms=60_000, slowdown=1000), full=good, prompts=GOLDEN[:1])
+    assert (few["latency_ms"].outcome, few["slowdown"].outcome) == ("INCONCLUSIVE", "INCONCLUSIVE")
+    assert "3 answers are too few" in few["slowdown"].detail
+
+
+def test_nothing_is_said_of_a_slowdown_where_full_precision_cannot_be_served(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(200))
+    found = check_serving(good, threads=1, bounds=Bounds(slowdown=2.0), full=tmp_path / "bad.gguf")
+    (check,) = [check for check in found if check.name == "slowdown"]
+    assert check.outcome == "INCONCLUSIVE"
+    assert check.problems
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +119,26 @@ def test_an_engine_that_dies_or_hangs_is_started_again(how: signal.Signals, doub
             assert (await doubled(engine, np.ones((1, 3), np.float32)) == 2).all()
             assert not is_alive(pid)
             assert told == ["ready", "waiting", "starting", "ready"]
+
+    played(scene)
+
+
+def test_an_engine_comes_back_once_there_is_room_for_it(
+    doubling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        async with Running("twice", "onnxruntime", {"path": str(doubling)}, QUICK) as engine:
+            monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))  # as on a full disk: no file can be made
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGKILL)
+            await until(lambda: engine.state == "waiting")
+            with pytest.raises(EngineError, match=r"the engine is (waiting|starting)"):
+                await doubled(engine, np.ones((1, 3), np.float32))
+            await asyncio.sleep(0.3)  # several tries
+            assert engine.starts == 1
+            monkeypatch.undo()
+            await until(lambda: engine.state == "ready")
+            assert (await doubled(engine, np.ones((1, 3), np.float32)) == 2).all()
 
     played(scene)
 

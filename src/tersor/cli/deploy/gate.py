@@ -37,6 +37,13 @@ def gate(
     max_first_ms: Annotated[
         float | None, typer.Option(min=0, metavar="MS", help="Longest median time until the first token.")
     ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(min=0, metavar="MS", help="Longest median time until an answer of 32 tokens.")
+    ] = None,
+    max_slowdown: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="RATIO", help="Most time a token, times that of full precision, asked in turn."),
+    ] = None,
     max_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most memory of the engine, such as 2GiB.")
     ] = None,
@@ -51,16 +58,18 @@ def gate(
     """Judge an artefact before it serves: PASS, FAIL or INCONCLUSIVE, each check with its numbers.
 
     Hashes of its Card, structure, tokens, tensors and logits against the model it came from, golden prompts through the
-    code that serves, time and memory, and quality: the 95 % interval of its divergence has to lie below the margin.
-    Exit code 0, 1, or 3 where something could not be settled. With --registry the verdict is kept, and decides whether
-    `tersor serve` takes the artefact.
+    code that serves, time and memory, and quality: the 95 % interval of its divergence has to lie below the margin, as
+    those of times have to lie below theirs; one that holds its limit settles nothing. Exit code 0, 1, or 3 where
+    something could not be settled. With --registry the verdict is kept, and decides whether `tersor serve` takes the
+    artefact.
 
     \b
     Example:
       tersor gate model-q4.gguf --against org/name --data my-text.txt --max-kl 0.03 --max-memory 6GiB
       tersor gate registry/model-q4.gguf --registry registry
     """
-    bounds = Bounds(max_first_ms, None if max_memory is None else parse_size(max_memory))
+    memory = None if max_memory is None else parse_size(max_memory)
+    bounds = Bounds(max_first_ms, max_latency_ms, max_slowdown, memory)
     if against is None and registry is None:
         raise typer.BadParameter("a model is wanted, or --registry", param_hint="--against")
     compared = ["--registry", registry.name] if registry else ["--against", Path(against or "").name]

@@ -46,6 +46,11 @@ class Admission:
         """How many wait."""
         return len(self._waiting)
 
+    def check_room(self) -> None:
+        """Raise BusyError where a request that came now would be refused: before its body costs time."""
+        if self.active >= self.in_flight and len(self._waiting) >= self.queue:
+            raise BusyError(f"{self.active} requests are being answered and {self.waiting} wait", self._retry())
+
     @asynccontextmanager
     async def entered(self, deadline: float) -> AsyncIterator[None]:
         """Hold one of the places; `deadline` in the loop's time. BusyError where there is none in time."""
@@ -61,8 +66,7 @@ class Admission:
         if self.active < self.in_flight and not self._waiting:
             self.active += 1
             return
-        if len(self._waiting) >= self.queue:
-            raise BusyError(f"{self.active} requests are being answered and {self.waiting} wait", self._retry())
+        self.check_room()
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:

@@ -31,11 +31,10 @@ from tersor.deploy.running.supervised import Patience, RequestError
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
-    from starlette import applications, responses, routing
+    from starlette import responses, routing
     from starlette.requests import Request
     from starlette.responses import Response
 else:
-    applications = LazyModule("starlette.applications", "serve")
     responses = LazyModule("starlette.responses", "serve")
     routing = LazyModule("starlette.routing", "serve")
 
@@ -110,13 +109,18 @@ class Gateway:
         """Those that answer."""
         return self.fleet.models
 
-    def app(self) -> applications.Starlette:
-        """Return the routes; engines are started and ended by `running`."""
+    def app(self) -> routing.Router:
+        """Return the routes; engines are started and ended by `running`.
+
+        They are tried in turn: those that have to be fast come first. No middleware: errors are ours to tell, and what
+        is left of them uvicorn logs and answers with status 500.
+        """
         handlers = self._handlers()
         routes = [
-            routing.Route(row.path, self._guarded(handlers[row.operation], row), methods=[row.method]) for row in ROUTES
+            routing.Route(row.path, self._guarded(handlers[row.operation], row), methods=[row.method])
+            for row in sorted(ROUTES, key=lambda row: row.operation not in ("infer", *openai.OPERATIONS))
         ]
-        return applications.Starlette(routes=routes)
+        return routing.Router(routes)
 
     def _handlers(self) -> dict[str, Endpoint]:
         """Operation of `ROUTES` → what answers it."""
@@ -292,6 +296,7 @@ class Gateway:
         return {"state": "UNAVAILABLE", "reason": "unloaded" if model is None else "restarting"}
 
     async def _infer(self, request: Request) -> Response:
+        self._tensor_model(request).admission.check_room()
         body = await self._body(request)
         model = self._tensor_model(request)  # only now: while the body came, it may have been replaced
         if not model.facts:  # a remote one that was not there yet

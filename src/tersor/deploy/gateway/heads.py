@@ -27,18 +27,19 @@ def bounded_protocol(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._begin()
+            self._wait()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._end()
+            self._stop()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
-            self._begin()
+            self._is_head, self._size = True, 0
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._end()
+            self._is_head = False
+            self._stop()
             super().on_headers_complete()
 
         def data_received(self, data: bytes) -> None:
@@ -46,14 +47,13 @@ def bounded_protocol(seconds: float) -> type[asyncio.Protocol]:
             self._size += len(data)
             if self._is_head and self._size > HEAD_BYTES:
                 self.transport.close()
+            elif self._is_head and self._timer is None:  # most heads come whole, and need no timer
+                self._wait()
 
-        def _begin(self) -> None:
-            self._end()
-            self._is_head, self._size = True, 0
+        def _wait(self) -> None:
             self._timer = self.loop.call_later(seconds, self.transport.close)
 
-        def _end(self) -> None:
-            self._is_head = False
+        def _stop(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ __all__ = ["Reply", "Served", "TooLateError"]
 
 PRIMARY_SHARE = 0.5
 """Of the time until the deadline that the primary gets where there is a fallback."""
+HINT_SHARE = 0.1
+"""Of the time until the deadline that the fallback gets where the primary's answer is sound, only less sure."""
 
 
 class TooLateError(Exception):
@@ -180,6 +182,10 @@ class Served:
             async with aclosing(self.variants[self.plan.primary].run(request, payload)) as parts:
                 try:
                     decision = await attempt.hold(parts)
+                    if decision.action == "full precision" and decision.cause == "low margin":
+                        async with self._surer(attempt, request, payload, parts) as reply:
+                            yield reply
+                        return
                     if decision.action == "quantized":
                         yield Reply(self.plan.primary, attempt.held, attempt.rest(parts))
                         return
@@ -195,6 +201,27 @@ class Served:
         finally:
             if attempt is not None:
                 attempt.finish(twin)
+
+    @asynccontextmanager
+    async def _surer(
+        self, attempt: _Attempt, request: dict[str, Any], payload: bytes, parts: AsyncGenerator[Answer, None]
+    ) -> AsyncIterator[Reply]:
+        """The fallback's answer in place of one that is sound but not sure; the latter where there is none in time."""
+        twin, now = self.watch(request), asyncio.get_running_loop().time()
+        until = now + HINT_SHARE * (attempt.deadline - now)
+        shown: Watch | None = twin
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    full = self._in_full(request, payload, until, "low margin", twin)
+                    reply = await stack.enter_async_context(full)
+                except (EngineError, TooLateError):
+                    shown, reply = None, attempt.as_it_is(parts)
+                else:
+                    await parts.aclose()
+                yield reply
+        finally:
+            attempt.finish(shown)
 
     def _refusal(self, decision: Decision, failure: str) -> Exception:
         """What the client is told where nobody can answer."""
@@ -257,22 +284,28 @@ class _Attempt:
         has_other = self.model.plan.fallback is not None
         now = loop.time()
         until = now + PRIMARY_SHARE * (self.deadline - now) if has_other else self.deadline
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    part = await anext(parts, None)
-            except TimeoutError:
-                return self._judge(failure="timeout")
-            except EngineError as error:
-                self.reason = str(error)
-                return self._judge(failure="error")
-            if part is None:
-                return self._judge(is_finished=True)
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._held(parts)
+        except TimeoutError:
+            return self._judge(failure="timeout")
+        except EngineError as error:
+            self.reason = str(error)
+            return self._judge(failure="error")
+
+    async def _held(self, parts: AsyncGenerator[Answer, None]) -> Decision:
+        async for part in parts:
             self.held.append(part)
             self._watch.add(*part)
             decision = self._judge()
             if decision.action != "wait":
                 return decision
+        return self._judge(is_finished=True)
+
+    def as_it_is(self, parts: AsyncGenerator[Answer, None]) -> Reply:
+        """What was held for want of certainty, and what comes after it."""
+        self._decision = replace(self._decision, action="quantized", reason="hint ignored")
+        return Reply(self.model.plan.primary, self.held, self.rest(parts))
 
     async def rest(self, parts: AsyncGenerator[Answer, None]) -> AsyncIterator[Answer]:
         """Yield what comes after `held`; EngineError where it turns out to be garbage."""
@@ -296,14 +329,15 @@ class _Attempt:
 
         twin  the full-precision answer to the same: what it shows too is no fault of the quantized variant
         """
-        excused = set() if twin is None else {finding.sentinel for finding in twin.findings}
         progress = self._progress()
-        findings = tuple(finding for finding in progress.findings if finding.sentinel not in excused)
+        findings = progress.findings
+        if findings and twin is not None:
+            excused = {finding.sentinel for finding in twin.findings}
+            findings = tuple(finding for finding in findings if finding.sentinel not in excused)
+            progress = replace(progress, findings=findings)
         ended = self._watch.ended or ("stop" if self._is_done else "cancelled")
         ended = "error" if self._failure is not None else ended
-        settled = self.model.ladder.finish(
-            self.case, replace(progress, findings=findings), self._decision, ended, time.monotonic()
-        )
+        settled = self.model.ladder.finish(self.case, progress, self._decision, ended, time.monotonic())
         for finding in (*findings, *([settled.finding] if settled.finding else [])):
             self.model.metrics.findings.labels(self.model.name, self.model.plan.primary, finding.sentinel).inc()
 

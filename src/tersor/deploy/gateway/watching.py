@@ -111,5 +111,6 @@ def _words(choice: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _token(one: Mapping[str, Any]) -> Token:
     piece = bytes(one["bytes"]) if one.get("bytes") is not None else str(one.get("token", ""))
-    top = tuple((int(other["id"]), float(other["logprob"])) for other in one.get("top_logprobs") or () if "id" in other)
+    listed = one.get("top_logprobs") or ()
+    top = tuple([(int(other["id"]), float(other["logprob"])) for other in listed if "id" in other])
     return Token(int(one.get("id", -1)), piece, one.get("logprob"), top)

@@ -199,6 +199,14 @@ class Breaker:
     def _advance(self, now: float) -> float:
         """Make the moves that time alone makes, and return the steady seconds."""
         elapsed = self._clock.at(now)
+        if self._probes:
+            self._give_up(elapsed, now)
+        if self._state == "open" and elapsed >= self._until:
+            self._move("half-open", now, "the wait is over")
+        return elapsed
+
+    def _give_up(self, elapsed: float, now: float) -> None:
+        """Wait no longer for probes that are late."""
         late = [number for number, (_, begun) in self._probes.items() if elapsed - begun >= self.rules.probe_s]
         periods = [self._probes.pop(number)[0] for number in late]
         if self._period in periods:  # which is half-open then: only such a period gives probes
@@ -206,9 +214,6 @@ class Breaker:
             self._faults.add(now, False)
             self._in_a_row += 1
             self._open(now, f"a probe was not back after {self.rules.probe_s:g} s")
-        if self._state == "open" and elapsed >= self._until:
-            self._move("half-open", now, "the wait is over")
-        return elapsed
 
     def _open(self, now: float, reason: str) -> None:
         rules, elapsed = self.rules, self._clock.at(now)

@@ -60,8 +60,8 @@ class SteadyClock:
         """Return the seconds that have passed since the first call; SchemeError for NaN and infinity."""
         if not math.isfinite(now):
             raise SchemeError(f"a clock shows finite seconds, got {now}")
-        if self._last is not None:
-            self._elapsed += max(0.0, now - self._last)
+        if self._last is not None and now > self._last:
+            self._elapsed += now - self._last
         self._last = now
         return self._elapsed
 
@@ -111,14 +111,15 @@ class TimeWindow:
     (None, None, Rate(events=1, total=2), Rate(events=0, total=1))
     """
 
-    __slots__ = ("_clock", "_events", "_newest", "_slot_s", "_totals")
+    __slots__ = ("_clock", "_event_sum", "_events", "_newest", "_now", "_slot_s", "_total_sum", "_totals")
 
     def __init__(self, span_s: float, *, slots: int = 20) -> None:
         if not (0 < span_s < math.inf and slots >= 2):
             raise SchemeError(f"a window spans positive seconds in 2 slots or more, got {span_s} s in {slots}")
         self._clock = SteadyClock()
         self._slot_s = span_s / slots
-        self._newest = 0
+        self._newest = self._event_sum = self._total_sum = 0
+        self._now = math.nan
         self._events, self._totals = [0] * slots, [0] * slots
 
     def add(self, now: float, happened: bool) -> None:
@@ -126,21 +127,30 @@ class TimeWindow:
         place = self._turn(now)
         self._events[place] += happened
         self._totals[place] += 1
+        self._event_sum += happened
+        self._total_sum += 1
 
     def rate(self, now: float) -> Rate:
         """Return what happened in the span before `now` seconds."""
         self._turn(now)
-        return Rate(sum(self._events), sum(self._totals))
+        return Rate(self._event_sum, self._total_sum)
 
     def clear(self) -> None:
         """Forget all outcomes."""
         self._events[:] = self._totals[:] = [0] * len(self._totals)
+        self._event_sum = self._total_sum = 0
 
     def _turn(self, now: float) -> int:
         """Empty the slots that the clock has passed since the last call, and return that of `now`."""
         slots = len(self._totals)
+        if now == self._now:  # the calls for one request are many, and at one time
+            return self._newest % slots
         current = int(self._clock.at(now) // self._slot_s)
-        for number in range(max(self._newest + 1, current - slots + 1), current + 1):
-            self._events[number % slots] = self._totals[number % slots] = 0
-        self._newest = current
+        self._now = now
+        if current != self._newest:  # seldom: most calls come in the slot of the one before
+            for number in range(max(self._newest + 1, current - slots + 1), current + 1):
+                self._event_sum -= self._events[number % slots]
+                self._total_sum -= self._totals[number % slots]
+                self._events[number % slots] = self._totals[number % slots] = 0
+            self._newest = current
         return current % slots

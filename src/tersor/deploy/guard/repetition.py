@@ -53,18 +53,33 @@ class LoopDetector:
         self._count = 0
         self._levels = [_Level(2**power, 2 * longest) for power in range((longest - 1).bit_length() + 1)]
         self._longest = longest
+        self._early: list[int] = []
 
     def add(self, token: int) -> Loop | None:
         """Take the next token, and return the loop that it completes or continues; the one with the shortest period."""
+        if self._count == 0:
+            # Most answers are short: nothing is looked for before a loop could be long enough.
+            self._early.append(token)
+            if len(self._early) < self._length:
+                return None
+            *before, token = self._early
+            self._early = []
+            for one in before:
+                self._step(one)
+        return self._step(token)
+
+    def _step(self, token: int) -> Loop | None:
         position, ring = self._count, self._ring
         ring[position % len(ring)] = token
         self._count += 1
         for level in self._levels:
             leaving = ring[(position - level.size) % len(ring)] if position >= level.size else None
             period, length = level.add(position, token, leaving)
+            if not period:  # most often
+                continue
             # A loop that goes on beyond what the ring holds is still one; only its end can be compared.
             needed = max(self._length, self._rounds * period)
-            if 0 < period <= self._longest and length >= needed and self._is_loop(period, needed):
+            if period <= self._longest and length >= needed and self._is_loop(period, needed):
                 return Loop(period, length)
         return None
 

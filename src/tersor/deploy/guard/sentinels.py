@@ -70,15 +70,16 @@ class _Mean:
 
     def __init__(self, size: int) -> None:
         self._values: deque[float] = deque(maxlen=size)
+        self._size = size
 
     @property
     def is_full(self) -> bool:
-        return len(self._values) == self._values.maxlen
+        return len(self._values) == self._size
 
     def add(self, value: float) -> float | None:
         self._values.append(value)
         # Summed anew: a running sum keeps what an infinite or a large number leaves behind.
-        return math.fsum(self._values) / len(self._values) if self.is_full else None
+        return math.fsum(self._values) / self._size if len(self._values) == self._size else None
 
 
 class ReplyWatch:
@@ -141,9 +142,9 @@ class ReplyWatch:
 
     def _check_numbers(self, place: int, token: Token) -> int:
         """Return how many numbers are none. A token that grammar forbids may have -inf, one that was chosen may not."""
-        chosen = [] if token.logprob is None else [token.logprob]
-        bad = sum(not math.isfinite(value) or value > ABOVE_ZERO for value in chosen)
-        bad += sum(math.isnan(value) or value > ABOVE_ZERO for _, value in token.top)
+        bad = 0 if token.logprob is None else int(not -math.inf < token.logprob <= ABOVE_ZERO)
+        for _, value in token.top:
+            bad += not value <= ABOVE_ZERO
         bad += token.entropy is not None and not -ABOVE_ZERO <= token.entropy < math.inf
         if bad:
             self._report("bad_number", place, bad, 0)
@@ -158,8 +159,10 @@ class ReplyWatch:
         mean = self._most.add(most if most is not None else math.inf)
         if mean is not None and mean < limits.entropy_floor:
             self._report("entropy_collapse", place, mean, limits.entropy_floor)
+        if self._vocabulary is None:
+            return
         mean = self._least.add(least if least is not None else 0.0)
-        if mean is not None and self._vocabulary is not None:
+        if mean is not None:
             share = mean / math.log(self._vocabulary)
             if share > limits.entropy_ceiling:
                 self._report("entropy_garbage", place, share, limits.entropy_ceiling)
@@ -179,7 +182,7 @@ class ReplyWatch:
         # Over the first window only: else the longer a reply, the surer a hint, and a stream would hear it too late.
         if len(token.top) < 2 or self._margins.is_full:
             return
-        second, first = sorted(value for _, value in token.top)[-2:]
+        second, first = sorted([value for _, value in token.top])[-2:]
         mean = self._margins.add(math.exp(first) - math.exp(second))
         if mean is not None and mean < self._limits.margin:
             self._report("low_margin", place, mean, self._limits.margin)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tersor.core.errors import SchemeError
 from tersor.deploy.running.batching import Batcher, Dropped
+from tersor.deploy.running.messages import Message
 from tersor.deploy.running.worker import Emit, RefusedError
 
 __all__ = ["Array", "Axis", "Declared", "Net", "NetEngine", "described"]
@@ -59,7 +60,7 @@ class NetEngine:
             self._batcher = Batcher(net.compute, most, float(options.get("max_wait_ms", 0.0)) / 1000)
         self.facts = {"platform": platform, "inputs": described(net.inputs), "outputs": described(net.outputs)}
 
-    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> None:
+    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> Message | None:
         """Run the net once, for this request or for others with it."""
         wanted = tuple(request.get("outputs") or self._net.outputs)
         absent = sorted(set(wanted) - set(self._net.outputs))
@@ -77,12 +78,12 @@ class NetEngine:
                 else self._batcher.run(wanted, feeds, emit.is_cancelled)
             )
         except Dropped:
-            return
+            return None
         outputs = [
             {"name": name, "shape": list(array.shape), "dtype": array.dtype.str}
             for name, array in zip(wanted, made, strict=True)
         ]
-        emit({"outputs": outputs, "together": together}, b"".join(array.tobytes() for array in made))
+        return {"outputs": outputs, "together": together}, b"".join(array.tobytes() for array in made)
 
     def close(self) -> None:
         """Nothing: the process ends."""

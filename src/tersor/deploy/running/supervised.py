@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeAlias
 
 from tersor.core.errors import EngineError
-from tersor.deploy.running.messages import HEAD, MAX_JSON, MAX_PAYLOAD, packed
+from tersor.deploy.running.channel import Channel
+from tersor.deploy.running.messages import Message, is_last
 
 __all__ = ["Answer", "Patience", "RequestError", "Running", "State"]
 
-Answer: TypeAlias = "tuple[dict[str, Any], bytes]"
+Answer: TypeAlias = Message
+"""A part of an answer, and its bytes."""
 State: TypeAlias = Literal["starting", "ready", "waiting", "closed"]
 _ROOT = Path(__file__).resolve().parents[3]
 _LOG_TAIL = 4096
@@ -84,7 +86,7 @@ class Running:
     starts: int = field(default=0, init=False)
     _life: asyncio.Task[None] | None = field(default=None, init=False)
     _process: asyncio.subprocess.Process | None = field(default=None, init=False)
-    _writer: asyncio.StreamWriter | None = field(default=None, init=False)
+    _channel: Channel | None = field(default=None, init=False)
     _waiting: dict[int, asyncio.Queue[Answer | None]] = field(default_factory=dict, init=False)
     _number: int = field(default=0, init=False)
     _heard: float = field(default=0.0, init=False)
@@ -133,8 +135,8 @@ class Running:
 
         Raises RequestError where the engine refuses the request, EngineError where it is not there or dies.
         """
-        writer = self._writer
-        if self.state != "ready" or writer is None:
+        channel = self._channel
+        if self.state != "ready" or channel is None:
             raise EngineError(f"{self.name}: the engine is {self.state}: {self._reason}")
         self._number += 1
         number = self._number
@@ -142,21 +144,19 @@ class Running:
         self._waiting[number] = parts
         finished = False
         try:
-            writer.write(packed({"id": number, "operation": "run", "request": request}, payload))
-            await writer.drain()
-            while True:
+            channel.send({"id": number, "operation": "run", "request": request}, payload)
+            await channel.drained()
+            while not finished:
                 found = await parts.get()
                 if found is None:
                     finished = True
                     raise EngineError(f"{self.name}: {self._reason}")
                 message, data = found
-                if "part" in message:
-                    yield message["part"], data
-                    continue
-                finished = True
+                finished = is_last(message)
                 if "error" in message:
                     raise _failure(self.name, message)
-                return
+                if "part" in message:
+                    yield message["part"], data
         except OSError as error:  # it has died, and its watcher is about to learn of what
             finished = True
             with contextlib.suppress(TimeoutError):
@@ -172,12 +172,12 @@ class Running:
 
     def _cancel(self, number: int) -> None:
         """Tell the engine to stop; one that does not is hung, and ended."""
-        writer = self._writer
-        if writer is None or number not in self._waiting:
+        channel = self._channel
+        if channel is None or number not in self._waiting:
             self._waiting.pop(number, None)
             return
         with contextlib.suppress(OSError):
-            writer.write(packed({"id": 0, "operation": "cancel", "of": number}))
+            channel.send({"id": 0, "operation": "cancel", "of": number})
         process, parts = self._process, self._waiting[number]
         asyncio.get_running_loop().create_task(self._watched_end(number, parts, process))
 
@@ -186,7 +186,7 @@ class Running:
     ) -> None:
         try:
             async with asyncio.timeout(self.patience.cancel):
-                while (found := await parts.get()) is not None and "part" in found[0]:
+                while (found := await parts.get()) is not None and not is_last(found[0]):
                     pass
         except TimeoutError:
             if process is self._process and process is not None:
@@ -203,7 +203,7 @@ class Running:
             began = time.monotonic()
             try:
                 await self._once()
-            except EngineError as error:
+            except (EngineError, OSError) as error:  # the system may have no room for a process, a file or a socket
                 self._reason = str(error)
                 if not self._ready.is_set():
                     return  # never was ready: a mistake in the deployment, and no accident
@@ -216,29 +216,43 @@ class Running:
 
     async def _once(self) -> None:
         """Start the process, and read what it says until it dies."""
-        ours, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as log:
+            ours, theirs = socket.socketpair()
             try:
                 self._process = await self._spawned(theirs, log)
+            except BaseException:
+                ours.close()
+                raise
             finally:
                 theirs.close()
             self.starts += 1
-            reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
-            try:
-                async with asyncio.timeout(self.patience.start):
-                    message, _ = await _next(reader)
-            except (TimeoutError, EOFError, OSError, ValueError) as error:
-                late = isinstance(error, TimeoutError)
-                reason = f"not loaded in {self.patience.start:g} s" if late else await self._last_words(log)
-                raise EngineError(f"{self.name}: {reason}") from error
-            if "error" in message:
-                raise EngineError(f"{self.name}: {message['error']}")
-            self.facts = message["ready"]
-            self._heard = time.monotonic()
+            hello: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+            def take(message: dict[str, Any], payload: bytes) -> None:
+                self._heard = time.monotonic()
+                if not hello.done():
+                    hello.set_result(message)
+                elif (parts := self._waiting.get(int(message["id"]))) is not None:
+                    parts.put_nowait((message, payload))
+
+            self._channel = channel = await Channel.opened(ours, take)
+            first: set[asyncio.Future[Any]] = {hello, channel.closed}
+            done, _ = await asyncio.wait(first, timeout=self.patience.start, return_when=asyncio.FIRST_COMPLETED)
+            if hello not in done:
+                reason = await self._last_words(log) if done else f"not loaded in {self.patience.start:g} s"
+                raise EngineError(f"{self.name}: {reason}")
+            if "error" in hello.result():
+                raise EngineError(f"{self.name}: {hello.result()['error']}")
+            self.facts = hello.result()["ready"]
             self._reason = ""
             self._to("ready", "")
             self._ready.set()
-            await self._read(reader, log)
+            pinging = asyncio.create_task(self._ping())
+            try:
+                await channel.closed
+            finally:
+                pinging.cancel()
+            raise EngineError(f"{self.name}: {self._reason or await self._last_words(log)}")
 
     async def _spawned(self, channel: socket.socket, log: IO[bytes]) -> asyncio.subprocess.Process:
         entry = f"import sys; sys.path.append({str(_ROOT)!r}); from tersor.deploy.running.worker import main; main()"
@@ -253,21 +267,6 @@ class Running:
             start_new_session=True,  # a Ctrl-C at the terminal is the gateway's to handle
         )  # fmt: skip
 
-    async def _read(self, reader: asyncio.StreamReader, log: IO[bytes]) -> None:
-        pinging = asyncio.create_task(self._ping())
-        try:
-            while True:
-                message, payload = await _next(reader)
-                self._heard = time.monotonic()
-                parts = self._waiting.get(int(message["id"]))
-                if parts is not None:
-                    parts.put_nowait((message, payload))
-        except (EOFError, OSError, ValueError, KeyError) as error:
-            reason = self._reason or await self._last_words(log)
-            raise EngineError(f"{self.name}: {reason}") from error
-        finally:
-            pinging.cancel()
-
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(self.patience.ping)
@@ -275,9 +274,9 @@ class Running:
                 self._reason = f"gave no sign of life for {self.patience.silence:g} s"
                 _kill(self._process)
                 return
-            if self._writer is not None:
+            if self._channel is not None:
                 with contextlib.suppress(OSError):
-                    self._writer.write(packed({"id": 0, "operation": "ping"}))
+                    self._channel.send({"id": 0, "operation": "ping"})
 
     async def _last_words(self, log: IO[bytes]) -> str:
         process = self._process
@@ -294,11 +293,11 @@ class Running:
 
     async def _end(self) -> None:
         process, self._process = self._process, None
-        writer, self._writer = self._writer, None
+        channel, self._channel = self._channel, None
         if self.state == "ready":
             self._to("waiting", self._reason)
-        if writer is not None:
-            writer.close()
+        if channel is not None:
+            channel.close()
         if process is not None:
             _kill(process)
             await process.wait()
@@ -309,14 +308,6 @@ class Running:
         if state != self.state or state == "ready":
             self.state = state
             self.on_state(state, reason)
-
-
-async def _next(reader: asyncio.StreamReader) -> Answer:
-    json_size, payload_size = HEAD.unpack(await reader.readexactly(HEAD.size))
-    if json_size > MAX_JSON or payload_size > MAX_PAYLOAD:
-        raise ValueError("a message that is too long")
-    message = json.loads(await reader.readexactly(json_size))
-    return message, (await reader.readexactly(payload_size) if payload_size else b"")
 
 
 def _failure(name: str, message: dict[str, Any]) -> Exception:

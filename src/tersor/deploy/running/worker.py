@@ -1,4 +1,4 @@
-"""The process of one engine: a thread for each request, one that listens.
+"""The process of one engine: a thread for each request under way, one that listens.
 
 Started by `supervised.py` with the arguments SOCKET_FD KIND OPTIONS_JSON. It answers pings while engines compute, ends
 what is cancelled, and dies with the gateway: the socket closes.
@@ -6,6 +6,7 @@ what is cancelled, and dies with the gateway: the socket closes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -14,9 +15,11 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, Protocol
 
-from tersor.deploy.running.messages import Closed, packed, receive
+from tersor.deploy.running.messages import Closed, Part, Unpacker, packed
 
 __all__ = ["KINDS", "Emit", "Engine", "RefusedError", "main"]
 
@@ -31,6 +34,8 @@ SET_PARENT_DEATH_SIGNAL = 1
 """Of prctl(2)."""
 BAD_REQUEST = 400
 FAILED = 500
+PIECE = 1 << 18
+"""Bytes that are read from the socket at once."""
 
 
 class RefusedError(Exception):
@@ -44,7 +49,7 @@ class RefusedError(Exception):
 class Emit(Protocol):
     """Sends a part of an answer; True: stop, nobody waits for more."""
 
-    def __call__(self, part: dict[str, Any], payload: bytes, /) -> bool: ...  # noqa: D102 (the class says it)
+    def __call__(self, part: Part, payload: bytes, /) -> bool: ...  # noqa: D102 (the class says it)
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits any more, for engines that compute long before there is a part."""
@@ -56,8 +61,11 @@ class Engine(Protocol):
 
     facts: dict[str, Any]
 
-    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> None:
-        """Answer one request in parts; called by many threads at once. RefusedError for what cannot be answered."""
+    def run(self, request: dict[str, Any], payload: bytes, emit: Emit) -> tuple[Part, bytes] | None:
+        """Answer one request; called by many threads at once. RefusedError for what cannot be answered.
+
+        Parts go to `emit` as they are made; the last one may be returned instead, which saves a message.
+        """
         ...
 
     def close(self) -> None:
@@ -71,13 +79,38 @@ class _Answer:
     def __init__(self, loop: _Loop, number: int) -> None:
         self._loop, self._number = loop, number
 
-    def __call__(self, part: dict[str, Any], payload: bytes, /) -> bool:
+    def __call__(self, part: Part, payload: bytes, /) -> bool:
         if not self.is_cancelled():
-            self._loop.send({"id": self._number, "part": part}, payload)
+            self._loop.send({"id": self._number}, payload, part)
         return self.is_cancelled()
 
     def is_cancelled(self) -> bool:
         return self._number in self._loop.cancelled
+
+
+class _Threads:
+    """As many threads as there are requests at once; they stay for those to come."""
+
+    def __init__(self, work: Callable[[int, dict[str, Any], bytes], None]) -> None:
+        self._work = work
+        self._queue: SimpleQueue[tuple[int, dict[str, Any], bytes]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+
+    def do(self, number: int, request: dict[str, Any], payload: bytes) -> None:
+        """Have some thread do the work, without waiting."""
+        self._queue.put((number, request, payload))
+        with self._lock:
+            has_taker = self._idle > 0
+            self._idle -= has_taker
+        if not has_taker:
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self._work(*self._queue.get())
+            with self._lock:
+                self._idle += 1
 
 
 class _Loop:
@@ -86,30 +119,39 @@ class _Loop:
         self.sending = threading.Lock()
         self.cancelled: set[int] = set()
         self.active: set[int] = set()
+        self.threads = _Threads(self._run)
 
-    def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
-        data = packed(message, payload)
+    def send(self, message: dict[str, Any], payload: bytes = b"", part: Part = "") -> None:
+        data = packed(message, payload, part) if isinstance(part, str) else packed({**message, "part": part}, payload)
         with self.sending:
             self.channel.sendall(data)
 
     def serve(self) -> None:
         """Take messages until the gateway closes."""
-        while True:
-            message, payload = receive(self.channel)
-            number, operation = int(message["id"]), message["operation"]
-            if operation == "ping":
-                self.send({"id": number, "done": True, "active": len(self.active)})
-            elif operation == "cancel":
-                self.cancelled.add(int(message["of"]))
-                self.cancelled &= self.active
-            else:
-                self.active.add(number)
-                threading.Thread(target=self._run, args=(number, message, payload), daemon=True).start()
+        unpacker = Unpacker()
+        while piece := self.channel.recv(PIECE):
+            for message, payload in unpacker.feed(piece):
+                self._take(message, payload)
 
-    def _run(self, number: int, message: dict[str, Any], payload: bytes) -> None:
+    def _take(self, message: dict[str, Any], payload: bytes) -> None:
+        number, operation = int(message["id"]), message["operation"]
+        if operation == "ping":
+            self.send({"id": number, "done": True, "active": len(self.active)})
+        elif operation == "cancel":
+            self.cancelled.add(int(message["of"]))
+            self.cancelled &= self.active
+        else:
+            self.active.add(number)
+            self.threads.do(number, message["request"], payload)
+
+    def _run(self, number: int, request: dict[str, Any], payload: bytes) -> None:
+        last: dict[str, Any] = {"done": True}
+        part: Part = ""
+        data = b""
         try:
-            self.engine.run(message["request"], payload, _Answer(self, number))
-            last: dict[str, Any] = {"done": True}
+            made = self.engine.run(request, payload, _Answer(self, number))
+            if made is not None:
+                part, data = made
         except RefusedError as refusal:
             last = {"error": str(refusal), "status": refusal.status}
         except Exception as error:  # an engine's own error ends this request, not the process
@@ -117,7 +159,7 @@ class _Loop:
         self.active.discard(number)
         self.cancelled.discard(number)
         try:
-            self.send({"id": number, **last})
+            self.send({"id": number, **last}, data, part)
         except OSError:
             os._exit(0)
 
@@ -139,7 +181,6 @@ def main() -> None:
         channel.sendall(packed({"error": f"{type(error).__name__}: {error}"}))
         os._exit(1)
     channel.sendall(packed({"ready": engine.facts}))
-    try:
+    with contextlib.suppress(Closed, OSError, ValueError, KeyError):
         _Loop(channel, engine).serve()
-    except (Closed, OSError, ValueError, KeyError):
-        os._exit(0)  # threads of engines may be busy for long, and nobody listens
+    os._exit(0)  # threads of engines may be busy for long, and nobody listens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from tersor.files.hashing import sha256
 from tersor.models import load
 from tersor.models.model import Model
 from tersor.pipeline.evaluate import evaluate
+from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.verify import verify
 
@@ -25,6 +27,9 @@ __all__ = ["MARGIN", "Filed", "gate", "gate_registered"]
 
 OUTCOMES: Mapping[Outcome, evaluation.Outcome] = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "inconclusive"}
 """What a gate says → what a registry calls it."""
+FULL = "f16"
+"""What full precision is served as: no engine on processors is faster in 32 bits."""
+
 MARGIN = 0.05
 """Nats of KL divergence from the baseline that are taken for no worse, where nothing else is said: 8-billion models in
 q4_k_m have about 0.02, in q3_k_m 0.05 to 0.1."""
@@ -47,14 +52,16 @@ def gate(
     data     a UTF-8 text to compare on; None: held-out text that comes with tersor
     max_kl   the margin, nats: the 95 % interval of the divergence has to lie below it
     windows  of text at most
-    bounds   of time and memory
+    bounds   of time and memory; a slowdown is measured against the baseline in 16-bit floats
     Raises MissingError, FormatError and UnsupportedError for an artefact or baseline that cannot be read at all.
     """
     path = Path(artefact).expanduser()
     source = load(against) if isinstance(against, (str, Path)) else against
     verdict = verify(path, against=source, data=None if data is None else Path(data), threads=threads)
     checks = [of_check(check) for check in verdict.checks]
-    checks += check_serving(path, threads=threads, bounds=bounds or Bounds())
+    with tempfile.TemporaryDirectory(prefix="tersor-gate-") as folder:
+        full = None if bounds is None or bounds.slowdown is None else _in_full(source, Path(folder))
+        checks += check_serving(path, threads=threads, bounds=bounds or Bounds(), full=full)
     checks.append(_quality(path, source, data, max_kl, windows))
     return GateRecord(
         artefact=path.name,
@@ -117,6 +124,13 @@ def _registered(opened: Registry, path: Path, folder: Path) -> tuple[RegisteredA
     if row.baseline is None:
         raise SchemeError(f"{row.label} was registered without a baseline, so there is nothing to compare: {add}")
     return row, opened.artefact(row.baseline)
+
+
+def _in_full(source: Model, folder: Path) -> Path:
+    """Write the baseline as a GGUF of 16-bit floats, as it would serve in the same engine."""
+    path = folder / "full.gguf"
+    quantize(source, FULL, path, command="tersor gate")
+    return path
 
 
 def _quality(path: Path, source: Model, data: str | Path | None, max_kl: float, windows: int | None) -> GateCheck:
