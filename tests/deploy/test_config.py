@@ -164,7 +164,7 @@ def test_deployments_in_the_documentation_can_be_deployed(block: str, tmp_path: 
     block += (
         "" if "models:" in block else "models: {a: {primary: b, variants: {b: {engine: llama.cpp, embedded: f16}}}}"
     )
-    for name in re.findall(r"path: ([\w.-]+)", block):
+    for name in re.findall(r"(?:path|registry): ([\w.-]+)", block):
         (tmp_path / name).touch()
     assert read_deployment(written(tmp_path, block)).models
 
