@@ -45,9 +45,11 @@ def test_a_trained_net_becomes_int8_at_no_cost_in_accuracy(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_training_on_integers_gets_back_what_three_bits_lose() -> None:
     said = output("qat_cnn.py", "--epochs", "12")
-    rows = {line.split()[0]: [float(word) for word in line.split()[1:4]] for line in said.splitlines()[1:]}
-    before, rounded, trained = rows["int3"]
+    rows = {line.split()[0]: [float(word) for word in line.split()[1:5]] for line in said.splitlines()[1:]}
+    before, plain, rounded, trained = rows["int3"]
     assert before > 95
+    assert plain < before - 10
+    assert trained - plain >= 0.9 * (before - plain)
     assert trained >= before - 3.5
     assert trained >= rounded - 1, "a few of 497 images are noise"
 

@@ -220,12 +220,40 @@ def test_training_that_makes_nothing_better_is_not_taken(graph: Net, how: NetHow
         assert "none of them better than ptq alone" in trained.card.plan.recipe.method
 
 
+class Loader:
+    """Gives other batches in each pass, as one that augments does."""
+
+    def __init__(self, *, labels: bool = False) -> None:
+        self.passes, self.labels = 0, labels
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        random = np.random.default_rng(self.passes)
+        for part in np.split(pixels("calibration.npz"), 6):
+            x = torch.from_numpy(part + random.normal(0, 0.01, part.shape).astype(np.float32))
+            yield (x, torch.zeros(len(x), dtype=torch.long)) if self.labels else (x,)
+
+
+def test_with_validation_a_loader_is_gone_through_in_every_epoch(graph: Net, how: NetHow) -> None:
+    how, loader = replace(how, recipe=replace(COARSE, weights="rtn")), Loader()
+    kept = [(torch.from_numpy(part),) for part in np.split(pixels("calibration.npz"), 6)[:1]]
+    training = Training(loader, epochs=5, rate=0.01, validation=kept)
+    trained = quantize_network(graph, "int2", replace(how, training=training)).trained
+    assert trained is not None
+    assert loader.passes == 5
+    assert trained.best >= 0
+    assert trained.epochs[-1].loss < trained.epochs[0].loss
+
+
 @pytest.mark.parametrize(
     ("training", "words"),
     [
         (Training([], epochs=1), "training needs at least 2 batches, there are 0"),
         (Training("calibration.npz", epochs=0), "training takes epochs and a rate above 0, got 0 and 0.006"),
         (Training([(torch.zeros(4, 3, 8, 8),) * 3] * 2), "training batch 0: 3 arrays for 1 inputs and a label"),
+        (Training(iter([]), validation=[(torch.zeros(4, 3, 8, 8),)]), "an iterator ends with one"),
+        (Training(Loader(), validation=[]), "validation: no batches"),
+        (Training(Loader(labels=True), validation=[(torch.zeros(4, 3, 8, 8),)]), "and not in both"),
     ],
 )
 def test_training_that_cannot_be_is_refused(graph: Net, how: NetHow, training: Training, words: str) -> None:

@@ -153,7 +153,9 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
     plain, trained = quantized.source, None
     if how.training is not None:
-        training = replace(how.training, data=_labelled(how.training.data, how))
+        given = how.training
+        kept = None if given.validation is None else _labelled(given.validation, how)
+        training = replace(given, data=_labelled(given.data, how), validation=kept)
         quantized, trained = train_quantized(quantized, training, how.progress)
     returned = None if how.max_drop is None else _meeting(quantized, plain, batches, how, how.max_drop)
     quantized = quantized if returned is None else returned.net

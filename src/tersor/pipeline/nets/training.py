@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tersor.calibrate.workspace import Workspace
 from tersor.core.errors import SchemeError
@@ -34,18 +34,23 @@ KEPT_BACK = 10
 LEAST_BATCHES = 2
 
 Batch = tuple[tuple[Any, ...], Any]
+Epochs: TypeAlias = "Callable[[int], Iterable[Batch]]"
+"""Number of an epoch → what is trained on in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
     """How to train.
 
-    data      batches of (inputs, labels), or a path that is opened to such; without labels only the float net teaches
-    epochs    passes over the data
-    rate      of Adam at the start, as a share of each tensor's size; it falls to nothing in half a cosine
-    patience  epochs without a better one after which training ends; None: never before its time
-    folder    for checkpoints: one that is not there yet, is empty, or is that of an earlier training
-    resume    go on from the checkpoints that are in it, if they are of the same net, recipe and number of epochs
+    data        batches of (inputs, labels), or a path that is opened to such; without labels only the float net teaches
+    epochs      passes over the data
+    rate        of Adam at the start, as a share of each tensor's size; it falls to nothing in half a cosine
+    patience    epochs without a better one after which training ends; None: never before its time
+    folder      for checkpoints: one that is not there yet, is empty, or is that of an earlier training
+    resume      go on from the checkpoints that are in it, if they are of the same net, recipe and number of epochs
+    validation  batches as in `data` that tell which epoch is the best. With it `data` is gone through anew in every
+                epoch, so that a loader that shuffles and augments does so each time, and is never held in memory;
+                None: `data` is read once, and one batch in ten of it is kept back to tell
     """
 
     data: Iterable[Any] | Path
@@ -54,6 +59,7 @@ class Training:
     patience: int | None = None
     folder: Path | None = None
     resume: bool = True
+    validation: Iterable[Any] | Path | None = None
 
 
 def train_quantized(
@@ -62,30 +68,26 @@ def train_quantized(
     """Return the net with weights and steps that were trained on integers, and how the training went.
 
     The batch norms are folded; the loss is the divergence from the float net's answers, and the cross entropy of the
-    labels where there are any. The epoch with the least loss on batches that are kept back is what is returned; where
-    none has less than `quantized` had before, that is, and the best epoch is -1.
+    labels where there are any. What is returned is the epoch with the least loss on batches that were not trained on;
+    where none has less than `quantized` had before, that one is, and the best epoch is -1.
     Raises SchemeError for too little data or another kind of net, QualityError where the loss is no longer finite.
     """
     if training.epochs < 1 or not training.rate > 0:
         raise SchemeError(f"training takes epochs and a rate above 0, got {training.epochs} and {training.rate}")
     if isinstance(training.data, (str, Path)):
         raise SchemeError(f"{training.data}: open it first, as `open_images` does")
-    batches = [_batch(batch, len(quantized.source.inputs), number) for number, batch in enumerate(training.data)]
-    if len(batches) < LEAST_BATCHES:
-        raise SchemeError(
-            f"training needs at least {LEAST_BATCHES} batches, there are {len(batches)}: give smaller ones"
-        )
-    kept = batches[::KEPT_BACK] if len(batches) > KEPT_BACK else batches[:1]
-    taken = [batch for number, batch in enumerate(batches) if not any(batch is other for other in kept)]
+    inputs = len(quantized.source.inputs)
+    kept, each = _kept_back(training, inputs) if training.validation is None else _gone_through_anew(training, inputs)
+    count = len(training.data) if isinstance(training.data, Sized) else 0
     if training.folder is not None:
         if not (training.folder / "run.json").exists() and training.folder.exists() and any(training.folder.iterdir()):
             raise SchemeError(
                 f"{training.folder}: holds other files than those of a training; name a folder of its own"
             )
-        Workspace(training.folder, _description(quantized, training, len(batches)), resume=training.resume)
+        Workspace(training.folder, _description(quantized, training, count), resume=training.resume)
     teacher = to_torch(quantized.source.model).eval()
     module = prepare(quantized)
-    is_labelled = all(label is not None for _, label in batches)
+    is_labelled = all(label is not None for _, label in kept)
 
     def told(epoch: Epoch) -> None:
         if progress is not None:
@@ -104,7 +106,7 @@ def train_quantized(
     )
     with torch.no_grad():
         before = validate(module.eval())
-    trained = train(module, _shuffled(taken), training.epochs, options)
+    trained = train(module, each, training.epochs, options)
     after = trained.epochs[trained.best].score
     if after is None or not after > before:
         return quantized, replace(trained, best=-1)
@@ -125,7 +127,54 @@ def _description(quantized: QuantizedNet, training: Training, batches: int) -> d
     }
 
 
-def _shuffled(batches: Sequence[Batch]) -> Callable[[int], list[Batch]]:
+def _kept_back(training: Training, inputs: int) -> tuple[list[Batch], Epochs]:
+    """Return the batches that tell which epoch is best, and those to train on in an order of its own for each."""
+    batches = [_batch(batch, inputs, number) for number, batch in enumerate(training.data)]  # type: ignore[arg-type]
+    if len(batches) < LEAST_BATCHES:
+        raise SchemeError(
+            f"training needs at least {LEAST_BATCHES} batches, there are {len(batches)}: give smaller ones"
+        )
+    kept = batches[::KEPT_BACK] if len(batches) > KEPT_BACK else batches[:1]
+    taken = [batch for number, batch in enumerate(batches) if not any(batch is other for other in kept)]
+    labelled = {label is not None for _, label in batches}
+    if len(labelled) > 1:
+        raise SchemeError("training: some batches have labels and others have none")
+    return kept, _shuffled(taken)
+
+
+def _gone_through_anew(training: Training, inputs: int) -> tuple[list[Batch], Epochs]:
+    """Return the batches that tell, and the loader itself for every epoch."""
+    data, validation = training.data, training.validation
+    assert not isinstance(data, Path), "opened before"
+    assert validation is not None, "asked for"
+    if isinstance(validation, (str, Path)):
+        raise SchemeError(f"{validation}: open it first, as `open_images` does")
+    if isinstance(data, Iterator):
+        raise SchemeError("training data with `validation` is gone through in every epoch; an iterator ends with one")
+    kept = [_batch(batch, inputs, number) for number, batch in enumerate(validation)]
+    if not kept:
+        raise SchemeError("validation: no batches")
+    return kept, lambda _epoch: _Checked(data, inputs, is_labelled=kept[0][1] is not None)
+
+
+class _Checked:
+    """A loader whose batches are looked at as they come."""
+
+    def __init__(self, data: Iterable[Any], inputs: int, *, is_labelled: bool) -> None:
+        self._data, self._inputs, self._is_labelled = data, inputs, is_labelled
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, given in enumerate(self._data):
+            batch = _batch(given, self._inputs, number)
+            if (batch[1] is not None) != self._is_labelled:
+                raise SchemeError(f"training batch {number}: labels in `data` or in `validation`, and not in both")
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._data) if isinstance(self._data, Sized) else 0
+
+
+def _shuffled(batches: Sequence[Batch]) -> Epochs:
     """Return what gives the batches in an order of its own to each epoch, whatever ran before."""
 
     def of(epoch: int) -> list[Batch]:
