@@ -60,9 +60,10 @@ def batches(x: Tensor, y: Tensor, size: int = 64, seed: int | None = None) -> li
     return [(x[part], y[part]) for part in torch.split(order, size)]
 
 
-def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int = 12) -> nn.Module:
-    """Return the net, trained in plain PyTorch and at rest."""
-    torch.manual_seed(0)
+def train(x: Tensor, y: Tensor, *, channels: int = 96, epochs: int = 12, seed: int = 0) -> nn.Module:
+    """Return a net, trained in plain PyTorch and at rest; the same for the same seed."""
+    torch.manual_seed(seed)
+    net = DigitNet(channels)
     optimizer = torch.optim.AdamW(net.parameters(), 0.005)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, epochs=epochs, steps_per_epoch=len(x) // 64 + 1)
     net.train()

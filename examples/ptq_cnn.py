@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import tersor
-from digits import DigitNet, batches, load, train
+from digits import batches, load, train
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     options = parser.parse_args()
     x, y, test_x, test_y = load()
-    net = train(DigitNet(), x, y, options.epochs)
+    net = train(x, y, epochs=options.epochs)
 
     small = tersor.quantize(net, "int8", calibration=batches(x[:512], y[:512]), data=batches(test_x, test_y))
 

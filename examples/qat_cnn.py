@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 import tersor
-from digits import DigitNet, batches, load, train
+from digits import batches, load, train
 from tersor.graph.ptq import Recipe
 from tersor.pipeline.nets.quantizing import QuantizedResult
 from tersor.pipeline.nets.training import Training
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60, help="of QAT")
     options = parser.parse_args()
     x, y, test_x, test_y = load()
-    net = train(DigitNet(12), x, y)
+    net = train(x, y, channels=12, epochs=30)
     calibration, test = batches(x[:512], y[:512]), batches(test_x, test_y)
 
     heads = ("float, %", "plain, %", "PTQ, %", "QAT, %", "closed", "", "PTQ, dB", "QAT, dB", "ms", "float")

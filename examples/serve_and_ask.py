@@ -20,7 +20,7 @@ import openai
 import tritonclient.http as triton
 
 import tersor
-from digits import DigitNet, batches, load, train
+from digits import batches, load, train
 from tersor.graph.capture import capture
 
 DIGITS = """
@@ -38,7 +38,7 @@ def main() -> None:
     x, y, test_x, test_y = load()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        net = train(DigitNet(12), x, y, epochs=8)
+        net = train(x, y, channels=12, epochs=8)
         capture(net, x[:2]).save(folder / "float.onnx")
         tersor.quantize(net, "int8", calibration=batches(x[:512], y[:512])).save(folder / "int8.onnx")
         deployment = folder / "deploy.yaml"
