@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.live import Live
 from tersor.deploy.load.client import Client
 from tersor.deploy.load.exchange import Address, request_bytes
 from tersor.deploy.load.generator import Send, StepRecord, run_step, sender
@@ -84,21 +85,40 @@ async def sent(
         await client.close()
 
 
-def capacities(arms: Sequence[Asked], rounds: int, seconds: float, connections: int) -> list[list[float]]:
-    """Return the right answers a second of each arm in each round, arms in turn.
+@dataclass(frozen=True)
+class Capacity:
+    """Right answers a second that passes, and a second of processor that the server takes."""
+
+    rate: float
+    by_processor: float
+
+
+def capacities(
+    arms: Sequence[tuple[Live, Asked]], rounds: int, seconds: float, connections: int
+) -> list[list[Capacity]]:
+    """Return what each arm can do in each round, arms in turn.
 
     As many requests are at hand as `connections` can carry, and more: the server never waits for the client.
     """
-    found: list[list[float]] = [[] for _ in arms]
+    guesses = [_first_guess(asked, connections) for _, asked in arms]
+    found: list[list[Capacity]] = [[] for _ in arms]
     for index in range(rounds):
-        for arm, rates in zip(arms, found, strict=True):
-            # About so many come back: of the first round a guess, then what it found.
-            guess = rates[-1] if rates else _first_guess(arm, connections)
-            record = asyncio.run(sent(arm, 4 * guess, seconds / 4, connections=connections, first=index * 100_000))
-            rates.append(record.good / record.ended)
+        for place, (live, asked) in enumerate(arms):
+            before = live.processor_s()
+            record = asyncio.run(
+                sent(asked, 4 * guesses[place], seconds / 4, connections=connections, first=index * 100_000)
+            )
+            guesses[place] = record.good / record.ended
+            spent = live.processor_s() - before
+            found[place].append(Capacity(guesses[place], record.good / spent if spent else float("nan")))
     return found
 
 
-def _first_guess(arm: Asked, connections: int) -> float:
-    record = asyncio.run(sent(arm, 400, 0.25, connections=connections))
-    return record.good / record.ended
+def _first_guess(asked: Asked, connections: int) -> float:
+    """Return about what a server can do: ever more, until it is late."""
+    rate = 100.0
+    while True:
+        record = asyncio.run(sent(asked, rate, max(0.1, 50 / rate), connections=connections))
+        if record.good / record.ended < 0.7 * rate:
+            return record.good / record.ended
+        rate *= 3

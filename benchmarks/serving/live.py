@@ -36,9 +36,13 @@ class Live:
                     return pid
         raise LookupError(words)
 
-    def resident(self) -> int:
-        """Bytes of memory that the gateway itself holds."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    def processor_s(self) -> float:
+        """Seconds of processor that it and its engines have taken."""
+        ticks = 0
+        for pid in (self.process.pid, *self.children()):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def pin(core: int) -> Callable[[], None]:

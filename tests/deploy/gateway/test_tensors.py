@@ -98,3 +98,15 @@ def test_integers_out_of_range_are_refused() -> None:
     body = json.dumps({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [300]}]}).encode()
     with pytest.raises(RequestError, match="1 numbers of type uint8 are wanted"):
         parsed(body, None, [{"name": "x", "datatype": "UINT8", "shape": [1]}])
+
+
+@pytest.mark.parametrize(("name", "bits"), [("FP16", np.uint16), ("FP32", np.uint32)])
+def test_floats_in_json_are_told_apart_by_their_digits(name: str, bits: type[np.unsignedinteger[Any]]) -> None:
+    kind = np.dtype(KINDS[name])
+    some = np.random.default_rng(0).integers(0, np.iinfo(bits).max, 20_000, bits, endpoint=True).view(kind)
+    values = np.concatenate([some[np.isfinite(some)], np.array([0.0, -0.0, 1 / 3], kind)])
+    output = {"name": "y", "dtype": kind.str, "shape": [values.size]}
+    body, _ = written("m", "1", Infer((), b"", None, False, "seven"), [output], values.tobytes())
+    made = json.loads(body)
+    assert (made["model_name"], made["model_version"], made["id"]) == ("m", "1", "seven")
+    assert np.array(made["outputs"][0]["data"], np.float64).astype(kind).tobytes() == values.tobytes()

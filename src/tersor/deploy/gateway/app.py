@@ -31,10 +31,11 @@ from tersor.deploy.running.supervised import Patience, RequestError
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
-    from starlette import responses, routing
+    from starlette import requests, responses, routing
     from starlette.requests import Request
     from starlette.responses import Response
 else:
+    requests = LazyModule("starlette.requests", "serve")
     responses = LazyModule("starlette.responses", "serve")
     routing = LazyModule("starlette.routing", "serve")
 
@@ -49,6 +50,17 @@ KINDS = {
 """Status → what OpenAI's protocol calls it; others are an invalid_request_error."""
 VERSION = "1"
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asgi:
+    """An endpoint as ASGI has them; Starlette's own way looks for exceptions that none of ours raises."""
+
+    endpoint: Endpoint
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        response = await self.endpoint(requests.Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 @dataclass(eq=False)
@@ -117,7 +129,7 @@ class Gateway:
         """
         handlers = self._handlers()
         routes = [
-            routing.Route(row.path, self._guarded(handlers[row.operation], row), methods=[row.method])
+            routing.Route(row.path, _Asgi(self._guarded(handlers[row.operation], row)), methods=[row.method])
             for row in sorted(ROUTES, key=lambda row: row.operation not in ("infer", *openai.OPERATIONS))
         ]
         return routing.Router(routes)

@@ -21,6 +21,8 @@ from tersor.deploy.running.supervised import RequestError
 
 __all__ = ["KINDS", "MOST_AXES", "Infer", "parsed", "tensor", "written"]
 
+DIGITS = {"<f2": "%.5g", "<f4": "%.9g"}
+"""As many as tell all values of a type apart."""
 BAD_REQUEST = 400
 MOST_AXES = 16
 
@@ -164,10 +166,23 @@ def written(
             array = np.frombuffer(data, kind)
             if not np.isfinite(array).all():
                 raise EngineError(f"{one['name']} has NaN or infinity, which JSON cannot say: ask for binary data")
-            entry["data"] = array.tolist()
-        entries.append(entry)
-    told: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+            entries.append(f'{json.dumps(entry)[:-1]}, "data": [{_numbers(array)}]}}')
+            continue
+        entries.append(json.dumps(entry))
+    told: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.number:
         told["id"] = request.number
-    text = json.dumps(told).encode()
+    text = f'{json.dumps(told)[:-1]}, "outputs": [{", ".join(entries)}]}}'.encode()
     return (text + b"".join(tail), len(text)) if tail else (text, None)
+
+
+def _numbers(array: npt.NDArray[Any]) -> str:
+    """Return numbers as JSON has them; floats with the digits that tell them apart, which takes half of the time.
+
+    >>> _numbers(np.array([0.1, 2, 2**-30], np.float32)), _numbers(np.array([True, False]))
+    ('0.100000001, 2, 9.31322575e-10', 'true, false')
+    """
+    digits, values = DIGITS.get(array.dtype.str), array.tolist()
+    if digits is None or np.signbit(array[array == 0]).any():  # readers take -0 for a whole number, without a sign
+        return json.dumps(values)[1:-1]
+    return ", ".join([digits] * len(values)) % tuple(values)

@@ -8,14 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Self, cast
 
-from tersor.deploy.running.messages import Closed, Unpacker, packed
+from tersor.deploy.running.messages import Closed, Message, Unpacker, packed
 
-__all__ = ["Channel", "Take"]
+__all__ = ["Channel", "Inbox", "Take"]
 
 Take = Callable[[dict[str, Any], bytes], None]
+
+
+class Inbox:
+    """What comes for one request; None: nothing will. For one reader; asyncio's queue does more, and takes longer."""
+
+    __slots__ = ("_messages", "_waiter")
+
+    def __init__(self) -> None:
+        self._messages: deque[Message | None] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, message: Message | None) -> None:
+        """Add what came last."""
+        self._messages.append(message)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def get(self) -> Message | None:
+        """Take what came first, once something has."""
+        while not self._messages:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._messages.popleft()
 
 
 class Channel(asyncio.Protocol):

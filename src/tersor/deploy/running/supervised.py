@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeAlias
 
 from tersor.core.errors import EngineError
-from tersor.deploy.running.channel import Channel
+from tersor.deploy.running.channel import Channel, Inbox
 from tersor.deploy.running.messages import Message, is_last
 
 __all__ = ["Answer", "Patience", "RequestError", "Running", "State"]
@@ -87,7 +87,7 @@ class Running:
     _life: asyncio.Task[None] | None = field(default=None, init=False)
     _process: asyncio.subprocess.Process | None = field(default=None, init=False)
     _channel: Channel | None = field(default=None, init=False)
-    _waiting: dict[int, asyncio.Queue[Answer | None]] = field(default_factory=dict, init=False)
+    _waiting: dict[int, Inbox] = field(default_factory=dict, init=False)
     _number: int = field(default=0, init=False)
     _heard: float = field(default=0.0, init=False)
     _ready: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -140,7 +140,7 @@ class Running:
             raise EngineError(f"{self.name}: the engine is {self.state}: {self._reason}")
         self._number += 1
         number = self._number
-        parts: asyncio.Queue[Answer | None] = asyncio.Queue()
+        parts = Inbox()
         self._waiting[number] = parts
         finished = False
         try:
@@ -181,9 +181,7 @@ class Running:
         process, parts = self._process, self._waiting[number]
         asyncio.get_running_loop().create_task(self._watched_end(number, parts, process))
 
-    async def _watched_end(
-        self, number: int, parts: asyncio.Queue[Answer | None], process: asyncio.subprocess.Process | None
-    ) -> None:
+    async def _watched_end(self, number: int, parts: Inbox, process: asyncio.subprocess.Process | None) -> None:
         try:
             async with asyncio.timeout(self.patience.cancel):
                 while (found := await parts.get()) is not None and not is_last(found[0]):
@@ -233,7 +231,7 @@ class Running:
                 if not hello.done():
                     hello.set_result(message)
                 elif (parts := self._waiting.get(int(message["id"]))) is not None:
-                    parts.put_nowait((message, payload))
+                    parts.put((message, payload))
 
             self._channel = channel = await Channel.opened(ours, take)
             first: set[asyncio.Future[Any]] = {hello, channel.closed}
@@ -302,7 +300,7 @@ class Running:
             _kill(process)
             await process.wait()
         for parts in self._waiting.values():
-            parts.put_nowait(None)
+            parts.put(None)
 
     def _to(self, state: State, reason: str) -> None:
         if state != self.state or state == "ready":
