@@ -17,11 +17,16 @@ stats: Any = pytest.importorskip("scipy.stats")
 optimize: Any = pytest.importorskip("scipy.optimize")
 
 
+def chance(hits: int, size: int, share: float) -> float:
+    """By the binomial law, written out: scipy's overflows for shares that are no normal floats."""
+    return math.comb(size, hits) * share**hits * (1 - share) ** (size - hits)
+
+
 def mean_over_outcomes(factor: Any, sizes: tuple[int, int], shares: tuple[float, float]) -> float:
     """Mean of exp(factor) when candidate and control have hits with `shares`, by enumeration."""
     (n, m), (ours, theirs) = sizes, shares
     return math.fsum(
-        stats.binom.pmf(i, n, ours) * stats.binom.pmf(j, m, theirs) * math.exp(factor(Count(i, n), Count(j, m)))
+        chance(i, n, ours) * chance(j, m, theirs) * math.exp(factor(Count(i, n), Count(j, m)))
         for i in range(n + 1)
         for j in range(m + 1)
     )
