@@ -6,6 +6,7 @@ import ast
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -64,6 +65,19 @@ def test_nothing_of_serving_writes_into_a_full_disk(deployed: Callable[[str], Pa
         answers(gateway, 4)
         until(lambda: victim not in gateway.children() and len(gateway.children()) == 4)
         until(lambda: asked(gateway.address, "/v1/completions", BODY)[2]["x-tersor-variant"] == "quantized", 40)
+
+
+def test_a_client_that_leaves_inside_of_a_body_is_no_event(deployed: Callable[[str], Path]) -> None:
+    with live(deployed(YAML)) as gateway:
+        host, _, port = gateway.address.removeprefix("http://").partition(":")
+        for _ in range(5):
+            with socket.create_connection((host, int(port)), timeout=10) as client:
+                client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+                time.sleep(0.05)
+        answers(gateway, 1)
+        gateway.process.send_signal(signal.SIGTERM)
+        _, told = gateway.process.communicate(timeout=30)
+        assert "Traceback" not in told
 
 
 def test_a_sound_answer_does_not_wait_for_full_precision_that_hangs(deployed: Callable[[str], Path]) -> None:

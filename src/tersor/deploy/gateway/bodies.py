@@ -24,18 +24,24 @@ BAD_REQUEST, TIMEOUT, TOO_LARGE = 400, 408, 413
 
 async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """Return the whole body, unpacked; RequestError where it has more than `most` bytes or takes longer."""
-    pieces, size = [], 0
-    too_large = RequestError(f"a request may have {most} bytes", TOO_LARGE)
+    pieces, size = list[bytes](), 0
+    too_large = f"a request may have {most} bytes"
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > most:
-        raise too_large
+        raise RequestError(too_large, TOO_LARGE)
     try:
         async with asyncio.timeout(seconds):
-            async for piece in request.stream():
+            is_whole = False
+            while not is_whole:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestError("the client left before the body was whole", BAD_REQUEST)
+                piece = message.get("body", b"")
                 size += len(piece)
                 if size > most:
-                    raise too_large
+                    raise RequestError(too_large, TOO_LARGE)
                 pieces.append(piece)
+                is_whole = not message.get("more_body", False)
     except TimeoutError:
         raise RequestError(f"the body did not arrive in {seconds:g} s", TIMEOUT) from None
     return _unpacked(b"".join(pieces), request.headers.get("content-encoding", ""), too_large, most)
@@ -59,7 +65,7 @@ def as_json(content: object, status: int = 200, headers: Mapping[str, str] | Non
     return responses.Response(text, status, headers, "application/json")
 
 
-def _unpacked(body: bytes, encoding: str, too_large: Exception, most: int) -> bytes:
+def _unpacked(body: bytes, encoding: str, too_large: str, most: int) -> bytes:
     """Undo gzip or deflate, to no more than the largest body."""
     name = encoding.strip().lower()
     if name in ("", "identity"):
@@ -72,7 +78,7 @@ def _unpacked(body: bytes, encoding: str, too_large: Exception, most: int) -> by
     except zlib.error as error:
         raise RequestError(f"the body is no {name}: {error}", BAD_REQUEST) from error
     if unpacker.unconsumed_tail:
-        raise too_large
+        raise RequestError(too_large, TOO_LARGE)
     if not unpacker.eof:
         raise RequestError(f"the body is no {name}: it breaks off", BAD_REQUEST)
     return made
