@@ -38,7 +38,8 @@ def status_of(fleet: Fleet) -> dict[str, Any]:
 
 def _unloaded(name: str, plan: ModelPlan, counts: Mapping[str, Any]) -> dict[str, Any]:
     roles = {"primary": plan.primary, "fallback": plan.fallback, "answering": None}
-    return {"name": name, "state": "unloaded", **roles, "since": None, "variants": [], "guard": None, "counts": counts}
+    return {"name": name, "state": "unloaded", **roles, "since": None, "variants": [], "guard": None, "counts": counts,
+            "rollout": None}  # fmt: skip
 
 
 def _loaded(name: str, member: Member, counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def _loaded(name: str, member: Member, counts: Mapping[str, Any]) -> dict[str, A
         ],
         "guard": _guard(served),
         "counts": counts,
+        "rollout": None,
     }
 
 
