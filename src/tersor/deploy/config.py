@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.load.exchange import Address
+from tersor.deploy.rollout.plan import RolloutPlan, read_plan
 from tersor.deploy.running.opening import BATCHING_ENGINES, ENGINES, TENSOR_ENGINES
 from tersor.deploy.running.remote.remote import REMOTES
 from tersor.kernels.lazy import LazyModule
@@ -81,12 +82,16 @@ class ModelPlan:
 
     primary   the variant that answers
     fallback  the one that answers where `primary` cannot: most often full precision; None: nobody
+    candidate the one that is tried beside `primary` and may take its place; None: none
+    rollout   how it is tried; without a candidate, how the next one would be
     """
 
     primary: str
     variants: Mapping[str, VariantPlan]
     fallback: str | None = None
     limits: Limits = Limits()
+    candidate: str | None = None
+    rollout: RolloutPlan = field(default_factory=RolloutPlan)
 
     @property
     def is_tensor(self) -> bool:
@@ -181,13 +186,17 @@ def _model(place: str, entry: object, folder: Path) -> ModelPlan:
     if len({plan.engine in TENSOR_ENGINES for plan in variants.values()}) > 1:
         raise SchemeError(f"{place}.variants: some take text and others tensors; that is two models")
     limits = _filled(f"{place}.limits", Limits, given.get("limits") or {})
-    made = _filled(place, ModelPlan, {**given, "variants": variants, "limits": limits})
-    roles = {"primary": made.primary} | ({} if made.fallback is None else {"fallback": made.fallback})
+    rollout = read_plan(f"{place}.rollout", _mapping(f"{place}.rollout", given.get("rollout") or {}))
+    made = _filled(place, ModelPlan, {**given, "variants": variants, "limits": limits, "rollout": rollout})
+    others = {"fallback": made.fallback, "candidate": made.candidate}
+    roles = {"primary": made.primary} | {role: one for role, one in others.items() if one is not None}
     for role, wanted in roles.items():
         if wanted not in variants:
             raise SchemeError(f"{place}.{role}: no variant {wanted!r}; there are {', '.join(variants) or 'none'}")
     if made.fallback == made.primary:
         raise SchemeError(f"{place}.fallback: the same variant as primary")
+    if made.candidate is not None and made.candidate in (made.primary, made.fallback):
+        raise SchemeError(f"{place}.candidate: the same variant as primary or fallback")
     return made
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tersor import __version__
-from tersor.core.errors import EngineError
+from tersor.core.errors import EngineError, SchemeError
 from tersor.deploy.config import Deployment
 from tersor.deploy.gateway import openai, tensors
 from tersor.deploy.gateway.admission import BusyError
@@ -26,6 +26,8 @@ from tersor.deploy.gateway.operating.audit import Author
 from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.records import Records
 from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
+from tersor.deploy.gateway.rolling.cohorts import Caller
+from tersor.deploy.gateway.rolling.rollouts import Rollouts
 from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
 from tersor.kernels.lazy import LazyModule
@@ -83,14 +85,15 @@ class Gateway:
     def __post_init__(self) -> None:
         self.fleet = Fleet(self.deployment, self.records, self.metrics, self.patience)
         self.access = Access(self.deployment.keys, self.user)
-        self.operator = Operator(self.fleet, self.access, self.read)
+        self.rollouts = Rollouts(self.fleet)
+        self.operator = Operator(self.fleet, self.access, self.read, self.rollouts)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hold all engines; raises what `Fleet.running` raises."""
-        async with self.fleet.running(Author(self.user, "start")):
+        async with self.fleet.running(Author(self.user, "start")), self.rollouts.running():
             try:
                 yield
             finally:
@@ -241,17 +244,20 @@ class Gateway:
             given = openai.checked(operation, body)
             model = self._model(body["model"] if isinstance(body, dict) and "model" in body else None, tensor=False)
             asked = {"operation": operation, "body": with_logprobs(operation, given)}
+            caller = self.access.caller(request, body.get("user") if isinstance(body, dict) else None)
             if given.get("stream"):
-                return await self._stream(operation, model, asked, given)
-            async with model.answered(asked) as reply:
+                return await self._stream(operation, model, asked, given, caller)
+            async with self._answered(model, asked, b"", caller) as reply:
                 made = await openai.finished(operation, model, reply, given)
                 return as_json(made, headers=self._told(model, reply))
 
         return answer
 
-    async def _stream(self, operation: str, model: Served, asked: dict[str, Any], given: Mapping[str, Any]) -> Response:
+    async def _stream(
+        self, operation: str, model: Served, asked: dict[str, Any], given: Mapping[str, Any], caller: Caller
+    ) -> Response:
         stack = AsyncExitStack()
-        reply = await stack.enter_async_context(model.answered(asked))
+        reply = await stack.enter_async_context(self._answered(model, asked, b"", caller))
 
         async def events() -> AsyncIterator[bytes]:
             async with stack:
@@ -260,6 +266,16 @@ class Gateway:
 
         headers = {**self._told(model, reply), "Cache-Control": "no-store"}
         return responses.StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    @asynccontextmanager
+    async def _answered(
+        self, model: Served, asked: dict[str, Any], payload: bytes, caller: Caller
+    ) -> AsyncIterator[Reply]:
+        try:
+            async with self.rollouts.answered(model, asked, payload, caller) as reply:
+                yield reply
+        except SchemeError as error:
+            raise RequestError(str(error), BAD_REQUEST) from error
 
     def _told(self, model: Served, reply: Reply) -> dict[str, str]:
         """Count a reply, and return the headers that say who gave it."""
@@ -316,7 +332,8 @@ class Gateway:
         header = request.headers.get("inference-header-content-length")
         infer = tensors.parsed(body, header, model.facts.get("inputs", ()))
         wanted = None if infer.outputs is None else list(infer.outputs)
-        async with model.answered({"inputs": infer.inputs, "outputs": wanted}, infer.payload) as reply:
+        asked = {"inputs": infer.inputs, "outputs": wanted}
+        async with self._answered(model, asked, infer.payload, self.access.caller(request)) as reply:
             if not reply.held:
                 raise EngineError(f"{model.name}: the engine answered nothing")
             part, payload = reply.held[0]

@@ -46,6 +46,28 @@ class Metrics:
         )
         self.in_flight = gauge("tersor_in_flight_requests", "Requests being answered.", ("model",), registry=registry)
         self.ready = gauge("tersor_engine_ready", "Whether an engine answers.", by, registry=registry)
+        self.weight = gauge(
+            "tersor_rollout_weight", "Share of requests that a candidate answers.", by, registry=registry
+        )
+        self.moves = counter(
+            "tersor_rollout_moves", "Times that a rollout came into a state.", (*by, "state"), registry=registry
+        )
+        self.nearness = gauge(
+            "tersor_rollout_test_nearness",
+            "How near a test is to a boundary, 1 at it.",
+            (*by, "test", "boundary"),
+            registry=registry,
+        )
+        self.assigned = counter(
+            "tersor_rollout_requests", "Requests of a rollout by outcome.", (*by, "outcome"), registry=registry
+        )
+        self.shadow_compared = counter(
+            "tersor_shadow_compared", "Answers compared with full precision.", by, registry=registry
+        )
+        self.shadow_agreed = counter("tersor_shadow_agreed", "Of these, that agreed.", by, registry=registry)
+        self.shadow_dropped = counter(
+            "tersor_shadow_dropped", "Answers that were not compared.", (*by, "reason"), registry=registry
+        )
 
         for metric in (self.requests, self.tokens, self.seconds, self.first, self.in_flight):
             # Of each request; a look-up checks names and takes a lock otherwise.

@@ -14,6 +14,7 @@ __all__ = ["SCHEMAS"]
 Schema: TypeAlias = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
 FLAG: Schema = {"type": "boolean"}
 ANY: Schema = {"type": "object"}
 NAMED: Schema = {"type": ["string", "null"]}
@@ -59,6 +60,41 @@ _TENSOR = _of(
     data=_list({}),
     parameters=ANY,
 )  # fmt: skip
+_RATE = {"type": ["number", "null"]}
+_SERVED = _of({"requests": WHOLE, "errors": WHOLE})
+_ROLLOUT = _of(
+    {
+        "candidate": TEXT,
+        "control": TEXT,
+        "reference": TEXT,
+        "id": TEXT,
+        "attempt": WHOLE,
+        "state": {"enum": ["created", "gated", "shadow", "canary", "promoted", "rolled_back", "paused"]},
+        "paused_in": NAMED,
+        "step": {"type": ["integer", "null"]},
+        "steps": _list(NUMBER),
+        "weight": NUMBER,
+        "since": _of({"at": TEXT, "who": TEXT, "why": TEXT}),
+        "progress": _or_null(
+            _of({"samples": WHOLE, "needed_samples": WHOLE, "elapsed_s": NUMBER, "needed_s": NUMBER, "most_s": NUMBER})
+        ),
+        "tests": _list(
+            _of(
+                {"name": TEXT, "verdict": {"enum": ["harmful", "safe", "undecided"]}, "to_harm": NUMBER,
+                 "to_safe": NUMBER, "samples": WHOLE, "required": FLAG, "numbers": ANY}
+            )
+        ),
+        "next": _or_null(_of({"action": TEXT, "reason": TEXT})),
+        "traffic": _of({"candidate": _SERVED, "control": _SERVED}),
+        "shadow": _of(
+            {"share": NUMBER, "compared": WHOLE, "agreement": _RATE, "failed": WHOLE, "dropped": ANY,
+             "waiting": WHOLE, "in_flight": WHOLE, "distance": _RATE, "divergence": _RATE}
+        ),
+        "history": _list(_of({"at": TEXT, "state": TEXT, "weight": NUMBER, "who": TEXT, "why": TEXT})),
+        "decisions": _list(_of({"at": TEXT, "action": TEXT, "reason": TEXT, "state": TEXT, "standings": ANY})),
+    }
+)  # fmt: skip
+"""See `rolling.telling`."""
 _MEMBER = _of(
     {
         "name": TEXT,
@@ -70,6 +106,7 @@ _MEMBER = _of(
         "variants": _list(_of({"name": TEXT, "role": TEXT, "engine": TEXT, "state": TEXT, "starts": WHOLE})),
         "guard": _or_null(_of({"breaker": ANY, "rates": ANY, "budget": ANY, "in_flight": WHOLE, "waiting": WHOLE})),
         "counts": ANY,
+        "rollout": _or_null(_to("Candidate")),
     }
 )
 
@@ -102,6 +139,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "RepositoryRequest": _of({}, parameters={"type": "object", "maxProperties": 0}),
     "UnloadRequest": _of({}, parameters={**_of({}, unload_dependents=FLAG), "additionalProperties": False}),
     # Ours
+    "Candidate": _ROLLOUT,
     "Member": _MEMBER,
     "Rollout": _of({"registry": FLAG, "models": _list(_to("Member")), "actions": ANY}),
     "Order": {

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from tersor.deploy.config import Key
 from tersor.deploy.gateway.admission import RateLimit
 from tersor.deploy.gateway.operating.audit import Author, one_line
+from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.running.supervised import RequestError
 
 if TYPE_CHECKING:
@@ -88,6 +89,22 @@ class Access:
             is_plain = kind is None and not needs_json and "sec-fetch-site" not in request.headers
             if not is_plain and (kind or "").partition(";")[0].strip().lower() != JSON:
                 raise DeniedError(f"Content-Type: {JSON} is wanted", UNSUPPORTED, cause="content_type")
+
+    def caller(self, request: Request, user: object = None) -> Caller:
+        """Return who asks, as far as it decides who answers; DeniedError where he chooses a variant and may not.
+
+        user  what the body says
+        """
+        key = self._found(request) if self._keys else None
+        choice = request.headers.get("x-tersor-variant", "")
+        if choice and not self._keys:
+            self._check_local(request)
+        elif choice and (key is None or not key.admin):
+            reason = "X-Tersor-Variant is for keys of an admin"
+            raise DeniedError(reason, FORBIDDEN, cause="admin")
+        cohort = request.headers.get("x-tersor-cohort", "") or (user if isinstance(user, str) else "")
+        names = request.headers.get("idempotency-key", "") or request.headers.get("x-request-id", "")
+        return Caller(key.name if key else "", cohort, names, choice)
 
     def _key(self, request: Request) -> Key:
         found = self._found(request)

@@ -15,6 +15,7 @@ from tersor.deploy.gateway.admission import RateLimit
 from tersor.deploy.gateway.operating.access import Access
 from tersor.deploy.gateway.operating.audit import EVERYTHING, Author, Entry, Result, one_line
 from tersor.deploy.gateway.operating.fleet import Fleet
+from tersor.deploy.gateway.rolling.rollouts import Rollouts
 from tersor.deploy.running.supervised import RequestError
 
 __all__ = ["ACTIONS", "Action", "Operator", "Order"]
@@ -59,6 +60,7 @@ class Operator:
     fleet: Fleet
     access: Access
     read: Callable[[], Deployment]
+    rollouts: Rollouts
     _refusals: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_A_MINUTE), init=False)
     _unwritten: int = field(default=0, init=False)
 
@@ -155,6 +157,17 @@ async def _reset_breaker(operator: Operator, order: Order) -> Told:
     return {"model": name, "breaker": breaker.state(now)}
 
 
+def _rollout(name: str) -> Callable[[Operator, Order], Awaitable[Told]]:
+    """What moves a rollout: a method of `Rollouts`."""
+
+    async def moved(operator: Operator, order: Order) -> Told:
+        model = _loaded(operator, order)
+        now = await getattr(operator.rollouts, name)(model, order.author, order.why or name)
+        return {"model": model, "candidate": now.candidate, "state": now.state, "weight": now.history[-1].weight}
+
+    return moved
+
+
 def _loaded(operator: Operator, order: Order) -> str:
     if order.model not in operator.fleet.members:
         raise SchemeError(f"{order.model} is not loaded; load it first")
@@ -173,5 +186,10 @@ ACTIONS: Mapping[str, Action] = {
     "reset-breaker": Action("Close the breaker, and forget how often it opened.", True, _reset_breaker),
     "load": Action("Load a model, or load it anew where its files are others.", True, _load),
     "unload": Action("Let a model answer nothing, until it is loaded or all is reloaded.", True, _unload),
+    "start": Action("Begin the rollout of the candidate, or begin it anew.", True, _rollout("start")),
+    "pause": Action("Let no further step of the rollout follow.", True, _rollout("pause")),
+    "resume": Action("Go on with the rollout.", True, _rollout("resume")),
+    "promote": Action("Let the candidate answer everything, whatever was shown.", True, _rollout("promote")),
+    "abort": Action("Roll the candidate back.", True, _rollout("abort")),
 }
 """What can be ordered."""

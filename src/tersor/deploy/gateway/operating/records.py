@@ -17,12 +17,15 @@ from tersor.core.errors import MissingError
 from tersor.core.records import from_json_text, plain, read_record, to_json_text
 from tersor.deploy.config import Deployment, ModelPlan
 from tersor.deploy.gateway.operating.audit import Author, Entry, append_line, note_entry
-from tersor.deploy.gateway.operating.standing import Inspector, Standings
+from tersor.deploy.gateway.operating.standing import Inspector, Standing, Standings
+from tersor.deploy.gateway.rolling.keeping import RolloutFile
+from tersor.deploy.gateway.rolling.progress import Progress
 from tersor.deploy.registry.registry import Registry
+from tersor.deploy.registry.rows import State
 from tersor.deploy.registry.texts import timestamp
 from tersor.files.atomic import atomic_writer
 
-__all__ = ["Records", "Since", "opened"]
+__all__ = ["Labels", "Records", "Since", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,15 @@ class Since:
     at: str
     who: str
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a registry calls the artefacts of a rollout; `fallback` is empty where there is none."""
+
+    primary: str
+    candidate: str
+    fallback: str
 
 
 class Records(Protocol):
@@ -53,6 +65,22 @@ class Records(Protocol):
 
     def ended(self, name: str, author: Author, why: str) -> None:
         """Write down that nothing answers under a name."""
+        ...
+
+    def candidate(self, name: str, plan: ModelPlan) -> Standing | None:
+        """Return what is known of a model's candidate, if anything is; raises as `standings` does."""
+        ...
+
+    def rollout(self, name: str) -> Progress | None:
+        """Return how far the rollout of a model is; None where none was ever begun."""
+        ...
+
+    def keep_rollout(self, name: str, now: Progress, weight: float, labels: Labels | None) -> None:
+        """Write down how far it is.
+
+        weight  share of requests that the candidate answers
+        labels  of what the registry knows, where it knows it
+        """
         ...
 
     def write(self, entry: Entry) -> None:
@@ -80,7 +108,11 @@ class _Files:
 
     def __init__(self, audit: Path) -> None:
         self._audit = audit
-        self._path = audit.with_name(f"{audit.name.split('.')[0]}.rolled-back.json")
+        stem = audit.name.split(".")[0]
+        self._path, self._rollouts = (
+            audit.with_name(f"{stem}.rolled-back.json"),
+            RolloutFile(audit.with_name(f"{stem}.rollouts.json")),
+        )
         self._state = _State()
         if self._path.exists():
             text = self._path.read_text(encoding="utf-8", errors="replace")
@@ -110,6 +142,16 @@ class _Files:
 
     def ended(self, name: str, author: Author, why: str) -> None:
         """Nothing: what is unloaded is so until the next start."""
+
+    def candidate(self, name: str, plan: ModelPlan) -> None:
+        del name, plan
+
+    def rollout(self, name: str) -> Progress | None:
+        return self._rollouts.read(name)
+
+    def keep_rollout(self, name: str, now: Progress, weight: float, labels: Labels | None) -> None:
+        del weight, labels
+        self._rollouts.keep(name, now)
 
     def write(self, entry: Entry) -> None:
         append_line(self._audit, entry)
@@ -161,6 +203,33 @@ class _Registered:
 
     def ended(self, name: str, author: Author, why: str) -> None:
         self._registry.undeploy(name, who=author.who, why=why)
+
+    def candidate(self, name: str, plan: ModelPlan) -> Standing | None:
+        return self._inspector.candidate(name, plan)
+
+    def rollout(self, name: str) -> Progress | None:
+        return self._files.rollout(name)
+
+    def keep_rollout(self, name: str, now: Progress, weight: float, labels: Labels | None) -> None:
+        """The file is what a gateway resumes from; the registry follows it, and is brought in line when that is read
+        again, for both cannot be written in one stroke."""
+        self._files.keep_rollout(name, now, weight, labels)
+        if labels is not None and now.history:
+            self._follow(name, now, weight, labels)
+
+    def _follow(self, name: str, now: Progress, weight: float, labels: Labels) -> None:
+        registry, who, why = self._registry, now.history[-1].who, now.history[-1].why
+        serving = registry.serving(name)
+        if serving is None:
+            return
+        if now.state in ("shadow", "canary", "paused"):
+            state: State = "shadow" if now.state == "shadow" else "canary" if now.state == "canary" else "paused"
+            if serving.artefact == labels.primary:
+                registry.shift(name, labels.candidate, state=state, weight=weight, who=who, why=why)
+        elif now.state == "promoted":
+            registry.deploy(name, labels.candidate, labels.fallback, who=who, why=why, is_hashed=True)
+        elif labels.candidate in (serving.artefact, serving.candidate):
+            registry.deploy(name, labels.primary, labels.fallback, who=who, why=why, is_hashed=True)
 
     def write(self, entry: Entry) -> None:
         note_entry(self._registry, entry)

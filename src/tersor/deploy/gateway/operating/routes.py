@@ -47,11 +47,11 @@ class OperatorRoutes:
 
     async def _rollout(self, request: Request) -> Response:
         del request
-        return as_json(status_of(self._operator.fleet))
+        return as_json(status_of(self._operator.fleet, self._operator.rollouts))
 
     async def _rollout_model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        models = status_of(self._operator.fleet)["models"]
+        models = status_of(self._operator.fleet, self._operator.rollouts)["models"]
         found = next((model for model in models if model["name"] == name), None)
         if found is None:
             there = ", ".join(model["name"] for model in models)

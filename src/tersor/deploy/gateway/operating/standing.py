@@ -61,6 +61,14 @@ class Inspector:
             found[variant] = self._standing(Path(path), place, is_primary=variant == plan.primary, plan=plan)
         return found
 
+    def candidate(self, name: str, plan: ModelPlan) -> Standing | None:
+        """Return the standing of a model's candidate, which needs what its primary does; raises as `standings`."""
+        assert plan.candidate is not None, "who asks has one"
+        path, place = plan.variants[plan.candidate].path, f"models.{name}.variants.{plan.candidate}"
+        if not path:
+            raise QualityError(f"{place}: no artefact that a registry could know; serve it without `registry:`")
+        return self._standing(Path(path), place, is_primary=True, plan=plan)
+
     def _standing(self, path: Path, place: str, *, is_primary: bool, plan: ModelPlan) -> Standing:
         registry, folder = self._registry, self._folder
         row = registry.registered(self._contents(path))

@@ -13,6 +13,9 @@ from tersor.deploy.gateway.models import Served
 from tersor.deploy.gateway.operating.actions import ACTIONS
 from tersor.deploy.gateway.operating.fleet import Fleet, Member
 from tersor.deploy.gateway.operating.standing import Standing
+from tersor.deploy.gateway.rolling.rollouts import Rollouts
+from tersor.deploy.gateway.rolling.telling import rollout_of
+from tersor.deploy.gateway.variants import Variant
 
 __all__ = ["status_of"]
 
@@ -24,21 +27,26 @@ COUNTED = {
 """Metric → what it is called here, and by what it is split."""
 
 
-def status_of(fleet: Fleet) -> dict[str, Any]:
+def status_of(fleet: Fleet, rollouts: Rollouts) -> dict[str, Any]:
     """Return every model of a deployment, with all that an operator has to know of it."""
     counts = _counts(fleet.metrics)
     models = []
     for name, plan in fleet.deployment.models.items():
         member = fleet.members.get(name)
         counted = counts.get(name, {kind: {} for kind, _ in COUNTED.values()})
-        models.append(_unloaded(name, plan, counted) if member is None else _loaded(name, member, counted))
+        told = _unloaded(name, plan, counted) if member is None else _loaded(name, member, counted)
+        candidate = rollouts.trials.get(name)
+        if candidate is not None:
+            told["variants"].append(_variant(candidate.served.variants[candidate.candidate], "candidate", None))
+        models.append({**told, "rollout": rollout_of(rollouts, name, plan)})
     actions = {name: {"summary": one.summary, "takes_model": one.takes_model} for name, one in ACTIONS.items()}
     return {"registry": bool(fleet.deployment.registry), "models": models, "actions": actions}
 
 
 def _unloaded(name: str, plan: ModelPlan, counts: Mapping[str, Any]) -> dict[str, Any]:
     roles = {"primary": plan.primary, "fallback": plan.fallback, "answering": None}
-    return {"name": name, "state": "unloaded", **roles, "since": None, "variants": [], "guard": None, "counts": counts}
+    return {"name": name, "state": "unloaded", **roles, "since": None, "variants": [], "guard": None, "counts": counts,
+            "rollout": None}  # fmt: skip
 
 
 def _loaded(name: str, member: Member, counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,19 +59,23 @@ def _loaded(name: str, member: Member, counts: Mapping[str, Any]) -> dict[str, A
         "answering": served.answering,
         "since": plain(member.since),
         "variants": [
-            {
-                "name": variant.name,
-                "role": "primary" if variant.name == plan.primary else "fallback",
-                "engine": variant.plan.engine,
-                "state": variant.state,
-                "reason": variant.reason,
-                "starts": variant.starts,
-                "registered": _registered(member.standings.get(variant.name)),
-            }
+            _variant(variant, "primary" if variant.name == plan.primary else "fallback", member)
             for variant in served.variants.values()
         ],
         "guard": _guard(served),
         "counts": counts,
+    }
+
+
+def _variant(variant: Variant, role: str, member: Member | None) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "role": role,
+        "engine": variant.plan.engine,
+        "state": variant.state,
+        "reason": variant.reason,
+        "starts": variant.starts,
+        "registered": None if member is None else _registered(member.standings.get(variant.name)),
     }
 
 

@@ -1,0 +1,117 @@
+"""What an operator sees of a rollout, in GET /v1/rollout under `models[].rollout`; null where there is no candidate.
+
+candidate, control, reference   variants: the new one, the one that it is to replace, and the one that answers of
+                                both are compared with (the fallback, else the control)
+id, attempt    of this rollout; `start` begins the next attempt
+state          created, gated, shadow, canary, promoted, rolled_back or paused
+paused_in      shadow or canary where it is paused, else null
+step, steps    number of the canary's step from 0 on, null outside; shares of all steps, 0 … 1
+weight         share of requests that the candidate answers now, 0 … 1
+since          {at, who, why} of the state
+progress       of the step: {samples, needed_samples, elapsed_s, needed_s, most_s}; null where nothing is awaited
+tests          [{name, verdict, to_harm, to_safe, samples, required, numbers}]: verdict is harmful, safe or
+               undecided; to_harm and to_safe say how near a boundary is, 0 … 1; numbers by name, null: none yet
+next           {action, reason} of the last look: WAIT, and what for; null before the first
+traffic        {candidate, control}: {requests, errors}, of this attempt since the gateway began
+shadow         {share, compared, agreement, failed, dropped, waiting, in_flight, distance, divergence}: dropped by
+               reason (full, busy, late); distance of tensors relative to the reference, divergence of tokens in
+               nats; null: none yet
+history        [{at, state, step, weight, who, why}], the oldest first
+decisions      [{at, action, reason, state, step, weight, standings, alarms, rules, progress}], the oldest first:
+               all but the waits
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tersor.core.records import plain
+from tersor.deploy.config import ModelPlan
+from tersor.deploy.gateway.rolling.progress import Progress, weight_of
+from tersor.deploy.gateway.rolling.rollouts import Rollouts
+from tersor.deploy.gateway.rolling.trial import Trial
+from tersor.deploy.rollout.decision import StepRules
+from tersor.deploy.rollout.sequential import AnyTest, restored
+
+__all__ = ["rollout_of"]
+
+DECISION = ("action", "reason", "standings", "alarms", "rules", "progress")
+
+
+def rollout_of(rollouts: Rollouts, name: str, plan: ModelPlan) -> dict[str, Any] | None:
+    """Return what is told of the rollout of a model; None where it has no candidate, or none was begun."""
+    now = rollouts.progress(name)
+    if now is None:
+        return None
+    trial = rollouts.trials.get(name)
+    rules = plan.rollout.rules(now.step) if now.trying in ("shadow", "canary") else None
+    tests = trial.tests if trial else restored(now.tests) if now.tests else plan.rollout.begin()
+    last = trial.last if trial else None
+    moved = now.history[-1]
+    told = {
+        "candidate": now.candidate, "control": now.primary, "reference": plan.fallback or plan.primary,
+        "id": now.id, "attempt": now.attempt, "state": now.state, "paused_in": now.paused_in, "step": now.step,
+        "steps": [share / 100 for share in plan.rollout.steps],
+        "weight": trial.weight if trial else 0.0 if now.state == "rolled_back" else weight_of(now, plan.rollout),
+        "since": {"at": moved.at, "who": moved.who, "why": moved.why},
+        "progress": None if rules is None else _progress(now, rules),
+        "tests": _tests(tests, rules),
+        "next": None if last is None else {"action": last.action, "reason": last.reason},
+        "traffic": {"candidate": _traffic(trial, now.candidate), "control": _traffic(trial, now.primary)},
+        "shadow": _shadow(trial, plan),
+        "history": plain(now.history),
+        "decisions": [_decision(row) for row in now.decisions],
+    }  # fmt: skip
+    found: dict[str, Any] = _sayable(told)
+    return found
+
+
+def _progress(now: Progress, rules: StepRules) -> dict[str, Any]:
+    needs = {"needed_samples": rules.least_samples, "needed_s": rules.least_s, "most_s": rules.most_s}
+    return {"samples": now.samples, "elapsed_s": round(now.elapsed_s, 3), **needs}
+
+
+def _tests(tests: Mapping[str, AnyTest], rules: StepRules | None) -> list[dict[str, Any]]:
+    required = (rules.required or tuple(tests)) if rules is not None else ()
+    rows = []
+    for name, test in tests.items():
+        standing = test.standing
+        rows.append({"name": name, **plain(standing), "numbers": dict(standing.numbers), "required": name in required})
+    return rows
+
+
+def _traffic(trial: Trial | None, variant: str) -> dict[str, int]:
+    tally = trial.tallies.get(variant) if trial else None
+    return {"requests": tally.all_requests if tally else 0, "errors": tally.all_errors if tally else 0}
+
+
+def _shadow(trial: Trial | None, plan: ModelPlan) -> dict[str, Any]:
+    shadow = trial.shadow if trial else None
+    return {
+        "share": plan.rollout.shadow / 100,
+        "compared": shadow.compared if shadow else 0,
+        "agreement": shadow.agreed / shadow.compared if shadow and shadow.compared else None,
+        "failed": shadow.failed if shadow else 0,
+        "dropped": dict(shadow.dropped) if shadow else {},
+        "waiting": shadow.waiting if shadow else 0,
+        "in_flight": shadow.in_flight if shadow else 0,
+        "distance": shadow.mean("distance") if shadow else None,
+        "divergence": shadow.mean("divergence") if shadow else None,
+    }
+
+
+def _decision(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A decision without the state of the tests, which is long."""
+    return {**{key: row[key] for key in ("at", "state", "step", "weight")},
+            **{key: row["decision"][key] for key in DECISION}}  # fmt: skip
+
+
+def _sayable(value: Any) -> Any:
+    """Numbers that JSON has no word for become null."""
+    if isinstance(value, Mapping):
+        return {key: _sayable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sayable(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,71 @@
+"""Rollouts with real engines and real traffic: a good candidate goes through, a bad one goes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tersor.deploy.rollout.decision import replayed
+
+from ..conftest import live
+from ..operating.orders import ordered, seen
+from .traffic import Client, kept, state_is, text
+
+
+def test_a_good_candidate_is_promoted_step_by_step(place: Path) -> None:
+    deployment = place / "deploy.yaml"
+    deployment.write_text(text(steps="[20, 60]"))
+    with live(deployment) as gateway, Client(gateway) as client:
+        assert client.ask()[2] == "old"
+        found = client.ask_until(gateway, state_is("promoted", "rolled_back"))
+        assert found["state"] == "promoted", found
+        assert client.ask()[2] == "new"
+    assert set(client.statuses) == {200}
+    states = [(move["state"], move["weight"]) for move in found["history"]]
+    assert states == [("created", 0), ("gated", 0), ("shadow", 0), ("canary", 0.2), ("canary", 0.6), ("promoted", 1)]
+    rows = kept(place)["decisions"]
+    assert [row["decision"]["action"] for row in rows] == ["PROMOTE_STEP"] * 3
+    assert all(replayed(row["decision"]).action == "PROMOTE_STEP" for row in rows)
+
+
+def test_a_candidate_of_two_bits_is_rolled_back_by_itself_and_no_client_sees_it(place: Path) -> None:
+    deployment = place / "deploy.yaml"
+    deployment.write_text(text("bad.gguf"))
+    with live(deployment) as gateway, Client(gateway) as client:
+        found = client.ask_until(gateway, state_is("promoted", "rolled_back"))
+        assert found["state"] == "rolled_back", found
+        assert "agreement is harmful" in found["since"]["why"]
+        assert [client.ask()[2] for _ in range(8)] == ["old"] * 8
+        assert ordered(gateway, "promote", "demo")[0] == 409  # it is not loaded
+    assert set(client.statuses) == {200}
+    assert client.variants["new"] == 0
+
+
+def test_a_candidate_that_talks_garbage_in_the_canary_is_answered_for_by_the_control(place: Path) -> None:
+    deployment = place / "deploy.yaml"
+    deployment.write_text(text("garbage.gguf", shadow=0.001))
+    with live(deployment) as gateway, Client(gateway) as client:
+        assert ordered(gateway, "promote", "demo")[1]["state"] == "promoted"
+        for _ in range(10):
+            client.ask(max_tokens=40)
+        assert ordered(gateway, "abort", "demo", why="nonsense")[1]["state"] == "rolled_back"
+        assert client.ask()[2] == "old"
+        assert ordered(gateway, "start", "demo")[1]["state"] == "shadow"
+        assert seen(gateway)["rollout"]["attempt"] == 2
+    assert set(client.statuses) == {200}
+    assert client.variants["old"] > 1
+
+
+def test_cohorts_stay_and_grow_and_an_operator_chooses(place: Path) -> None:
+    deployment = place / "deploy.yaml"
+    deployment.write_text(text(steps="[30, 70]", samples=100_000, shadow=0.001))
+    people = [{"X-Tersor-Cohort": f"p{number}"} for number in range(40)]
+    with live(deployment) as gateway, Client(gateway) as client:
+        assert {client.ask(person)[2] for person in people[:5]} == {"old"}
+        for action in ("pause", "resume"):
+            assert ordered(gateway, action, "demo")[0] == 200
+        assert client.ask({"X-Tersor-Variant": "new"})[2] == "new"
+        status, told, _ = client.ask({"X-Tersor-Variant": "none"})
+        assert (status, "no variant 'none'" in told["error"]["message"]) == (400, True)
+        ordered(gateway, "promote", "demo")
+        assert {client.ask(person)[2] for person in people} == {"new"}
+        assert client.ask({"X-Tersor-Variant": "old"})[2] == "old"
