@@ -35,9 +35,7 @@ models:
 PROMPTS = ("def add(", "import os\n", "class A:\n", "for i in ", "return x", "if a == b:\n", "x = [", "print(")
 
 
-def text(
-    candidate: str = "good.gguf", *, steps: str = "[50, 100]", samples: int = 20, shadow: float = 100
-) -> str:
+def text(candidate: str = "good.gguf", *, steps: str = "[50, 100]", samples: int = 20, shadow: float = 100) -> str:
     """A deployment."""
     return QUICK.format(candidate=candidate, steps=steps, samples=samples, shadow=shadow)
 
