@@ -12,7 +12,7 @@ import math
 import types
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tersor.core.errors import FormatError
 
@@ -61,7 +61,7 @@ def _value(hint: Any, value: object, place: str) -> Any:
         if not isinstance(value, dict):
             raise FormatError(f"{place}: an object is needed, got {type(value).__name__}")
         return {key: _value(get_args(hint)[1], item, f"{place}[{key!r:.60}]") for key, item in value.items()}
-    for kind in get_args(hint) if origin is types.UnionType else (hint,):
+    for kind in get_args(hint) if origin in (types.UnionType, Union) else (hint,):
         matched, found = _scalar(kind, value)
         if matched:
             return found

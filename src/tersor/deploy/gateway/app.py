@@ -27,6 +27,7 @@ from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.records import Records
 from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
 from tersor.deploy.gateway.rolling.cohorts import Caller
+from tersor.deploy.gateway.rolling.retries import Retries
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
 from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
@@ -85,7 +86,7 @@ class Gateway:
     def __post_init__(self) -> None:
         self.fleet = Fleet(self.deployment, self.records, self.metrics, self.patience)
         self.access = Access(self.deployment.keys, self.user)
-        self.rollouts = Rollouts(self.fleet)
+        self.rollouts, self.retries = Rollouts(self.fleet), Retries()
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
@@ -140,11 +141,13 @@ class Gateway:
     def _handlers(self) -> dict[str, Endpoint]:
         """Operation of `ROUTES` → what answers it."""
         operators = OperatorRoutes(self.operator, self._body)
+        once = self._once
         return {
             "alive": self._healthz, "ready": self._readyz, "metrics": self._metrics, "description": self._describe,
-            "models": self._list, **{name: self._openai(name) for name in openai.OPERATIONS},
+            "models": self._list, **{name: once(self._openai(name)) for name in openai.OPERATIONS},
             "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
-            "metadata": self._metadata, "model_ready": self._model_ready, "infer": self._infer, "index": self._index,
+            "metadata": self._metadata, "model_ready": self._model_ready, "infer": once(self._infer),
+            "index": self._index,
             **operators.handlers(),
         }  # fmt: skip
 
@@ -191,9 +194,29 @@ class Gateway:
         told = {"error": {"message": reason, "type": kind, "param": None, "code": None}}
         return as_json(told, status, headers)
 
+    def _once(self, endpoint: Endpoint) -> Endpoint:
+        """Answer what is sent again under the same name as it was answered before."""
+
+        async def answer(request: Request) -> Response:
+            name = request.headers.get("idempotency-key", "")
+            if not name:
+                return await endpoint(request)
+            body = await self._body(request)
+            return await self.retries.once(
+                (self.access.author(request).who, name),
+                request.url.path.encode() + b"\0" + body,
+                lambda: endpoint(request),
+                lambda content, headers: responses.Response(content, headers=headers),
+            )
+
+        return answer
+
     async def _body(self, request: Request) -> bytes:
         deployment = self.fleet.deployment
-        return await read_body(request, deployment.body_bytes, deployment.receive_s)
+        if not hasattr(request.state, "read"):  # it comes but once
+            request.state.read = await read_body(request, deployment.body_bytes, deployment.receive_s)
+        found: bytes = request.state.read
+        return found
 
     def _model(self, name: object, *, tensor: bool) -> Served:
         model = self.models.get(name) if isinstance(name, str) else None

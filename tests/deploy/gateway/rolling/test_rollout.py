@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 from tersor.deploy.rollout.decision import replayed
@@ -69,3 +71,33 @@ def test_cohorts_stay_and_grow_and_an_operator_chooses(place: Path) -> None:
         ordered(gateway, "promote", "demo")
         assert {client.ask(person)[2] for person in people} == {"new"}
         assert client.ask({"X-Tersor-Variant": "old"})[2] == "old"
+
+
+def test_what_is_sent_again_is_answered_the_same_and_counts_once(place: Path) -> None:
+    deployment = place / "deploy.yaml"
+    deployment.write_text(text(samples=100_000))
+    with live(deployment) as gateway, Client(gateway) as client:
+        name = {"Idempotency-Key": "one"}
+        first = client.ask(name, prompt="def f(", temperature=1)
+        assert client.ask(name, prompt="def f(", temperature=1) == first
+        status, told, _ = client.ask(name, prompt="another")
+        assert (status, "another request" in told["error"]["message"]) == (422, True)
+        assert client.ask({"Idempotency-Key": "two"}, prompt="def f(", temperature=1)[1]["id"] != first[1]["id"]
+        assert seen(gateway)["counts"]["requests"] == {"old": 2}
+
+
+def test_a_hung_candidate_in_the_shadow_holds_nobody_up(place: Path) -> None:
+    deployment = place / "deploy.yaml"
+    deployment.write_text(text(samples=100_000))
+    with live(deployment) as gateway, Client(gateway) as client:
+        for pid in gateway.children():
+            if b"demo/new" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGSTOP)
+                break
+        else:
+            os.kill(gateway.children()[-1], signal.SIGSTOP)  # the one that was loaded last
+        for _ in range(100):
+            client.ask()
+        shadow = seen(gateway)["rollout"]["shadow"]
+        assert (set(client.statuses), set(client.variants)) == ({200}, {"old"})
+        assert shadow["dropped"].get("full", 0) + shadow["failed"] + shadow["waiting"] > 0

@@ -99,7 +99,8 @@ class Rollouts:
             if now is not None and now.state in LIVE and (now.state != "created" or name in self.trials):
                 raise SchemeError(f"the rollout of {now.candidate} is {now.state} already")
             await self._drop(name)
-            await self._begin(name, member, author, why)
+            if now is None or now.state != "created":
+                await self._begin(name, member, author, why)
             return await self._load(name, member)
 
     async def pause(self, name: str, author: Author, why: str) -> Progress:
@@ -150,23 +151,28 @@ class Rollouts:
         return now
 
     async def _keep(self, name: str, now: Progress) -> None:
-        member = self.fleet.members.get(name)
-        labels = None
-        if member is not None and member.served.plan.candidate == now.candidate:
-            plan, standings = member.served.plan, member.standings
-            standing = None
-            if self.fleet.deployment.registry and now.state != "rolled_back":
-                standing = await asyncio.to_thread(self.fleet.records.candidate, name, plan)
-            elif self.fleet.deployment.registry:
-                with contextlib.suppress(TersorError):
-                    standing = await asyncio.to_thread(self.fleet.records.candidate, name, plan)
-            if standing is not None and plan.primary in standings:
-                spare = standings.get(plan.fallback) if plan.fallback else None
-                labels = Labels(standings[plan.primary].label, standing.label, spare.label if spare else "")
-        plan_ = self.fleet.deployment.models[name].rollout if name in self.fleet.deployment.models else None
-        weight = progress.weight_of(now, plan_) if plan_ else 0.0
+        plan = self.fleet.deployment.models.get(name)
+        weight = progress.weight_of(now, plan.rollout) if plan else 0.0
+        labels = await self._labels(name, now)
         await asyncio.to_thread(self.fleet.records.keep_rollout, name, now, weight, labels)
         self._kept[name] = time.monotonic()
+
+    async def _labels(self, name: str, now: Progress) -> Labels | None:
+        """What the registry calls the artefacts; None where there is none, or it does not know them."""
+        member = self.fleet.members.get(name)
+        if not self.fleet.deployment.registry or member is None or member.served.plan.candidate != now.candidate:
+            return None
+        plan, standings = member.served.plan, member.standings
+        try:
+            standing = await asyncio.to_thread(self.fleet.records.candidate, name, plan)
+        except TersorError:
+            if now.state not in ("created", "rolled_back"):  # it may not serve: it never does, or does no more
+                raise
+            return None
+        if standing is None or plan.primary not in standings:
+            return None
+        spare = standings.get(plan.fallback) if plan.fallback else None
+        return Labels(standings[plan.primary].label, standing.label, spare.label if spare else "")
 
     @staticmethod
     def _counted(trial: Trial) -> Progress:
@@ -271,7 +277,7 @@ class Rollouts:
                 now = await self._begin(name, member, ITSELF, "deploy.yaml names it")
             elif now.state == "rolled_back":
                 continue
-            if now.state != "created" or plan.rollout.starts or len(now.history) > 1:
+            if now.state != "created" or plan.rollout.starts:
                 await self._load(name, member)
 
     async def _look(self, name: str, trial: Trial, passed: float) -> None:
