@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 __all__ = ["Markup", "coordinate", "escape", "join", "tag", "trusted"]
 
-VOID = {"br", "circle", "hr", "line", "meta", "path", "polygon", "polyline", "rect"}
+VOID = {"br", "circle", "hr", "input", "line", "link", "meta", "path", "polygon", "polyline", "rect"}
 """Elements that we use without content: they close themselves, as HTML and XML both allow."""
 KEPT_CONTROLS = {"\n", "\t"}
 

@@ -16,6 +16,8 @@ from tersor.deploy.config import Deployment
 from tersor.deploy.gateway import openai, tensors
 from tersor.deploy.gateway.admission import BusyError
 from tersor.deploy.gateway.bodies import as_json, json_of, read_body
+from tersor.deploy.gateway.dashboard.pulse import Pulse
+from tersor.deploy.gateway.dashboard.routes import DashboardRoutes
 from tersor.deploy.gateway.description.document import description
 from tersor.deploy.gateway.description.routes import ROUTES, Route
 from tersor.deploy.gateway.metrics import Metrics
@@ -88,13 +90,15 @@ class Gateway:
         self.access = Access(self.deployment.keys, self.user)
         self.rollouts, self.retries = Rollouts(self.fleet), Retries()
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts)
+        self.pulse = Pulse(self.fleet, self.rollouts, lambda: self.draining)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hold all engines; raises what `Fleet.running` raises."""
-        async with self.fleet.running(Author(self.user, "start")), self.rollouts.running():
+        begun = self.fleet.running(Author(self.user, "start"))
+        async with begun, self.rollouts.running(), self.pulse.running():
             try:
                 yield
             finally:
@@ -142,13 +146,14 @@ class Gateway:
         """Operation of `ROUTES` → what answers it."""
         operators = OperatorRoutes(self.operator, self._body)
         once = self._once
+        pages = DashboardRoutes(self.operator, self.metrics, self.pulse, self.deployment.receive_s)
         return {
             "alive": self._healthz, "ready": self._readyz, "metrics": self._metrics, "description": self._describe,
             "models": self._list, **{name: once(self._openai(name)) for name in openai.OPERATIONS},
             "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
             "metadata": self._metadata, "model_ready": self._model_ready, "infer": once(self._infer),
             "index": self._index,
-            **operators.handlers(),
+            **operators.handlers(), **pages.handlers(),
         }  # fmt: skip
 
     # What every request goes through

@@ -21,6 +21,7 @@ __all__ = ["Clock", "Ledger", "label_of"]
 Row = TypeVar("Row")
 Clock: TypeAlias = Callable[[], datetime]
 
+EVENTS = "SELECT id, at, who, what, subject, details FROM events"
 MAX_EVENTS = 10_000
 
 
@@ -70,8 +71,13 @@ class Ledger:
             raise SchemeError(
                 f"events since {since}, at most {limit}: an id from 0 on and 1 to {MAX_EVENTS} are needed"
             )
-        columns = "SELECT id, at, who, what, subject, details FROM events"
-        return self.found(Event, f"{columns} WHERE id > ? ORDER BY id LIMIT ?", since, limit, document="details")
+        return self.found(Event, f"{EVENTS} WHERE id > ? ORDER BY id LIMIT ?", since, limit, document="details")
+
+    def latest(self, limit: int) -> tuple[Event, ...]:
+        """Return the last `limit` events, the latest first."""
+        if not 1 <= limit <= MAX_EVENTS:
+            raise SchemeError(f"the last {limit} events: 1 to {MAX_EVENTS} are needed")
+        return self.found(Event, f"{EVENTS} ORDER BY id DESC LIMIT ?", limit, document="details")
 
 
 def _made(kind: type[Row], row: dict[str, Any], folder: str, document: str) -> Row:

@@ -238,3 +238,7 @@ class Registry:
     def events(self, since: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """Return at most `limit` (1 … 10 000) events after the one with the id `since`, in order of commit."""
         return self._ledger.events(since, limit)
+
+    def latest(self, limit: int = 100) -> tuple[Event, ...]:
+        """Return the last `limit` (1 … 10 000) events, the latest first."""
+        return self._ledger.latest(limit)

@@ -14,6 +14,8 @@ __all__ = ["description"]
 JSON = "application/json"
 OK, BAD_REQUEST, UNREADY = 200, 400, 503
 OF_BODIES = (BAD_REQUEST, 408, 413)
+FOR_BROWSERS: tuple[Guard, ...] = ("page", "form")
+"""Not described: they are no protocol, and may change."""
 OF_GUARDS: dict[Guard, tuple[int, ...]] = {"open": (), "key": (401, 429), "admin": (401, 403, 429)}
 UNSUPPORTED = 415
 """Of an admin's orders."""
@@ -27,9 +29,9 @@ HEADER = "Inference-Header-Content-Length"
 
 
 def description() -> dict[str, Any]:
-    """Return the document, made from the table of routes."""
+    """Return the document, made from the table of routes; pages are left out."""
     paths: dict[str, Any] = {}
-    for row in ROUTES:
+    for row in (row for row in ROUTES if row.guard not in FOR_BROWSERS):
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row)
     return {
         "openapi": "3.1.0",

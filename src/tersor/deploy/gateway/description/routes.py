@@ -7,8 +7,11 @@ from typing import Literal, TypeAlias
 
 __all__ = ["ROUTES", "Guard", "Route"]
 
-Guard: TypeAlias = Literal["open", "key", "admin"]
-"""Who may: anybody, whoever has a key (anybody on this machine where there are none), who may change what serves."""
+Guard: TypeAlias = Literal["open", "key", "admin", "page", "form"]
+"""Who may: anybody, whoever has a key (anybody on this machine where there are none), who may change what serves.
+
+Pages and forms are for people with browsers, who are asked for a key; they say themselves who may do what.
+"""
 Method: TypeAlias = Literal["GET", "POST"]
 UNREADY, LATE, CONFLICT, NOT_FOUND = 503, 504, 409, 404
 ASKED = (NOT_FOUND, UNREADY, LATE)
@@ -90,5 +93,12 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/rollout", "order", "admin", "Have something done: roll back, restore, reload …",
         "Done", "Order", (NOT_FOUND, CONFLICT, UNREADY),
     ),
+    Route("GET", "/", "dashboard", "page", "The dashboard.", "Page"),
+    Route("GET", "/dashboard/events", "dashboard_events", "page", "What changes on it, as events.", "Page"),
+    Route("GET", "/dashboard/static/{name}", "dashboard_static", "page", "Its style and scripts.", "Page"),
+    Route("GET", "/dashboard/act", "dashboard_confirm", "page", "Ask whether an order is meant.", "Page"),
+    Route("POST", "/dashboard/act", "dashboard_act", "form", "Have it done.", "Page"),
+    Route("POST", "/dashboard/sign-in", "dashboard_sign_in", "form", "Begin a session with a key.", "Page"),
+    Route("POST", "/dashboard/sign-out", "dashboard_sign_out", "form", "End it.", "Page"),
 )  # fmt: skip
 """In the order in which they are tried."""

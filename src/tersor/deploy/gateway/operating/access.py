@@ -9,25 +9,30 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tersor.deploy.config import Key
 from tersor.deploy.gateway.admission import RateLimit
 from tersor.deploy.gateway.operating.audit import Author, one_line
+from tersor.deploy.gateway.operating.sessions import COOKIE, Session, Sessions
 from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.running.supervised import RequestError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["Access", "DeniedError"]
+__all__ = ["Access", "DeniedError", "Viewer"]
 
 UNAUTHORIZED, FORBIDDEN, UNSUPPORTED, TOO_MANY = 401, 403, 415, 429
-JSON = "application/json"
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 PROXIED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
+SIGN_INS_A_MINUTE, MOST_ADDRESSES = 30, 1024
+"""Of one address, and of how many addresses that is known."""
 
 
 class DeniedError(RequestError):
@@ -41,6 +46,21 @@ class DeniedError(RequestError):
         self.cause = cause
 
 
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who looks at a page.
+
+    is_admin    sees who ordered what
+    csrf        of the forms that he is shown; empty: he is shown none, for he may not change what serves
+    is_session  he signed in, and so can sign out
+    """
+
+    name: str
+    is_admin: bool
+    csrf: str = ""
+    is_session: bool = False
+
+
 class Access:
     """The keys of a deployment, and how often each asked; `user` is who acts where there are none."""
 
@@ -48,12 +68,15 @@ class Access:
         self._user = user
         self._limits: dict[Key, RateLimit] = {}
         self._keys: tuple[Key, ...] = ()
+        self._sessions = Sessions()
+        self._sign_ins: OrderedDict[str, RateLimit] = OrderedDict()
         self.change(keys)
 
     def change(self, keys: tuple[Key, ...]) -> None:
         """Take other keys; those that stay go on with what they have asked for."""
         self._keys = keys
         self._limits = {key: self._limits.get(key) or RateLimit(key.per_minute) for key in keys}
+        self._sessions.keep(keys)
 
     def check(self, request: Request) -> None:
         """Let a request through; DeniedError where its key may not ask, or not so often."""
@@ -62,7 +85,11 @@ class Access:
 
     def author(self, request: Request) -> Author:
         """Return who a request comes from, as far as that is known; lets nobody through."""
-        key = self._found(request)
+        session = self._session(request)
+        return self.author_of(request, self._found(request) or (session.key if session else None))
+
+    def author_of(self, request: Request, key: Key | None) -> Author:
+        """Return who a request with this key comes from; None: with no key that is known."""
         where = request.client
         return Author(
             key.name if key else "unknown" if self._keys else self._user,
@@ -79,8 +106,7 @@ class Access:
             key = self._key(request)
             self._take(key)
             if not key.admin:
-                raise DeniedError(f"{key.name} may ask, but not say what serves: its key is not one of an admin",
-                                  FORBIDDEN, cause="admin")  # fmt: skip
+                raise _no_admin(key.name)
         else:
             self._check_local(request)
         _check_origin(request)
@@ -106,6 +132,75 @@ class Access:
         names = request.headers.get("idempotency-key", "") or request.headers.get("x-request-id", "")
         return Caller(key.name if key else "", cohort, names, choice)
 
+    # People with browsers: the same keys and rules, and a session in place of a header
+
+    def viewer(self, request: Request) -> Viewer:
+        """Return who looks at a page; DeniedError where he may not. That he asks is not counted."""
+        if not self._keys:
+            self._check_local(request)
+            return Viewer(self._user, is_admin=True, csrf=self._sessions.csrf)
+        session = self._session(request)
+        if session is not None:
+            key = session.key
+            return Viewer(key.name, key.admin, session.csrf if key.admin else "", is_session=True)
+        key = self._key(request)
+        return Viewer(key.name, key.admin)
+
+    def check_page(self, request: Request) -> Viewer:
+        """Return who looks at a page; DeniedError where he may not, or not so often."""
+        viewer, session = self.viewer(request), self._session(request)
+        if self._keys:
+            self._take(session.key if session else self._key(request))
+        return viewer
+
+    def check_form(self, request: Request) -> Viewer:
+        """Return who sends a form of ours; DeniedError for a page of another host, or another kind of body.
+
+        What the form says is to be believed only after `check_token`.
+        """
+        _check_form(request)
+        return self.check_page(request)
+
+    @staticmethod
+    def check_token(viewer: Viewer, token: str) -> None:
+        """Let a form through that changes what serves: an admin's, that we have shown him; DeniedError else."""
+        if not viewer.is_admin:
+            raise _no_admin(viewer.name)
+        if not viewer.csrf or not hmac.compare_digest(viewer.csrf.encode(), token.encode(errors="replace")):
+            raise DeniedError("this form is not of this session: load the page anew", FORBIDDEN, cause="form")
+
+    def check_sign_in(self, request: Request) -> None:
+        """Let a form with a key through; DeniedError where one comes too often from its address."""
+        _check_form(request)
+        address = request.client.host if request.client else ""
+        limit = self._sign_ins.pop(address, None) or RateLimit(SIGN_INS_A_MINUTE)
+        self._sign_ins[address] = limit
+        if len(self._sign_ins) > MOST_ADDRESSES:
+            self._sign_ins.popitem(last=False)
+        wait = limit.take()
+        if wait:
+            raise DeniedError("too many tried to sign in", TOO_MANY, {"Retry-After": str(wait)}, cause="rate")
+
+    def sign_in(self, secret: str) -> tuple[Key, str]:
+        """Return the key that `secret` is, and the secret of its new session; DeniedError where it is none."""
+        key = self._of(secret)
+        if key is None:
+            raise DeniedError("no key of this deployment", UNAUTHORIZED, CHALLENGE, cause="key")
+        self._take(key)
+        return key, self._sessions.begin(key)
+
+    def sign_out(self, request: Request) -> None:
+        """End the session of a request."""
+        self._sessions.end(request.cookies.get(COOKIE))
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers are known by keys."""
+        return bool(self._keys)
+
+    def _session(self, request: Request) -> Session | None:
+        return self._sessions.find(request.cookies.get(COOKIE)) if self._keys else None
+
     def _key(self, request: Request) -> Key:
         found = self._found(request)
         if found is None:
@@ -116,10 +211,14 @@ class Access:
 
     def _found(self, request: Request) -> Key | None:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(secret.strip().encode()).hexdigest()
+        found = self._of(secret)
+        return found if scheme.lower() == "bearer" else None
+
+    def _of(self, secret: str) -> Key | None:
+        given = hashlib.sha256(secret.strip().encode(errors="replace")).hexdigest()
         # Every key is compared, so that the time tells nothing of which one came near.
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, given)]
-        return found[0] if found and scheme.lower() == "bearer" else None
+        return found[0] if found else None
 
     def _take(self, key: Key) -> None:
         wait = self._limits[key].take()
@@ -143,6 +242,20 @@ class Access:
             raise DeniedError(
                 f"without keys, Host is localhost or a loopback address, not {host[:80]!r}", FORBIDDEN, cause="origin"
             )
+
+
+def _no_admin(name: str) -> DeniedError:
+    return DeniedError(
+        f"{name} may ask, but not say what serves: its key is not one of an admin", FORBIDDEN, cause="admin"
+    )
+
+
+def _check_form(request: Request) -> None:
+    """Refuse what is no form, or one that a page of another host had a browser send."""
+    _check_origin(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != FORM:
+        raise DeniedError(f"Content-Type: {FORM} is wanted", UNSUPPORTED, cause="content_type")
 
 
 def _check_origin(request: Request) -> None:

@@ -82,6 +82,15 @@ class Operator:
         await self._write_after(order, "done", order.why)
         return {"action": order.action, "result": "done", **told}
 
+    async def ordered(self, order: Order) -> Told:
+        """Carry out what somebody asks for; an order that makes no sense is written down as well."""
+        try:
+            return await self.carry_out(order)
+        except RequestError as error:
+            if error.status in (BAD_REQUEST, NOT_FOUND):
+                await self.refused(order.author, order.action, order.model, str(error))
+            raise
+
     async def refused(self, author: Author, what: str, subject: str | None, reason: str) -> None:
         """Write down that somebody tried what he may not."""
         if self._refusals.take():
@@ -90,6 +99,10 @@ class Operator:
         more, self._unwritten = self._unwritten, 0
         reason += f" (and {more} more were refused that are not written down)" if more else ""
         await self._write_after(Order(what, subject, "", author), "refused", reason)
+
+    async def noted(self, author: Author, what: str) -> None:
+        """Write down what changes nothing that serves: that somebody signed in, or out."""
+        await self._write_after(Order(what, None, "", author), "done", "")
 
     def _action(self, order: Order) -> Action:
         action = ACTIONS.get(order.action)

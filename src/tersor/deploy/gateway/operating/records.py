@@ -16,7 +16,15 @@ from typing import Protocol
 from tersor.core.errors import MissingError
 from tersor.core.records import from_json_text, plain, read_record, to_json_text
 from tersor.deploy.config import Deployment, ModelPlan
-from tersor.deploy.gateway.operating.audit import Author, Entry, append_line, note_entry
+from tersor.deploy.gateway.operating.audit import (
+    Author,
+    Entry,
+    Line,
+    append_line,
+    last_lines,
+    last_noted,
+    note_entry,
+)
 from tersor.deploy.gateway.operating.standing import Inspector, Standing, Standings
 from tersor.deploy.gateway.rolling.keeping import RolloutFile
 from tersor.deploy.gateway.rolling.progress import Progress
@@ -87,6 +95,10 @@ class Records(Protocol):
         """Add a line to the audit log."""
         ...
 
+    def last(self, most: int) -> tuple[Line, ...]:
+        """Return the last lines of the audit log, the latest first; MissingError or FormatError."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Left:
@@ -155,6 +167,9 @@ class _Files:
 
     def write(self, entry: Entry) -> None:
         append_line(self._audit, entry)
+
+    def last(self, most: int) -> tuple[Line, ...]:
+        return last_lines(self._audit, most)
 
     def _primary(self, plan: ModelPlan) -> tuple[str, str]:
         variant = plan.variants[plan.primary]
@@ -233,6 +248,9 @@ class _Registered:
 
     def write(self, entry: Entry) -> None:
         note_entry(self._registry, entry)
+
+    def last(self, most: int) -> tuple[Line, ...]:
+        return last_noted(self._registry, most)
 
 
 @contextlib.contextmanager

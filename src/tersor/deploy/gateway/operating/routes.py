@@ -106,9 +106,4 @@ class OperatorRoutes:
     async def _carry_out(self, request: Request, action: str, model: str | None, why: str) -> dict[str, Any]:
         """Have it done; what is refused is written down as well."""
         author = self._operator.access.author(request)
-        try:
-            return await self._operator.carry_out(Order(action, model, one_line(why), author))
-        except RequestError as error:
-            if error.status in (BAD_REQUEST, NOT_FOUND):
-                await self._operator.refused(author, action, model, str(error))
-            raise
+        return await self._operator.ordered(Order(action, model, one_line(why), author))
