@@ -8,7 +8,8 @@ Gateway and engines run on one core, the client (the generator of `tersor loadte
 - throughput: inferences of one row of 64 numbers a second of processor that gateway and engine take, on one core.
   Goal: 3000, or 0.8 of a FastAPI route that multiplies the same matrix in its own process.
 - overload: an open loop at twice the capacity, for a net of some 20 ms whose engine is busy with one request. Goals:
-  90 % of the capacity answered, the 99th percentile of these at most twice that of half load.
+  90 % of the capacity answered, the 99th percentile of these at most twice that of half load. The small net, where the
+  gateway itself is what is short, has no goal: to refuse is a third of the work of answering.
 - drain: SIGTERM with 200 requests under way. Goal: all answered, no process left.
 
     pip install fastapi  # for the comparison; without it there is none
