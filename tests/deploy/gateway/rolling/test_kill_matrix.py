@@ -23,7 +23,9 @@ WEIGHTS = {("canary", 0): 0.3, ("canary", 1): 0.7, ("promoted", None): 1.0}
 GOOD: list[tuple[str, int | None, str, str]] = [
     (*move, when, "good.gguf") for move in STEPS for when in ("before", "after")
 ]
-BAD: list[tuple[str, int | None, str, str]] = [("rolled_back", None, when, "bad.gguf") for when in ("before", "after")]
+BAD: list[tuple[str, int | None, str, str]] = [
+    ("rolled_back", None, when, "garbage.gguf") for when in ("before", "after")
+]
 PEOPLE = [f"p{number}" for number in range(24)]
 
 

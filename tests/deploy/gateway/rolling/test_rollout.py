@@ -31,7 +31,7 @@ def test_a_good_candidate_is_promoted_step_by_step(place: Path) -> None:
 
 def test_a_candidate_of_two_bits_is_rolled_back_by_itself_and_no_client_sees_it(place: Path) -> None:
     deployment = place / "deploy.yaml"
-    deployment.write_text(text("bad.gguf"))
+    deployment.write_text(text("bad.gguf", samples=100))
     with live(deployment) as gateway, Client(gateway) as client:
         found = client.ask_until(gateway, state_is("promoted", "rolled_back"))
         assert found["state"] == "rolled_back", found
@@ -39,7 +39,10 @@ def test_a_candidate_of_two_bits_is_rolled_back_by_itself_and_no_client_sees_it(
         assert [client.ask()[2] for _ in range(8)] == ["old"] * 8
         assert ordered(gateway, "promote", "demo")[0] == 409  # it is not loaded
     assert set(client.statuses) == {200}
-    assert client.variants["new"] == 0
+    # Limits are wide here, so that it may come into the canary before it is found out; it is never promoted.
+    numbers = {test["name"]: test["numbers"] for test in found["tests"]}
+    assert numbers["agreement"]["agreement"] < 0.97
+    assert "promoted" not in {move["state"] for move in found["history"]}
 
 
 def test_a_candidate_that_talks_garbage_in_the_canary_is_answered_for_by_the_control(place: Path) -> None:

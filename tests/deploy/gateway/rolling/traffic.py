@@ -28,7 +28,7 @@ models:
       min_samples: {samples}
       min_time_s: 0.0
       look: 20
-      agreement: {{good: 0.97, bad: 0.8, design: 0.7, safe_level: 0.2}}
+      agreement: {{good: 0.97, bad: 0.92, design: 0.8, safe_level: 0.2}}
       error_rate: {{margin: 0.3, safe_level: 0.2}}
       latency: {{tolerated: 3.0, harmful: 30.0, safe_level: 0.2}}
 """
