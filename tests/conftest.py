@@ -1,10 +1,12 @@
-"""A model that llama.cpp runs, made without torch, for tests in any folder."""
+"""What tests in any folder use: a model that llama.cpp runs, made without torch, and a real browser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pytest
@@ -13,9 +15,27 @@ from tersor.containers.gguf import write_gguf
 from tersor.core.metadata import MetadataEntry as Entry
 from tersor.core.plan import PlannedTensor
 
+if TYPE_CHECKING:
+    from tests.pages.chromium import Chromium
+
 HIDDEN, VOCABULARY, INNER, BLOCKS = 64, 300, 96, 2
 
 TinyGguf: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """One real browser for all tests that look at pages."""
+    # This folder is no package, so that tests cannot be imported by mistake: a neighbour is loaded by its path.
+    spec = importlib.util.spec_from_file_location("tests_chromium", Path(__file__).parent / "pages" / "chromium.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if module.find_chromium() is None:
+        pytest.skip("no Chromium was found: apt-get install chromium")
+    with module.Chromium(tmp_path_factory.mktemp("profile")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

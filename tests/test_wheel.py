@@ -45,6 +45,8 @@ def test_the_wheel_holds_what_is_needed_and_no_sources(wheel: Path) -> None:
         assert needed in names
     model = {path.name for path in (ROOT / "src/tersor/reference_model").iterdir() if path.is_file()}
     assert {f"tersor/reference_model/{name}" for name in model} <= set(names)
+    static = "tersor/deploy/gateway/dashboard/static"
+    assert {f"{static}/{path.name}" for path in (ROOT / "src" / static).iterdir()} <= set(names)
     assert [name for name in names if name.endswith((".cpp", ".h", ".hpp", ".pyc"))] == []
     assert len([name for name in names if name.startswith("tersor/kernels/_native.")]) >= 1
     assert {name.split("/")[0] for name in names} == {"tersor", f"tersor-{wheel.name.split('-')[1]}.dist-info"}

@@ -131,8 +131,8 @@ class Chromium:
         result: dict[str, Any] = answer["result"]
         return result
 
-    def open(self, path: Path, *, width: int = 1000, scheme: str = "light", media: str = "") -> Opened:
-        """Load a file in a tab of its own, `width` CSS pixels wide, and wait until it is there."""
+    def open(self, page: Path | str, *, width: int = 1000, scheme: str = "light", media: str = "") -> Opened:
+        """Load a file or an address in a tab of its own, `width` CSS pixels wide, and wait until it is there."""
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -142,7 +142,8 @@ class Chromium:
         emulated = {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.call("Emulation.setEmulatedMedia", emulated, session=session)
         self._events.clear()
-        self.call("Page.navigate", {"url": path.resolve().as_uri()}, session=session)
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self.call("Page.navigate", {"url": address}, session=session)
         deadline = time.monotonic() + PATIENCE_S
         while not any(event.get("method") == "Page.loadEventFired" for event in self._events):
             self._events.append(self._receive(deadline))

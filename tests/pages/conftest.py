@@ -1,24 +1,16 @@
-"""One real browser for all tests that look at pages."""
+"""Pages in the browser of all tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
-from .chromium import Chromium, Opened, find_chromium
+from .chromium import Chromium, Opened
 
 Open: TypeAlias = Callable[..., Opened]
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if find_chromium() is None:
-        pytest.skip("no Chromium was found: apt-get install chromium")
-    with Chromium(tmp_path_factory.mktemp("profile")) as running:
-        yield running
 
 
 @pytest.fixture

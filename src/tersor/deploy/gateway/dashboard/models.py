@@ -21,6 +21,14 @@ TONES = {
 }  # fmt: skip
 """State → how it looks; the others are of failures."""
 SIGNS = {"pass": "✓", "inconclusive": "!", "fail": "✗"}
+RUNNING = frozenset({"pause", "promote", "abort"})
+STEPPING = {
+    "created": RUNNING | {"start"}, "gated": RUNNING, "shadow": RUNNING, "canary": RUNNING,
+    "paused": frozenset({"resume", "promote", "abort"}), "promoted": frozenset({"start"}),
+    "rolled_back": frozenset({"start"}),
+}  # fmt: skip
+"""State of a rollout → orders that mean something to it."""
+ROLLING = frozenset().union(*STEPPING.values())
 SHADES = 6
 CHARTS = (
     ("rate", "Requests a second"),
@@ -173,6 +181,9 @@ def _idle(model: Mapping[str, Any]) -> set[str]:
     idle = {"load", "rollback" if is_back or not model["fallback"] else "restore"}
     if not model["fallback"]:
         idle.add("restore")
+    rollout = model.get("rollout")
+    state = str(rollout.get("state")) if isinstance(rollout, Mapping) else ""
+    idle |= ROLLING - STEPPING.get(state, frozenset())
     breaker = guard["breaker"]
     return idle | ({"reset-breaker"} if breaker["state"] == "closed" and not breaker["openings"] else set())
 

@@ -150,7 +150,7 @@ class Pulse:
         names = tuple(model["name"] for model in models)
         pieces: dict[str, str] = {"overview": _overview(models, actions, may_change=may_change)}
         for index, model in enumerate(models):
-            shown = model if is_admin else {**model, "since": None}
+            shown = model if is_admin else _without_names(model)
             figures = self.samples.figures(model["name"])
             pieces[f"model-{index}"] = model_section(index, shown, figures, actions, may_change=may_change)
         if lines is not None:
@@ -200,6 +200,13 @@ def _overview(models: list[Mapping[str, Any]], actions: Mapping[str, Any], *, ma
     )  # fmt: skip
 
 
+def _without_names(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model without who ordered what and why, which admins alone see."""
+    variants = [{**one, "registered": None} for one in model["variants"]]
+    rollout = {**(model.get("rollout") or {}), "since": None, "history": None}
+    return {**model, "since": None, "variants": variants, "rollout": rollout if model.get("rollout") else None}
+
+
 def _is_down(model: Mapping[str, Any]) -> bool:
     return not any(variant["state"] == "ready" for variant in model["variants"])
 
@@ -209,12 +216,18 @@ def _audit(lines: tuple[Line, ...] | str) -> Markup:
         return tag("p", lines, class_="warning")
     if not lines:
         return tag("p", "Nobody has changed anything yet.", class_="note")
-    rows = [
-        [line.at[:19].replace("T", " "), line.who, line.what, line.subject, line.result, line.reason or "–"]
-        for line in lines
-    ]
+    ended, rows = set[tuple[str, ...]](), []
+    for line in lines:
+        order = (line.who, line.origin, line.what, line.subject)
+        if line.result == "begun" and order in ended:
+            ended.discard(order)  # what became of it stands above
+            continue
+        if line.result in ("done", "failed"):
+            ended.add(order)
+        at = line.at[:19].replace("T", " ")
+        rows.append([at, line.who, line.what, line.subject, line.result, line.reason or "–"])
     columns = ["when, UTC", "who", "what", "model", "result", "reason"]
-    return table(f"The last {len(rows)} lines of the audit log", columns, rows)
+    return table(f"The last {len(rows)} entries of the audit log", columns, rows)
 
 
 def _event(name: str, text: str) -> bytes:

@@ -81,7 +81,7 @@ def _progress(told: object) -> Markup | None:
     for name, needed, unit in (("samples", "needed_samples", "samples"), ("elapsed_s", "needed_s", "s")):
         have, want = _number(told.get(name)), _number(told.get(needed))
         if have is not None:
-            parts.append(f"{number(have, 4)}" + (f" of {number(want, 4)}" if want is not None else "") + f" {unit}")
+            parts.append(f"{number(have, 4)}" + (f" of {number(want, 4)}" if want else "") + f" {unit}")
     return tag("p", f"This step: {', '.join(parts)}.", class_="note") if parts else None
 
 
@@ -112,7 +112,7 @@ def _test(told: Mapping[str, Any]) -> Markup:
 def _nearness(test: str, word: str, nearness: float | None) -> Markup | None:
     if nearness is None:
         return None
-    share = min(max(nearness, 0.0), 1.0)
+    share = round(min(max(nearness, 0.0), 1.0), 3)
     said = f"{test}: {percent(share)} of the way to {word}"
     style = "toward-safe" if word == "safe" else "toward-harm"
     bar = tag(

@@ -25,7 +25,9 @@
       width: Math.max(place.clientWidth, 200), height: 160,
       legend: { show: false }, cursor: { y: false, drag: { x: false } },
       scales: { y: { range: (u, low, high) => [0, high > 0 ? high * 1.15 : 1] } },
-      axes: [{ ...axis, space: 60, values: [[1, "{HH}:{mm}", null, null, null, null, null, null, 1]] }, { ...axis, size: 52 }],
+      axes: [{ ...axis, space: 72, size: 30, values: [
+        [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1],
+      ] }, { ...axis, size: 52 }],
       series: [{}, ...lines.map(([label, , tint], index) => ({
         label, stroke: colour(tint), width: 1.75, dash: [[], [6, 4], [2, 3]][index], points: { show: false }, spanGaps: false,
       }))],
