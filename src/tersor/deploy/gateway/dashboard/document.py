@@ -71,7 +71,7 @@ def confirmation(action: str, summary: str, model: str | None, viewer: Viewer) -
         *(_hidden(name, value) for name, value in hidden.items() if value is not None),
         tag(
             "div",
-            tag("button", f"Yes, {action}{of}", type="submit", class_="button first"),
+            tag("button", f"Yes, {action}", type="submit", class_="button first"),
             tag("a", "Cancel", href="/", class_="button", data_close=""),
             class_="buttons",
         ),

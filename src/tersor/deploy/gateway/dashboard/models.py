@@ -146,8 +146,8 @@ def _variants(model: Mapping[str, Any]) -> Markup | None:
             if known.get("override"):
                 judged = join([judged, f" overridden by {known['override']['who']}"])
         state = join([badge(one["state"]), f" {reason}" if reason and one["state"] != "ready" else ""])
-        rows.append([tag("strong", one["name"]), one["role"], one["engine"], state, str(one["starts"]), judged])
-    columns = ["variant", "role", "engine", "state", ">starts", "artefact and gate"]
+        rows.append([tag("strong", one["name"]), state, one["role"], one["engine"], str(one["starts"]), judged])
+    columns = ["variant", "state", "role", "engine", ">starts", "artefact and gate"]
     return table(f"Variants of {model['name']}", columns, rows)
 
 
