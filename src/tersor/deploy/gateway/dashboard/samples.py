@@ -57,14 +57,14 @@ class Figures:
 
 @dataclass(eq=False)
 class Samples:
-    """A ring of samples; times are Unix times in seconds."""
+    """A ring of samples; times are those of a clock that never jumps, and Unix times only where they are shown."""
 
     metrics: Metrics
     _ring: deque[tuple[float, Mapping[str, Counted]]] = field(default_factory=lambda: deque(maxlen=KEPT), init=False)
 
     def take(self) -> None:
         """Read the counters now."""
-        self._ring.append((time.time(), _counted(self.metrics)))
+        self._ring.append((time.monotonic(), _counted(self.metrics)))
 
     def figures(self, model: str) -> Figures | None:
         """Return the figures of all that is kept; None before there are two samples."""
@@ -88,7 +88,8 @@ class Samples:
                 },
                 "fallback": [_short(one.fallback_share) for one in minutes],
             }
-        return {"at": [round(at, 1) for at, _ in ring[1:]], "models": lines}
+        start = time.time() - time.monotonic()
+        return {"at": [round(start + at, 1) for at, _ in ring[1:]], "models": lines}
 
 
 def quantile(within: Mapping[float, float], share: float) -> float | None:
