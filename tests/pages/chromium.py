@@ -152,7 +152,11 @@ class Chromium:
             e["params"]["request"]["url"] for e in self._events if e.get("method") == "Network.requestWillBeSent"
         ]
         said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        messages = [json.dumps(event["params"]) for event in self._events if event.get("method") in said]
+        messages = [
+            json.dumps(event["params"])
+            for event in self._events
+            if event.get("method") in said and event.get("sessionId") == session
+        ]  # other pages are open too
         return Opened(self, session, tuple(requests), tuple(messages))
 
     def _receive(self, deadline: float) -> dict[str, Any]:
