@@ -149,7 +149,9 @@ class Chromium:
             self._events.append(self._receive(deadline))
         self.call("Runtime.evaluate", {"expression": "1"}, session=session)  # what was said until now has arrived
         requests = [
-            e["params"]["request"]["url"] for e in self._events if e.get("method") == "Network.requestWillBeSent"
+            e["params"]["request"]["url"]
+            for e in self._events
+            if e.get("method") == "Network.requestWillBeSent" and e.get("sessionId") == session
         ]
         said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         messages = [
