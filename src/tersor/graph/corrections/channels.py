@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.graph.corrections.bias import bias_of
-from tersor.graph.corrections.patches import groups_of, has_rows
+from tersor.graph.corrections.patches import channels_read, has_rows
 from tersor.graph.net import Net, attribute, constant
 from tersor.graph.placement.sites import WEIGHT, weight_axis
 
@@ -117,19 +117,11 @@ def _of_weights(known: Channels, node: ir.Node) -> Ties | None:
     if any(len(value.uses()) > 1 for value in held):
         return None  # each reader would need a weight of its own
     ties = known.of(node.inputs[0])
-    if ties is not None and len(ties) != _read_by(node):
+    if ties is not None and len(ties) != channels_read(node):
         known.fix(node.inputs[0])
     if len(held) > 1 and bias_of(node) is None:
         return None
     return known.new(weight.shape[weight_axis(node) or 0])
-
-
-def _read_by(node: ir.Node) -> int:
-    weight = constant(node.inputs[WEIGHT])
-    assert weight is not None, "has_rows"
-    if node.op_type == "Conv":
-        return int(weight.shape[AXIS] * groups_of(node))
-    return int(weight.shape[0 if node.op_type == "ConvTranspose" else 1 - (weight_axis(node) or 0)])
 
 
 def _same(known: Channels, node: ir.Node) -> Ties | None:

@@ -16,7 +16,7 @@ import numpy as np
 from tersor.core.errors import SchemeError
 from tersor.graph.corrections.bias import bias_of
 from tersor.graph.corrections.channels import HOMOGENEOUS
-from tersor.graph.corrections.patches import groups_of, has_rows
+from tersor.graph.corrections.patches import channels_read, groups_of, has_rows
 from tersor.graph.net import Array, Net, attribute, beside, constant
 from tersor.graph.placement.sites import WEIGHT, weight_axis
 from tersor.graph.weights import as_matrix
@@ -98,20 +98,11 @@ def _fits(first: ir.Node, second: ir.Node) -> bool:
     """Whether the outputs of the first are the channels of the second, each once or in a row of places."""
     weight = constant(first.inputs[WEIGHT])
     assert weight is not None, "has_rows"
-    channels, columns = weight.shape[weight_axis(first) or 0], _channels(second)
+    channels, columns = weight.shape[weight_axis(first) or 0], channels_read(second)
     images = first.op_type in ("Conv", "ConvTranspose")
     if second.op_type in ("Conv", "ConvTranspose"):
         return images and channels == columns
     return channels == columns or (images and columns % channels == 0)
-
-
-def _channels(node: ir.Node) -> int:
-    """How many channels an operator reads."""
-    weight = constant(node.inputs[WEIGHT])
-    assert weight is not None, "has_rows"
-    if node.op_type == "Conv":
-        return int(weight.shape[1] * groups_of(node))
-    return int(weight.shape[0 if node.op_type == "ConvTranspose" else 1 - (weight_axis(node) or 0)])
 
 
 def _factors(pair: Pair, largest: Array | None, strength: float) -> Array:
@@ -158,7 +149,7 @@ def scale(net: Net, node: ir.Node, *, reads: Array | None = None, makes: Array |
             _multiply(net, found[0], found[1], 1 / makes)
     if reads is None:
         return
-    each = np.repeat(reads, _channels(node) // len(reads))
+    each = np.repeat(reads, channels_read(node) // len(reads))
     if node.op_type == "Conv":
         groups = groups_of(node)
         rows = np.repeat(each.reshape(groups, weight.shape[1]), len(weight) // groups, axis=0)

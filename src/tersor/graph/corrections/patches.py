@@ -18,7 +18,7 @@ from tersor.graph.placement.sites import WEIGHT, weight_axis
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["columns_of", "groups_of", "has_rows", "input_rows", "same_pads", "spread"]
+__all__ = ["channels_read", "columns_of", "groups_of", "has_rows", "input_rows", "same_pads", "spread"]
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -36,6 +36,15 @@ def has_rows(node: ir.Node) -> bool:
 def groups_of(node: ir.Node) -> int:
     """How many parts of the channels go their own ways."""
     return int(attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+
+
+def channels_read(node: ir.Node) -> int:
+    """How many channels an operator reads."""
+    weight = constant(node.inputs[WEIGHT])
+    assert weight is not None, "has_rows says which operators have them"
+    if node.op_type == "Conv":
+        return int(weight.shape[1] * groups_of(node))
+    return int(weight.shape[0 if node.op_type == "ConvTranspose" else 1 - (weight_axis(node) or 0)])
 
 
 def columns_of(node: ir.Node) -> int:
