@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tersor.core.errors import EngineError
-from tersor.deploy.gateway.tensors import KINDS, Infer, parsed, written
+from tersor.deploy.gateway.tensors import Infer, parsed, written
+from tersor.deploy.running.datatypes import KINDS
 from tersor.deploy.running.supervised import RequestError
 
 X = {"name": "x", "datatype": "FP32", "shape": [-1, 3]}

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 from tersor.deploy.gateway import openai
 from tersor.deploy.gateway.operating.actions import ACTIONS
-from tersor.deploy.gateway.tensors import KINDS, MOST_AXES
+from tersor.deploy.running.datatypes import KINDS
+from tersor.deploy.running.tensors import MOST_AXES
 
 __all__ = ["SCHEMAS"]
 

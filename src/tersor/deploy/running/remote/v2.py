@@ -11,10 +11,10 @@ from urllib.parse import quote
 import numpy as np
 
 from tersor.core.errors import EngineError
-from tersor.deploy.gateway.tensors import MOST_AXES, tensor
 from tersor.deploy.running.datatypes import KINDS, NAMES
 from tersor.deploy.running.remote.link import PROBE_S, Link, WrongRemoteError, parsed
 from tersor.deploy.running.supervised import Answer, RequestError
+from tersor.deploy.running.tensors import MOST_AXES, tensor
 
 __all__ = ["V2"]
 
