@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from tersor.core.errors import EngineError
+from tersor.deploy.load.events import Events
 from tersor.deploy.load.exchange import Address, ExchangeError, request_bytes
 
 __all__ = ["Clock", "Reading", "Work", "chat_work", "fixed_work", "tensors", "tensors_work"]
@@ -222,22 +223,21 @@ class _Completion(_Whole):
 class _Stream(_Ignored):
     """Server-sent events of a chat completion: when the first and the last text came, and how many tokens."""
 
-    __slots__ = ("_clock", "_counted", "_events", "_is_done", "_rest")
+    __slots__ = ("_clock", "_counted", "_events", "_is_done", "_texts")
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
-        self._clock, self._rest, self._events, self._counted, self._is_done = clock, bytearray(), 0, 0, False
+        self._clock, self._events, self._texts, self._counted, self._is_done = clock, Events(), 0, 0, False
 
     def take(self, piece: bytes, /) -> None:
         """Read the events that `piece` completes; their time is now."""
         now = self._clock()
-        self._rest += piece
-        for data in self._complete():
+        for data in self._events.feed(piece):
             if data == b"[DONE]":
                 self._is_done = True
             elif data:
                 self._event(data, now)
-        if len(self._rest) > MOST_ANSWER_BYTES:
+        if self._events.unfinished > MOST_ANSWER_BYTES:
             raise ExchangeError("too large", f"an event of more than {MOST_ANSWER_BYTES} bytes")
 
     def finish(self) -> None:
@@ -246,14 +246,7 @@ class _Stream(_Ignored):
             raise ExchangeError("stream", "the stream ended without [DONE]")
         if self.first is None:
             raise ExchangeError("stream", "the stream held no text")
-        self.tokens = self._counted or self._events
-
-    def _complete(self) -> Iterator[bytes]:
-        *lines, rest = self._rest.split(b"\n")
-        self._rest = bytearray(rest)
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield bytes(line[5:].strip())
+        self.tokens = self._counted or self._texts
 
     def _event(self, data: bytes, now: float) -> None:
         document = _parsed(data, "stream")
@@ -263,7 +256,7 @@ class _Stream(_Ignored):
         choices = document.get("choices")
         if not isinstance(choices, list) or not any(map(_has_text, choices)):
             return
-        self._events += 1
+        self._texts += 1
         self.first = now if self.first is None else self.first
         self.last = now
 

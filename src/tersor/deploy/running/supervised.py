@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from tersor.core.errors import EngineError
 from tersor.deploy.running.channel import Channel, Inbox
 from tersor.deploy.running.messages import Message, is_last
 
-__all__ = ["Answer", "Patience", "RequestError", "Running", "State"]
+__all__ = ["Answer", "Lived", "Patience", "RequestError", "Running", "State"]
 
 Answer: TypeAlias = Message
 """A part of an answer, and its bytes."""
@@ -66,8 +67,37 @@ class Patience:
     steady: float = 60.0
 
 
+class Lived(ABC):
+    """What is started and closed, or held in an `async with`; between, a task of its own looks after it."""
+
+    _life: asyncio.Task[None] | None
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Make it ready."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End it."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def end_life(self) -> None:
+        """End the task, where there is one."""
+        life, self._life = self._life, None
+        if life is not None:
+            life.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await life
+
+
 @dataclass(eq=False)
-class Running:
+class Running(Lived):
     """One engine; `start` it, and `close` it at the end.
 
     kind      a key of `worker.KINDS`
@@ -103,20 +133,9 @@ class Running:
             await self.close()
             raise EngineError(self._reason)
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     async def close(self) -> None:
         """End the process; nothing is left of it."""
-        life, self._life = self._life, None
-        if life is not None:
-            life.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await life
+        await self.end_life()
         await self._end()
         self._to("closed", "closed")
 

@@ -29,7 +29,6 @@ from tersor.deploy.gateway.operating.standing import Inspector, Standing, Standi
 from tersor.deploy.gateway.rolling.keeping import RolloutFile
 from tersor.deploy.gateway.rolling.progress import Progress
 from tersor.deploy.registry.registry import Registry
-from tersor.deploy.registry.rows import State
 from tersor.deploy.registry.texts import timestamp
 from tersor.files.atomic import atomic_writer
 
@@ -121,10 +120,8 @@ class _Files:
     def __init__(self, audit: Path) -> None:
         self._audit = audit
         stem = audit.name.split(".")[0]
-        self._path, self._rollouts = (
-            audit.with_name(f"{stem}.rolled-back.json"),
-            RolloutFile(audit.with_name(f"{stem}.rollouts.json")),
-        )
+        self._path = audit.with_name(f"{stem}.rolled-back.json")
+        self._rollouts = RolloutFile(audit.with_name(f"{stem}.rollouts.json"))
         self._state = _State()
         if self._path.exists():
             text = self._path.read_text(encoding="utf-8", errors="replace")
@@ -237,10 +234,9 @@ class _Registered:
         serving = registry.serving(name)
         if serving is None:
             return
-        if now.state in ("shadow", "canary", "paused"):
-            state: State = "shadow" if now.state == "shadow" else "canary" if now.state == "canary" else "paused"
+        if now.state == "shadow" or now.state == "canary" or now.state == "paused":  # noqa: PLR1714 (mypy sees so)
             if serving.artefact == labels.primary:
-                registry.shift(name, labels.candidate, state=state, weight=weight, who=who, why=why)
+                registry.shift(name, labels.candidate, state=now.state, weight=weight, who=who, why=why)
         elif now.state == "promoted":
             registry.deploy(name, labels.candidate, labels.fallback, who=who, why=why, is_hashed=True)
         elif labels.candidate in (serving.artefact, serving.candidate):

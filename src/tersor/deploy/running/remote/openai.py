@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from tersor.core.errors import EngineError
+from tersor.deploy.load.events import Events
 from tersor.deploy.running.remote.link import Arriving, Link, WrongRemoteError, parsed
 from tersor.deploy.running.supervised import Answer
 
@@ -65,8 +66,8 @@ class _Events:
 
     def __init__(self, arriving: Arriving) -> None:
         self._arriving = arriving
-        self._rest = bytearray()
-        self._lines: deque[bytearray] = deque()
+        self._events = Events()
+        self._said: deque[bytes] = deque()
 
     async def next(self) -> bytes | None:
         """Return the data of the next event, None for [DONE]; EngineError where it does not come in time, or never."""
@@ -82,16 +83,14 @@ class _Events:
             raise EngineError(f"{name}: nothing came for {seconds:g} s") from None
 
     async def _data(self) -> bytes:
-        while not self._lines:
+        while not self._said:
             piece = await self._arriving.piece()
             if piece is None:
                 raise EngineError(f"{self._arriving.name}: the stream broke off")
-            *lines, self._rest = (self._rest + piece).split(b"\n")
-            self._lines.extend(lines)
-            if len(self._rest) > MOST_EVENT:
+            self._said.extend(self._events.feed(piece))
+            if self._events.unfinished > MOST_EVENT:
                 raise EngineError(f"{self._arriving.name}: an event of more than {MOST_EVENT} bytes")
-        line = self._lines.popleft()
-        return bytes(line[5:].strip()) if line.startswith(b"data:") else b""
+        return self._said.popleft()
 
 
 def checked(name: str, operation: str, found: object) -> dict[str, Any]:

@@ -14,14 +14,14 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from tersor.core.errors import EngineError, MissingError, SchemeError
 from tersor.deploy.load.client import tls_context
 from tersor.deploy.load.exchange import Address, request_bytes
 from tersor.deploy.running.remote import openai, v2
 from tersor.deploy.running.remote.link import AwayError, Link, WrongRemoteError
-from tersor.deploy.running.supervised import Answer, Patience, RequestError, State
+from tersor.deploy.running.supervised import Answer, Lived, Patience, RequestError, State
 
 __all__ = ["REMOTES", "Remote", "Speaker"]
 
@@ -45,7 +45,7 @@ REMOTES: dict[str, Callable[[str], Speaker]] = {"openai": openai.OpenAi, "v2": v
 
 
 @dataclass(eq=False)
-class Remote:
+class Remote(Lived):
     """One remote engine; `start` it, and `close` it at the end.
 
     kind     a key of REMOTES
@@ -86,20 +86,9 @@ class Remote:
             self._away(error)
         self._life = asyncio.create_task(self._live(), name=f"remote {self.name}")
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     async def close(self) -> None:
         """Ask no more."""
-        life, self._life = self._life, None
-        if life is not None:
-            life.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await life
+        await self.end_life()
         link, self._link = self._link, None
         if link is not None:
             await link.close()
