@@ -48,15 +48,9 @@ TURNS = 8
 """Of each arm in a round, where latencies are compared."""
 OVERHEAD_P50_MS, OVERHEAD_P99_MS = 1.0, 3.0
 RATE, SHARE, GOODPUT, SLOWER = 3000.0, 0.8, 0.9, 2.0
-DEPLOYMENT = """
-models:
-  small:
-    primary: quantized
-    fallback: full
-    variants:
-      quantized: {engine: onnxruntime, path: small.onnx}
-      full: {engine: onnxruntime, path: small.onnx}
-    limits: {in_flight: 64, queue: 256}
+DEPLOYMENT = (
+    f"models:{artefacts.SMALL}"
+    """
   heavy:
     primary: quantized
     fallback: full
@@ -70,6 +64,7 @@ models:
       quantized: {engine: llama.cpp, path: small.gguf, context: 512}
     limits: {in_flight: 200, queue: 200}
 """
+)
 
 
 @dataclass(frozen=True)

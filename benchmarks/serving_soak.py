@@ -31,15 +31,9 @@ from tersor.deploy.load.schedule import Step
 from tersor.deploy.load.work import chat_work, fixed_work
 
 GOAL_MB, SAMPLE_S = 1.0, 1.0
-DEPLOYMENT = """
-models:
-  small:
-    primary: quantized
-    fallback: full
-    variants:
-      quantized: {engine: onnxruntime, path: small.onnx}
-      full: {engine: onnxruntime, path: small.onnx}
-    limits: {in_flight: 64, queue: 256}
+DEPLOYMENT = (
+    f"models:{artefacts.SMALL}"
+    """
   demo:
     primary: quantized
     fallback: full
@@ -48,6 +42,7 @@ models:
       full: {engine: llama.cpp, path: full.gguf, context: 512}
     limits: {in_flight: 16, queue: 64}
 """
+)
 SHARES = {"bytes": 0.6, "JSON": 0.36, "completions": 0.01, "streams": 0.01, "refused": 0.02}
 """Of all requests."""
 

@@ -13,6 +13,15 @@ from tersor import reference_model
 from tersor.files.gguf import GgufFile
 
 WIDTH = 64
+SMALL = """
+  small:
+    primary: quantized
+    fallback: full
+    variants:
+      quantized: {engine: onnxruntime, path: small.onnx}
+      full: {engine: onnxruntime, path: small.onnx}
+    limits: {in_flight: 64, queue: 256}"""
+"""The entry in a deployment of a net whose work is next to nothing."""
 
 
 def weights(width: int) -> npt.NDArray[np.float32]:

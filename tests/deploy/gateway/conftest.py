@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -135,4 +136,36 @@ def deployed(artefacts: Path) -> Callable[[str], Path]:
 def gateway(deployed: Callable[[str], Path]) -> Iterator[Live]:
     """One that serves both models."""
     with live(deployed(YAML)) as found:
+        yield found
+
+
+KEYS = "keys:\n" + "".join(
+    f"  - {{name: {name}, sha256: {hashlib.sha256(name.encode()).hexdigest()}{more}}}\n"
+    for name, more in (("ann", ", admin: true"), ("bob", ""))
+)
+"""Each key's secret is its name."""
+
+
+@pytest.fixture(scope="module")
+def keyable(artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with copies of the artefacts, and the same deployment without keys and with them."""
+    made = tmp_path_factory.mktemp("keyable")
+    for file in ("small.gguf", "full.gguf", "twice.onnx"):
+        (made / file).write_bytes((artefacts / file).read_bytes())
+    (made / "deploy.yaml").write_text(YAML)
+    (made / "keyed.yaml").write_text(KEYS + YAML)
+    return made
+
+
+@pytest.fixture(scope="module")
+def local(keyable: Path) -> Iterator[Live]:
+    """Without keys."""
+    with live(keyable / "deploy.yaml", "--who", "carol") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def keyed(keyable: Path) -> Iterator[Live]:
+    """With those of `KEYS`."""
+    with live(keyable / "keyed.yaml") as found:
         yield found

@@ -9,7 +9,6 @@ import re
 import signal
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,33 +21,6 @@ from ..operating.orders import answered_by, asked
 from .reading import Parsed, got
 
 HOSTILE = "<script>alert(1)</script>'\"&"
-KEYS = "keys:\n" + "".join(
-    f"  - {{name: {name}, sha256: {hashlib.sha256(name.encode()).hexdigest()}{more}}}\n"
-    for name, more in (("ann", ", admin: true"), ("bob", ""))
-)
-
-
-@pytest.fixture(scope="module")
-def folder(artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("dashboard")
-    for file in ("small.gguf", "full.gguf", "twice.onnx"):
-        (made / file).write_bytes((artefacts / file).read_bytes())
-    (made / "deploy.yaml").write_text(YAML)
-    (made / "keyed.yaml").write_text(KEYS + YAML)
-    return made
-
-
-@pytest.fixture(scope="module")
-def local(folder: Path) -> Iterator[Live]:
-    """Without keys."""
-    with live(folder / "deploy.yaml", "--who", "carol") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def keyed(folder: Path) -> Iterator[Live]:
-    with live(folder / "keyed.yaml") as found:
-        yield found
 
 
 def rest(response: http.client.HTTPResponse) -> bytes:
@@ -60,9 +32,9 @@ def rest(response: http.client.HTTPResponse) -> bytes:
     return seen
 
 
-def lines(folder: Path, name: str) -> list[tuple[str, str, str]]:
+def lines(keyable: Path, name: str) -> list[tuple[str, str, str]]:
     """Who, what and result of the audit log."""
-    rows = map(json.loads, (folder / f"{name}.audit.jsonl").read_text().splitlines())
+    rows = map(json.loads, (keyable / f"{name}.audit.jsonl").read_text().splitlines())
     return [(row["who"], row["what"], row["result"]) for row in rows]
 
 
@@ -123,7 +95,7 @@ def test_without_keys_this_machine_alone_reads_it(headers: dict[str, str], statu
         assert got(local.address, "/dashboard/events", headers)[0] == status
 
 
-def test_an_order_needs_our_form_a_reason_and_no_other_page(local: Live, folder: Path) -> None:
+def test_an_order_needs_our_form_a_reason_and_no_other_page(local: Live, keyable: Path) -> None:
     status, text, _ = got(local.address, "/dashboard/act?action=rollback&model=demo")
     form = Parsed(text).hidden()
     assert (status, form["action"], form["model"]) == (200, "rollback", "demo")
@@ -148,8 +120,8 @@ def test_an_order_needs_our_form_a_reason_and_no_other_page(local: Live, folder:
     status, text, _ = got(local.address, act, {"Origin": local.address}, {**form, **why})
     assert (status, "✓ done" in Parsed(text).said) == (200, True)
     assert answered_by(local) == "full"
-    assert ("carol", "rollback", "done") in lines(folder, "deploy")
-    assert ("carol", "POST /dashboard/act", "refused") in lines(folder, "deploy")
+    assert ("carol", "rollback", "done") in lines(keyable, "deploy")
+    assert ("carol", "POST /dashboard/act", "refused") in lines(keyable, "deploy")
     text = got(local.address)[1]
     page = Parsed(text)
     assert "<script>alert" not in text
@@ -193,9 +165,9 @@ def test_events_tell_everything_once_and_then_what_changed(local: Live) -> None:
     connection.close()
 
 
-def test_listeners_are_few_and_end_with_the_gateway(folder: Path) -> None:
-    (folder / "ends.yaml").write_text(YAML)
-    with live(folder / "ends.yaml") as gateway:
+def test_listeners_are_few_and_end_with_the_gateway(keyable: Path) -> None:
+    (keyable / "ends.yaml").write_text(YAML)
+    with live(keyable / "ends.yaml") as gateway:
         kept = []
         for _ in range(32):
             connection = http.client.HTTPConnection(gateway.address.removeprefix("http://"), timeout=30)
@@ -212,7 +184,7 @@ def test_listeners_are_few_and_end_with_the_gateway(folder: Path) -> None:
             connection.close()
 
 
-def test_with_keys_a_session_takes_a_key(keyed: Live, folder: Path) -> None:
+def test_with_keys_a_session_takes_a_key(keyed: Live, keyable: Path) -> None:
     status, text, headers = got(keyed.address)
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
     assert "demo" not in Parsed(text).said
@@ -237,7 +209,7 @@ def test_with_keys_a_session_takes_a_key(keyed: Live, folder: Path) -> None:
     assert got(keyed.address, "/dashboard/act", mine, {**form, "action": "restore", "why": "x"})[0] == 200
     assert got(keyed.address, "/dashboard/sign-out", mine, {})[0] == 303
     assert got(keyed.address, "/", mine)[0] == 401
-    told = lines(folder, "keyed")
+    told = lines(keyable, "keyed")
     for line in (("ann", "sign in", "done"), ("ann", "rollback", "done"), ("ann", "sign out", "done"),
                  ("unknown", "POST /dashboard/sign-in", "refused")):  # fmt: skip
         assert line in told
@@ -259,13 +231,13 @@ def test_a_key_that_is_no_admins_reads_and_orders_nothing(keyed: Live) -> None:
     assert asked(keyed.address, "POST", "/v1/rollout", {**order, "action": "restore"}, admin)[0] == 200
 
 
-def test_a_session_ends_with_its_key(keyed: Live, folder: Path) -> None:
-    bob, text = session(keyed, "bob"), (folder / "keyed.yaml").read_text()
+def test_a_session_ends_with_its_key(keyed: Live, keyable: Path) -> None:
+    bob, text = session(keyed, "bob"), (keyable / "keyed.yaml").read_text()
     admin = {"Authorization": "Bearer ann", "Content-Type": "application/json"}
     connection = http.client.HTTPConnection(keyed.address.removeprefix("http://"), timeout=30)
     connection.request("GET", "/dashboard/events", headers=bob)
     response = connection.getresponse()
-    (folder / "keyed.yaml").write_text(
+    (keyable / "keyed.yaml").write_text(
         text.replace(hashlib.sha256(b"bob").hexdigest(), hashlib.sha256(b"bib").hexdigest())
     )
     try:
@@ -273,7 +245,7 @@ def test_a_session_ends_with_its_key(keyed: Live, folder: Path) -> None:
         assert rest(response).endswith(b"\n\n")  # he listens no longer
         assert got(keyed.address, "/", bob)[0] == 401
     finally:
-        (folder / "keyed.yaml").write_text(text)
+        (keyable / "keyed.yaml").write_text(text)
         asked(keyed.address, "POST", "/v1/rollout", {"action": "reload"}, admin)
         connection.close()
 

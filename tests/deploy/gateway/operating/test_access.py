@@ -6,7 +6,7 @@ import hashlib
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,12 @@ from .orders import BODY, JSON, answered_by, asked, ordered, seen
 
 triton = pytest.importorskip("tritonclient.http", reason="is a client: pip install 'tritonclient[http]'")
 ORDER = {"action": "rollback", "model": "demo", "why": "test"}
-KEYS = "keys:\n" + "".join(
-    f"  - {{name: {name}, sha256: {hashlib.sha256(name.encode()).hexdigest()}{more}}}\n"
-    for name, more in (("ann", ", admin: true"), ("bob", ""))
-)
 
 
-def lines(folder: Path, name: str = "deploy") -> list[dict[str, Any]]:
+def lines(keyable: Path, name: str = "deploy") -> list[dict[str, Any]]:
     """The audit log."""
-    path = folder / f"{name}.audit.jsonl"
+    path = keyable / f"{name}.audit.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@pytest.fixture(scope="module")
-def folder(artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("access")
-    for file in ("small.gguf", "full.gguf", "twice.onnx"):
-        (made / file).write_bytes((artefacts / file).read_bytes())
-    (made / "deploy.yaml").write_text(YAML)
-    (made / "keyed.yaml").write_text(KEYS + YAML)
-    return made
-
-
-@pytest.fixture(scope="module")
-def local(folder: Path) -> Iterator[Live]:
-    """Without keys."""
-    with live(folder / "deploy.yaml", "--who", "carol") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def keyed(folder: Path) -> Iterator[Live]:
-    with live(folder / "keyed.yaml") as found:
-        yield found
 
 
 @pytest.mark.parametrize(
@@ -130,13 +103,13 @@ def test_an_order_that_makes_no_sense_is_told_why(order: object, status: int, wo
     assert (found, words in told["error"]["message"]) == (status, True), told
 
 
-def test_a_rollback_and_its_end_outlive_a_kill_without_a_registry(folder: Path) -> None:
-    (folder / "mine.yaml").write_text(YAML)
-    with live(folder / "mine.yaml") as gateway:
+def test_a_rollback_and_its_end_outlive_a_kill_without_a_registry(keyable: Path) -> None:
+    (keyable / "mine.yaml").write_text(YAML)
+    with live(keyable / "mine.yaml") as gateway:
         assert ordered(gateway, "rollback", "demo", why="garbage\x1b[31m")[0] == 200
         assert answered_by(gateway) == "full"
         gateway.process.kill()
-    with live(folder / "mine.yaml") as gateway:
+    with live(keyable / "mine.yaml") as gateway:
         found = seen(gateway)
         assert (found["state"], found["answering"], found["since"]["why"]) == ("rolled back", "full", "garbage?[31m")
         headers = asked(gateway.address, "POST", "/v1/completions", BODY, JSON)[2]
@@ -146,20 +119,20 @@ def test_a_rollback_and_its_end_outlive_a_kill_without_a_registry(folder: Path) 
         assert ordered(gateway, "restore", "demo")[0] == 200
         assert answered_by(gateway) == "quantized"
         gateway.process.kill()
-    with live(folder / "mine.yaml") as gateway:
+    with live(keyable / "mine.yaml") as gateway:
         assert answered_by(gateway) == "quantized"
-    told = [(line["what"], line["subject"], line["result"]) for line in lines(folder, "mine")]
+    told = [(line["what"], line["subject"], line["result"]) for line in lines(keyable, "mine")]
     assert told[:2] == [("rollback", "demo", "begun"), ("rollback", "demo", "done")]
     assert told[2:4] == [("reload", "*", "begun"), ("reload", "*", "done")]
 
 
-def test_everything_that_was_tried_is_written_down(folder: Path) -> None:
-    (folder / "told.yaml").write_text(YAML)
-    with live(folder / "told.yaml", "--who", "carol") as gateway:
+def test_everything_that_was_tried_is_written_down(keyable: Path) -> None:
+    (keyable / "told.yaml").write_text(YAML)
+    with live(keyable / "told.yaml", "--who", "carol") as gateway:
         assert ordered(gateway, "reset-breaker", "twice", why="calm")[0] == 200
         assert ordered(gateway, "load", "nothing")[0] == 404
         asked(gateway.address, "POST", "/v1/rollout", ORDER, {**JSON, "Origin": "http://evil.example"})
-    rows = lines(folder, "told")
+    rows = lines(keyable, "told")
     assert [(row["who"], row["what"], row["subject"], row["result"]) for row in rows] == [
         ("carol", "reset-breaker", "twice", "begun"),
         ("carol", "reset-breaker", "twice", "done"),
@@ -171,7 +144,7 @@ def test_everything_that_was_tried_is_written_down(folder: Path) -> None:
     assert all(row["origin"].startswith("127.0.0.1 port ") and row["at"].endswith("Z") for row in rows)
 
 
-def test_who_may_not_ask_cannot_fill_the_disk(keyed: Live, folder: Path) -> None:
+def test_who_may_not_ask_cannot_fill_the_disk(keyed: Live, keyable: Path) -> None:
     kept = http.client.HTTPConnection(keyed.address.removeprefix("http://"), timeout=10)
     for _ in range(200):
         kept.request("GET", "/v1/rollout")
@@ -179,10 +152,10 @@ def test_who_may_not_ask_cannot_fill_the_disk(keyed: Live, folder: Path) -> None
         response.read()
         assert response.status == 401
     kept.close()
-    assert len(lines(folder, "keyed")) < 30
+    assert len(lines(keyable, "keyed")) < 30
 
 
-def test_with_keys_an_admin_alone_says_what_serves(keyed: Live, folder: Path) -> None:
+def test_with_keys_an_admin_alone_says_what_serves(keyed: Live, keyable: Path) -> None:
     def tried(key: str | None, method: str = "POST", path: str = "/v1/rollout", body: object = ORDER) -> int:
         headers = {**JSON, **({} if key is None else {"Authorization": f"Bearer {key}"})}
         return asked(keyed.address, method, path, body, headers)[0]
@@ -195,15 +168,15 @@ def test_with_keys_an_admin_alone_says_what_serves(keyed: Live, folder: Path) ->
     assert tried("bob", "GET", "/v1/models", None) == 200
     headers = {**JSON, "Authorization": "Bearer ann", "Host": "served.example", "X-Forwarded-For": "9.9.9.9"}
     assert asked(keyed.address, "POST", "/v1/rollout", ORDER, headers)[0] == 200
-    mine = [row for row in lines(folder, "keyed") if row["what"] == "rollback"]
+    mine = [row for row in lines(keyable, "keyed") if row["what"] == "rollback"]
     assert [(row["who"], row["result"]) for row in mine] == [("ann", "begun"), ("ann", "done")]
     assert asked(keyed.address, "POST", "/v1/rollout", {**ORDER, "action": "restore"}, headers)[0] == 200
 
 
-def test_keys_change_with_a_reload(keyed: Live, folder: Path) -> None:
+def test_keys_change_with_a_reload(keyed: Live, keyable: Path) -> None:
     headers = {**JSON, "Authorization": "Bearer ann"}
-    text = (folder / "keyed.yaml").read_text()
-    (folder / "keyed.yaml").write_text(
+    text = (keyable / "keyed.yaml").read_text()
+    (keyable / "keyed.yaml").write_text(
         text.replace(hashlib.sha256(b"bob").hexdigest(), hashlib.sha256(b"bib").hexdigest())
     )
     try:
@@ -212,17 +185,17 @@ def test_keys_change_with_a_reload(keyed: Live, folder: Path) -> None:
             given = {"Authorization": f"Bearer {secret}"}
             assert asked(keyed.address, "GET", "/v1/models", None, given)[0] == status
     finally:
-        (folder / "keyed.yaml").write_text(text)
+        (keyable / "keyed.yaml").write_text(text)
         asked(keyed.address, "POST", "/v1/rollout", {"action": "reload"}, headers)
 
 
-def test_a_log_that_leads_elsewhere_is_not_followed(deployed: Callable[[str], Path], folder: Path) -> None:
-    path = folder / "linked.yaml"
+def test_a_log_that_leads_elsewhere_is_not_followed(deployed: Callable[[str], Path], keyable: Path) -> None:
+    path = keyable / "linked.yaml"
     path.write_text(YAML)
-    target = folder / "target"
+    target = keyable / "target"
     with live(path) as gateway:
         target.write_text("mine")
-        (folder / "linked.audit.jsonl").symlink_to(target)
+        (keyable / "linked.audit.jsonl").symlink_to(target)
         status, told = ordered(gateway, "rollback", "demo")
         assert status == 503
         assert "the audit log cannot be written" in told["error"]["message"]
