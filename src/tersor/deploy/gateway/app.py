@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -295,13 +295,11 @@ class Gateway:
         headers = {**self._told(model, reply), "Cache-Control": "no-store"}
         return responses.StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
-    @asynccontextmanager
-    async def _answered(
+    def _answered(
         self, model: Served, asked: dict[str, Any], payload: bytes, caller: Caller
-    ) -> AsyncIterator[Reply]:
+    ) -> AbstractAsyncContextManager[Reply]:
         try:
-            async with self.rollouts.answered(model, asked, payload, caller) as reply:
-                yield reply
+            return self.rollouts.answered(model, asked, payload, caller)
         except SchemeError as error:
             raise RequestError(str(error), BAD_REQUEST) from error
 

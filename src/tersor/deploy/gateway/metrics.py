@@ -69,7 +69,7 @@ class Metrics:
             "tersor_shadow_dropped", "Answers that were not compared.", (*by, "reason"), registry=registry
         )
 
-        for metric in (self.requests, self.tokens, self.seconds, self.first, self.in_flight):
+        for metric in (self.requests, self.tokens, self.seconds, self.first, self.together, self.in_flight):
             # Of each request; a look-up checks names and takes a lock otherwise.
             vars(metric)["labels"] = cache(metric.labels)
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -68,18 +68,15 @@ class Rollouts:
                     await self._keep(name, self._counted(trial))
                 await trial.close()
 
-    @asynccontextmanager
-    async def answered(
+    def answered(
         self, model: Served, request: dict[str, Any], payload: bytes, caller: Caller
-    ) -> AsyncIterator[Reply]:
-        """Yield a reply of the candidate or of `model`; SchemeError for a choice that there is not."""
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Return what holds a reply of the candidate or of `model`; SchemeError for a choice that there is not."""
         trial = self.trials.get(model.name)
         is_tried = trial is not None and trial.control is model and trial.is_loaded and not model.is_rolled_back
         if caller.choice and caller.choice not in (model.plan.primary, *([trial.candidate] if trial else [])):
             raise SchemeError(f"{model.name}: no variant {caller.choice!r:.80} can be asked for now")
-        source = trial.answered(request, payload, caller) if trial and is_tried else model.answered(request, payload)
-        async with source as reply:
-            yield reply
+        return trial.answered(request, payload, caller) if trial and is_tried else model.answered(request, payload)
 
     def progress(self, name: str) -> Progress | None:
         """How far the rollout of a model is; None where it has no candidate."""
