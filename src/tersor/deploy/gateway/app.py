@@ -26,6 +26,8 @@ from tersor.deploy.gateway.operating.audit import Author
 from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.records import Records
 from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
+from tersor.deploy.gateway.recording.feedback import Feedback
+from tersor.deploy.gateway.recording.watch import Watch
 from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
 from tersor.kernels.lazy import LazyModule
@@ -72,13 +74,15 @@ class Gateway:
         self.fleet = Fleet(self.deployment, self.records, self.metrics, self.patience)
         self.access = Access(self.deployment.keys, self.user)
         self.operator = Operator(self.fleet, self.access, self.read)
+        self.watch = Watch(self.deployment, self.metrics, lambda: self.fleet.models)
+        self.feedback = Feedback(self.metrics.recorder)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hold all engines; raises what `Fleet.running` raises."""
-        async with self.fleet.running(Author(self.user, "start")):
+        async with self.fleet.running(Author(self.user, "start")), self.watch.running():
             try:
                 yield
             finally:
@@ -128,7 +132,7 @@ class Gateway:
         return {
             "alive": self._healthz, "ready": self._readyz, "metrics": self._metrics, "description": self._describe,
             "models": self._list, **{name: self._openai(name) for name in openai.OPERATIONS},
-            "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
+            "feedback": self._feedback, "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
             "metadata": self._metadata, "model_ready": self._model_ready, "infer": self._infer, "index": self._index,
             **operators.handlers(),
         }  # fmt: skip
@@ -233,6 +237,7 @@ class Gateway:
                 return await self._stream(operation, model, asked, given)
             async with model.answered(asked) as reply:
                 made = await openai.finished(operation, model, reply, given)
+                self.feedback.remember(made.get("id", ""), model.name, reply.variant)
                 return as_json(made, headers=self._told(model, reply))
 
         return answer
@@ -241,13 +246,19 @@ class Gateway:
         stack = AsyncExitStack()
         reply = await stack.enter_async_context(model.answered(asked))
 
+        number = openai.number(operation)
+        self.feedback.remember(number, model.name, reply.variant)
+
         async def events() -> AsyncIterator[bytes]:
             async with stack:
-                async for event in openai.streamed(operation, model, reply, given):
+                async for event in openai.streamed(operation, model, reply, given, number):
                     yield event
 
         headers = {**self._told(model, reply), "Cache-Control": "no-store"}
         return responses.StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    async def _feedback(self, request: Request) -> Response:
+        return as_json(self.feedback.take(json_of(await self._body(request))))
 
     def _told(self, model: Served, reply: Reply) -> dict[str, str]:
         """Count a reply, and return the headers that say who gave it."""
@@ -309,6 +320,8 @@ class Gateway:
                 raise EngineError(f"{model.name}: the engine answered nothing")
             part, payload = reply.held[0]
             self.metrics.together.labels(model.name, reply.variant).observe(part.get("together", 1))
+            if infer.number:
+                self.feedback.remember(infer.number, model.name, reply.variant)
             body, size = tensors.written(model.name, VERSION, infer, part["outputs"], payload)
             headers = self._told(model, reply)
             if size is None:
