@@ -47,6 +47,25 @@ class Metrics:
         )
         self.in_flight = gauge("tersor_in_flight_requests", "Requests being answered.", ("model",), registry=registry)
         self.ready = gauge("tersor_engine_ready", "Whether an engine answers.", by, registry=registry)
+        self._watched()
+        self.recorder = Recorder()
+
+        for metric in (
+            self.requests,
+            self.tokens,
+            self.seconds,
+            self.first,
+            self.in_flight,
+            self.failed,
+            self.fell_back,
+        ):
+            # Of each request; a look-up checks names and takes a lock otherwise.
+            vars(metric)["labels"] = cache(metric.labels)
+
+    def _watched(self) -> None:
+        """Make those that the watch sets, or its alerts look at."""
+        registry, by = self.registry, ("model", "variant")
+        counter, gauge = prometheus_client.Counter, prometheus_client.Gauge
         self.failed = counter("tersor_failed", "Requests taken that nobody answered.", by, registry=registry)
         self.fell_back = counter(
             "tersor_fell_back", "Requests of this variant that the fallback answered.", by, registry=registry
@@ -74,19 +93,6 @@ class Metrics:
         self.alerts = gauge(
             "tersor_alerts_firing", "Alerts of the gateway's own that fire.", (*by, "alert"), registry=registry
         )
-        self.recorder = Recorder()
-
-        for metric in (
-            self.requests,
-            self.tokens,
-            self.seconds,
-            self.first,
-            self.in_flight,
-            self.failed,
-            self.fell_back,
-        ):
-            # Of each request; a look-up checks names and takes a lock otherwise.
-            vars(metric)["labels"] = cache(metric.labels)
 
     def introduce(self, model: str, variant: str) -> None:
         """Begin all counts of a variant at zero: a share of what was never counted would be no number."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.deploy.gateway.recording.test_recorder import Clock
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.alerting.plan import MonitorPlan
@@ -13,7 +14,6 @@ from tersor.deploy.gateway.recording.drifting import Drifting
 from tersor.deploy.gateway.recording.recorder import Recorder
 from tersor.deploy.gateway.recording.samples import FIRST, Reference, reference_of_file
 from tersor.deploy.gateway.recording.store import Store
-from tests.deploy.gateway.recording.test_recorder import Clock
 
 
 def _ask(recorder: Recorder, seed: int, count: int, letter: str = "a") -> None:

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.deploy.gateway.recording.test_recorder import Clock
 
 from tersor.core.errors import FormatError
 from tersor.deploy.gateway.recording.recorder import Recorder
 from tersor.deploy.gateway.recording.store import Happening, Store, read_days, read_happenings
-from tests.deploy.gateway.recording.test_recorder import Clock
 
 COUNTING = """
 import itertools, sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ def reference_of_file(path: Path) -> Reference:
         )
     try:
         sample = list(_rows(path)) if path.suffix in (".npz", ".npy") else list(_lines(path))
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path}: no calibration data ({' '.join(str(error).split())[:120]})") from error
     if len(sample) < LEAST:
         raise SchemeError(f"{path}: {len(sample)} examples; {LEAST} or more are needed to know what is usual")
