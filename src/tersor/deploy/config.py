@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.deploy.alerting.plan import MailPlan, MonitorPlan, Silence
 from tersor.deploy.load.exchange import Address
 from tersor.deploy.rollout.plan import RolloutPlan, read_plan
 from tersor.deploy.running.opening import BATCHING_ENGINES, ENGINES, TENSOR_ENGINES
@@ -123,6 +124,8 @@ class Deployment:
     retire_s     for requests that a variant is still answering after it was replaced
     registry     folder of the registry that every artefact must stand in, with a pass of its gate; empty: none asks
     audit        file that keeps who changed what, where there is no registry; empty: beside the deployment
+    record       file that keeps the figures of the last weeks, and alerts; empty: beside the deployment
+    monitor      what is usual, whom alerts are told, what is done when inputs drift
     keys         none: everybody may ask
     """
 
@@ -135,6 +138,8 @@ class Deployment:
     retire_s: float = 600.0
     registry: str = ""
     audit: str = ""
+    record: str = ""
+    monitor: MonitorPlan = field(default_factory=lambda: MonitorPlan({}))
     keys: tuple[Key, ...] = field(default=())
 
 
@@ -166,14 +171,38 @@ def read_deployment(path: Path) -> Deployment:
             raise SchemeError(f"keys: {key.name!r} needs the SHA-256 of its secret in 64 hexadecimal digits")
     if len({key.name for key in keys}) < len(keys) or not all(key.name.isprintable() and key.name for key in keys):
         raise SchemeError("keys: each needs a printable name of its own")
-    made = _filled(path.name, Deployment, {**given, "models": models, "keys": keys})
+    monitor = _monitor(given.pop("monitor", None) or {}, models, path.parent)
+    made = _filled(path.name, Deployment, {**given, "models": models, "keys": keys, "monitor": monitor})
     if made.registry:
         made = replace(made, registry=str(_inside("registry", made.registry, path.parent)))
     audit = _inside("audit", made.audit or f"{path.stem}.audit.jsonl", path.parent, must_exist=False)
-    made = replace(made, audit=str(audit))
+    record = _inside("record", made.record or f"{path.stem}.record.db", path.parent, must_exist=False)
+    made = replace(made, audit=str(audit), record=str(record))
     if made.host not in ("127.0.0.1", "::1", "localhost") and not made.keys:
         raise SchemeError(f"host {made.host} is open to others: give keys, or listen on 127.0.0.1")
     return made
+
+
+def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> MonitorPlan:
+    """Check what is said of the watch; files of references are whole paths then."""
+    given, place = _mapping("monitor", entry), "monitor"
+    references = {}
+    for name, file in _mapping(f"{place}.references", given.get("references") or {}).items():
+        if name not in models or not isinstance(file, str):
+            raise SchemeError(f"{place}.references.{name}: one of the models and a file are wanted")
+        references[name] = str(_inside(f"{place}.references.{name}", file, folder))
+    for name in ("silences", "refresh"):
+        if not isinstance(given.get(name, []), list):
+            raise SchemeError(f"{place}.{name}: a list is wanted, not {given[name]!r:.60}")
+    silences = tuple(_filled(f"{place}.silences[{n}]", Silence, one) for n, one in enumerate(given.get("silences", [])))
+    mail = given.get("mail")
+    if mail is not None:
+        mail = _mapping(f"{place}.mail", mail)
+        to = mail.get("to", [])
+        mail = _filled(f"{place}.mail", MailPlan, {**mail, "to": tuple(to) if isinstance(to, list) else (to,)})
+    whole = {**given, "references": references, "silences": silences, "mail": mail}
+    whole["limits"] = _mapping(f"{place}.limits", given.get("limits") or {})
+    return _filled(place, MonitorPlan, {**whole, "refresh": tuple(given.get("refresh", []))})
 
 
 def _model(place: str, entry: object, folder: Path) -> ModelPlan:

@@ -28,6 +28,8 @@ from tersor.deploy.gateway.operating.audit import Author
 from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.records import Records
 from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
+from tersor.deploy.gateway.recording.feedback import Feedback
+from tersor.deploy.gateway.recording.watch import Watch
 from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.retries import Retries
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
@@ -91,6 +93,8 @@ class Gateway:
         self.rollouts, self.retries = Rollouts(self.fleet), Retries()
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts)
         self.pulse = Pulse(self.fleet, self.rollouts, lambda: self.draining)
+        self.watch = Watch(self.deployment, self.metrics, lambda: self.fleet.models)
+        self.feedback = Feedback(self.metrics.recorder)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
 
@@ -98,7 +102,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Hold all engines; raises what `Fleet.running` raises."""
         begun = self.fleet.running(Author(self.user, "start"))
-        async with begun, self.rollouts.running(), self.pulse.running():
+        async with begun, self.rollouts.running(), self.pulse.running(), self.watch.running():
             try:
                 yield
             finally:
@@ -150,7 +154,7 @@ class Gateway:
         return {
             "alive": self._healthz, "ready": self._readyz, "metrics": self._metrics, "description": self._describe,
             "models": self._list, **{name: once(self._openai(name)) for name in openai.OPERATIONS},
-            "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
+            "feedback": self._feedback, "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
             "metadata": self._metadata, "model_ready": self._model_ready, "infer": once(self._infer),
             "index": self._index,
             **operators.handlers(), **pages.handlers(),
@@ -277,6 +281,7 @@ class Gateway:
                 return await self._stream(operation, model, asked, given, caller)
             async with self._answered(model, asked, b"", caller) as reply:
                 made = await openai.finished(operation, model, reply, given)
+                self.feedback.remember(made.get("id", ""), model.name, reply.variant)
                 return as_json(made, headers=self._told(model, reply))
 
         return answer
@@ -287,13 +292,19 @@ class Gateway:
         stack = AsyncExitStack()
         reply = await stack.enter_async_context(self._answered(model, asked, b"", caller))
 
+        number = openai.number(operation)
+        self.feedback.remember(number, model.name, reply.variant)
+
         async def events() -> AsyncIterator[bytes]:
             async with stack:
-                async for event in openai.streamed(operation, model, reply, given):
+                async for event in openai.streamed(operation, model, reply, given, number):
                     yield event
 
         headers = {**self._told(model, reply), "Cache-Control": "no-store"}
         return responses.StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    async def _feedback(self, request: Request) -> Response:
+        return as_json(self.feedback.take(json_of(await self._body(request))))
 
     def _answered(
         self, model: Served, asked: dict[str, Any], payload: bytes, caller: Caller
@@ -364,6 +375,8 @@ class Gateway:
                 raise EngineError(f"{model.name}: the engine answered nothing")
             part, payload = reply.held[0]
             self.metrics.together.labels(model.name, reply.variant).observe(part.get("together", 1))
+            if infer.number:
+                self.feedback.remember(infer.number, model.name, reply.variant)
             body, size = tensors.written(model.name, VERSION, infer, part["outputs"], payload)
             headers = self._told(model, reply)
             if size is None:

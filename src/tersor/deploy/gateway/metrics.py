@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from tersor.deploy.gateway.recording.recorder import Recorder
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ TOGETHER = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The metrics of one gateway, in a registry of their own."""
+    """The metrics of one gateway, in a registry of their own, and what is recorded beside them."""
 
     def __init__(self) -> None:
         registry = self.registry = prometheus_client.CollectorRegistry()
@@ -46,6 +47,19 @@ class Metrics:
         )
         self.in_flight = gauge("tersor_in_flight_requests", "Requests being answered.", ("model",), registry=registry)
         self.ready = gauge("tersor_engine_ready", "Whether an engine answers.", by, registry=registry)
+        self._rolled_out()
+        self._watched()
+        self.recorder = Recorder()
+
+        each = (self.requests, self.tokens, self.seconds, self.first, self.together, self.in_flight)
+        for metric in (*each, self.failed, self.fell_back):
+            # Of each request; a look-up checks names and takes a lock otherwise.
+            vars(metric)["labels"] = cache(metric.labels)
+
+    def _rolled_out(self) -> None:
+        """Make those of rollouts and their shadows."""
+        registry, by = self.registry, ("model", "variant")
+        counter, gauge = prometheus_client.Counter, prometheus_client.Gauge
         self.weight = gauge(
             "tersor_rollout_weight", "Share of requests that a candidate answers.", by, registry=registry
         )
@@ -69,9 +83,43 @@ class Metrics:
             "tersor_shadow_dropped", "Answers that were not compared.", (*by, "reason"), registry=registry
         )
 
-        for metric in (self.requests, self.tokens, self.seconds, self.first, self.together, self.in_flight):
-            # Of each request; a look-up checks names and takes a lock otherwise.
-            vars(metric)["labels"] = cache(metric.labels)
+    def _watched(self) -> None:
+        """Make those that the watch sets, or its alerts look at."""
+        registry, by = self.registry, ("model", "variant")
+        counter, gauge = prometheus_client.Counter, prometheus_client.Gauge
+        self.failed = counter("tersor_failed", "Requests taken that nobody answered.", by, registry=registry)
+        self.fell_back = counter(
+            "tersor_fell_back", "Requests of this variant that the fallback answered.", by, registry=registry
+        )
+        self.memory = gauge("tersor_engine_memory_bytes", "Memory that an engine holds.", by, registry=registry)
+        self.machine = gauge("tersor_machine_memory_bytes", "Memory of this machine.", registry=registry)
+        self.agreement = gauge(
+            "tersor_agreement_ratio", "Answers that agree with the reference, last hour.", by, registry=registry
+        )
+        self.accuracy = gauge(
+            "tersor_accuracy_ratio", "Labelled answers that are right, last hour.", by, registry=registry
+        )
+        self.drifted = gauge(
+            "tersor_drift_alarm",
+            "Whether the last window drifted; side: input or output.",
+            (*by, "side"),
+            registry=registry,
+        )
+        self.distance = gauge(
+            "tersor_drift_nats",
+            "Jensen-Shannon divergence of the last window.",
+            (*by, "side", "feature"),
+            registry=registry,
+        )
+        self.alerts = gauge(
+            "tersor_alerts_firing", "Alerts of the gateway's own that fire.", (*by, "alert"), registry=registry
+        )
+
+    def introduce(self, model: str, variant: str) -> None:
+        """Begin all counts of a variant at zero: a share of what was never counted would be no number."""
+        self.requests.labels(model, variant, "200")
+        for metric in (self.failed, self.fell_back):
+            metric.labels(model, variant)
 
     def text(self) -> bytes:
         """All of it as Prometheus reads it."""

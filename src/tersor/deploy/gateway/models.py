@@ -42,12 +42,16 @@ class Reply:
     held     its first parts, which were judged before any was sent
     rest     the parts behind them; EngineError where they turn out wrong
     reason   why the fallback gives it; empty: it does not
+    tokens   that it had, told by who passes it on
+    is_cut   it broke off after something was sent
     """
 
     variant: str
     held: list[Answer]
     rest: AsyncIterator[Answer]
     reason: str = ""
+    tokens: int = 0
+    is_cut: bool = False
 
     async def parts(self) -> AsyncIterator[Answer]:
         """Yield all parts."""
@@ -157,12 +161,34 @@ class Served:
             gauge.inc()
             try:
                 async with self._begun(request, payload, deadline) as reply:
-                    labels = self.name, reply.variant
-                    self.metrics.first.labels(*labels).observe(time.monotonic() - arrived)
+                    labels, first = (self.name, reply.variant), time.monotonic() - arrived
+                    self.metrics.first.labels(*labels).observe(first)
                     yield reply
-                    self.metrics.seconds.labels(*labels).observe(time.monotonic() - arrived)
+                    whole = time.monotonic() - arrived
+                    self.metrics.seconds.labels(*labels).observe(whole)
+                    self._record(request, payload, reply, first, whole)
+            except (EngineError, TooLateError):
+                self._record_failure()
+                raise
             finally:
                 gauge.dec()
+
+    def _record(self, request: dict[str, Any], payload: bytes, reply: Reply, first_s: float, whole_s: float) -> None:
+        """Write down what became of a request."""
+        if reply.is_cut:
+            self._record_failure(reply.variant)
+            return
+        recorder = self.metrics.recorder
+        recorder.answered(self.name, reply.variant, first_s, whole_s, reply.tokens)
+        if reply.reason and not self.is_rolled_back:
+            recorder.fell_back(self.name, self.plan.primary)
+            self.metrics.fell_back.labels(self.name, self.plan.primary).inc()
+        recorder.asked(self.name, request, payload)
+        recorder.told(self.name, reply.variant, reply.held, reply.tokens)
+
+    def _record_failure(self, variant: str | None = None) -> None:
+        self.metrics.recorder.failed(self.name, variant or self.answering)
+        self.metrics.failed.labels(self.name, variant or self.answering).inc()
 
     @asynccontextmanager
     async def _begun(self, request: dict[str, Any], payload: bytes, deadline: float) -> AsyncIterator[Reply]:

@@ -123,25 +123,31 @@ async def finished(operation: str, model: Served, reply: Reply, given: Mapping[s
         raise EngineError(f"{model.name}: the engine answered nothing")
     tokens = made.get("usage", {}).get("completion_tokens", 0)
     model.metrics.tokens.labels(model.name, reply.variant).inc(tokens)
-    return _told(operation, model.name, made, _number(operation), given)
+    reply.tokens = tokens
+    return _told(operation, model.name, made, number(operation), given)
 
 
-async def streamed(operation: str, model: Served, reply: Reply, given: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    """Yield the events of an answer. One that breaks off ends with an error and without [DONE]."""
-    number, count = _number(operation), 0
+async def streamed(
+    operation: str, model: Served, reply: Reply, given: Mapping[str, Any], number: str
+) -> AsyncIterator[bytes]:
+    """Yield the events of an answer with the id `number`. One that breaks off ends with an error and without [DONE]."""
+    count = 0
     try:
         async for part, _ in reply.parts():
             count += bool(part.get("choices"))
             yield b"data: " + json.dumps(_told(operation, model.name, part, number, given)).encode() + b"\n\n"
     except EngineError as error:
+        reply.is_cut = True
         yield b"data: " + json.dumps({"error": {"message": str(error), "type": "server_error"}}).encode() + b"\n\n"
         return
     finally:
+        reply.tokens = count
         model.metrics.tokens.labels(model.name, reply.variant).inc(count)
     yield b"data: [DONE]\n\n"
 
 
-def _number(operation: str) -> str:
+def number(operation: str) -> str:
+    """Return a fresh id of a response."""
     return f"{'chatcmpl' if operation == 'chat/completions' else 'cmpl'}-{secrets.token_hex(12)}"
 
 

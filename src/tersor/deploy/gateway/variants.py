@@ -62,6 +62,7 @@ class Variant:
     def introduce(self) -> None:
         """Tell of it from now on: it answers."""
         self.is_current = True
+        self.metrics.introduce(self.model, self.name)
         self.metrics.ready.labels(self.model, self.name).set(self.engine.state == "ready")
 
     def retire(self) -> None:

@@ -86,7 +86,7 @@ def test_what_is_sent_again_is_answered_the_same_and_counts_once(place: Path) ->
         status, told, _ = client.ask(name, prompt="another")
         assert (status, "another request" in told["error"]["message"]) == (422, True)
         assert client.ask({"Idempotency-Key": "two"}, prompt="def f(", temperature=1)[1]["id"] != first[1]["id"]
-        assert seen(gateway)["counts"]["requests"] == {"old": 2}
+        assert seen(gateway)["counts"]["requests"] == {"old": 2, "new": 0}
 
 
 def test_a_hung_candidate_in_the_shadow_holds_nobody_up(place: Path) -> None:

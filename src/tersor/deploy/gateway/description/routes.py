@@ -67,6 +67,10 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/embeddings", "embeddings", "key", "Turn texts into vectors.",
         "Embeddings", "EmbeddingsRequest", ASKED,
     ),
+    Route(
+        "POST", "/v1/feedback", "feedback", "key", "Say whether an answer was right.",
+        "Judged", "Feedback", (NOT_FOUND,),
+    ),
     Route("GET", "/v2", "server", "key", "What server this is, and what it speaks.", "Server"),
     Route("GET", "/v2/health/live", "v2_live", "open", "The server lives.", "Live"),
     Route("GET", "/v2/health/ready", "v2_ready", "open", "All models answer.", "Ready", fails=(UNREADY,)),

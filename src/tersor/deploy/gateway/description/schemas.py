@@ -147,6 +147,11 @@ SCHEMAS: Mapping[str, Schema] = {
         **_of({"action": {"type": "string", "enum": list(ACTIONS)}}, model=_or_null(TEXT), why=_or_null(TEXT)),
         "additionalProperties": False,
     },
+    "Feedback": {
+        **_of({"id": {"type": "string", "minLength": 1, "maxLength": 128}, "right": FLAG}),
+        "additionalProperties": False,
+    },
+    "Judged": _of({"model": TEXT, "variant": TEXT}),
     "Done": _of({"action": TEXT, "result": {"const": "done"}}),
 }
 """Name → schema."""

@@ -24,7 +24,7 @@ from tersor.deploy.running.supervised import Patience
 
 __all__ = ["Changes", "Fleet", "Member"]
 
-FIXED = ("host", "port", "receive_s", "drain_s", "registry", "audit")
+FIXED = ("host", "port", "receive_s", "drain_s", "registry", "audit", "record", "monitor")
 """What a running gateway cannot change."""
 POLL_S = 0.05
 _log = logging.getLogger(__name__)

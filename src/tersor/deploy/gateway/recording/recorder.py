@@ -1,0 +1,131 @@
+"""What is counted of every request, in the process that answers it: some microseconds each, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tersor.deploy.gateway.recording.cells import Cell, added, step_of
+from tersor.deploy.gateway.recording.features import of_answer, of_request
+from tersor.deploy.gateway.recording.samples import Reservoir
+
+__all__ = ["DAY_S", "MINUTE_S", "Record", "Recorder"]
+
+MINUTE_S, DAY_S = 60, 86_400
+MINUTES, DAYS = 60, 35
+MOST_RECORDS = 256
+
+
+@dataclass(slots=True)
+class Record:
+    """One variant of one model: the last hour by minutes, five weeks by days.
+
+    now      the minute that lasts
+    minutes  those before it, the oldest first
+    days     what ended minutes add up to
+    """
+
+    now: Cell = field(default_factory=lambda: Cell(0))
+    minutes: deque[Cell] = field(default_factory=lambda: deque(maxlen=MINUTES))
+    days: deque[Cell] = field(default_factory=lambda: deque(maxlen=DAYS))
+
+    def at(self, moment: float) -> Cell:
+        """Return the minute to count in; a clock that is set back goes on with the one that lasts."""
+        if moment >= self.now.at + MINUTE_S:
+            self._turn(int(moment) // MINUTE_S * MINUTE_S)
+        return self.now
+
+    def since(self, moment: float) -> Cell:
+        """Return all that was counted in minutes that began at `moment` or later."""
+        return added(cell for cell in (*self.minutes, self.now) if cell.at >= moment)
+
+    def _turn(self, at: int) -> None:
+        if self.now.at:
+            self.minutes.append(self.now)
+            day = self.now.at // DAY_S * DAY_S
+            if not self.days or self.days[-1].at < day:
+                self.days.append(Cell(day))
+            self.days[-1].add(self.now)
+        self.now = Cell(at)
+
+
+@dataclass(eq=False)
+class Recorder:
+    """The records of all variants, and samples of what went in and came out.
+
+    clock    Unix seconds
+    inputs   model → sample since the last look at drift
+    outputs  model, variant → the same of answers
+    """
+
+    clock: Callable[[], float] = time.time
+    records: dict[tuple[str, str], Record] = field(default_factory=dict)
+    inputs: dict[str, Reservoir] = field(default_factory=dict)
+    outputs: dict[tuple[str, str], Reservoir] = field(default_factory=dict)
+
+    def cell(self, model: str, variant: str) -> Cell:
+        """Return the minute of a variant that lasts."""
+        record = self.records.get((model, variant))
+        if record is None:
+            if len(self.records) >= MOST_RECORDS:  # reloads brought ever new names: the one idle for longest goes
+                del self.records[min(self.records, key=lambda key: self.records[key].now.at)]
+            record = self.records[model, variant] = Record()
+        return record.at(self.clock())
+
+    def answered(self, model: str, variant: str, first_s: float, whole_s: float, tokens: int = 0) -> None:
+        """Count an answer: seconds until its first part, and until its end."""
+        cell = self.cell(model, variant)
+        cell.answered += 1
+        cell.tokens += tokens
+        step = step_of(whole_s)
+        cell.whole[step] = cell.whole.get(step, 0) + 1
+        step = step_of(first_s)
+        cell.first[step] = cell.first.get(step, 0) + 1
+
+    def failed(self, model: str, variant: str) -> None:
+        """Count a request that nobody answered; `variant` was to."""
+        self.cell(model, variant).failed += 1
+
+    def fell_back(self, model: str, variant: str) -> None:
+        """Count a request that the fallback answered in place of `variant`."""
+        self.cell(model, variant).fell_back += 1
+
+    def compared(self, model: str, variant: str, *, agreed: bool) -> None:
+        """Count an answer that was set beside the reference's."""
+        cell = self.cell(model, variant)
+        cell.compared += 1
+        cell.agreed += agreed
+
+    def labelled(self, model: str, variant: str, *, is_right: bool) -> None:
+        """Count an answer whose label came."""
+        cell = self.cell(model, variant)
+        cell.labelled += 1
+        cell.right += is_right
+
+    def holds(self, model: str, variant: str, memory_bytes: int) -> None:
+        """Tell what an engine holds now."""
+        cell = self.cell(model, variant)
+        cell.memory_bytes = max(cell.memory_bytes, memory_bytes)
+
+    def asked(self, model: str, request: Mapping[str, Any], payload: bytes) -> None:
+        """Look at a request, if it is in the sample."""
+        reservoir = self.inputs.get(model) or self.inputs.setdefault(model, Reservoir())
+        place = reservoir.place()
+        if place is not None:
+            reservoir.put(place, of_request(request, payload))
+
+    def told(self, model: str, variant: str, held: Sequence[tuple[Mapping[str, Any], bytes]], tokens: int) -> None:
+        """Look at an answer, if it is in the sample."""
+        key = model, variant
+        reservoir = self.outputs.get(key) or self.outputs.setdefault(key, Reservoir())
+        place = reservoir.place()
+        if place is not None and (found := of_answer(held, tokens)):
+            reservoir.put(place, found)
+
+    def turn(self, names: Iterable[tuple[str, str]]) -> None:
+        """Let the minute of variants begin where nobody asks them."""
+        for model, variant in names:
+            self.cell(model, variant)

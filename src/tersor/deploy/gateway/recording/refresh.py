@@ -1,0 +1,85 @@
+"""What is done when inputs drift: a command of the operator's, or the commands to give, written down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tersor.deploy.config import ModelPlan
+
+__all__ = ["Refresh", "commands"]
+
+LONGEST_S = 6 * 3600.0
+_log = logging.getLogger(__name__)
+
+
+def commands(name: str, plan: ModelPlan, registry: str) -> tuple[str, ...]:
+    """Return what calibrates, quantizes, judges and takes into service anew; words in capitals are the operator's."""
+    primary = Path(plan.variants[plan.primary].path)
+    artefact = primary if primary.suffix else Path(f"{name}.gguf")
+    fresh = shlex.quote(f"{artefact.stem}-fresh{artefact.suffix}")
+    folder = shlex.quote(registry or "REGISTRY")
+    add = f"tersor registry add {fresh} --name {name} --baseline FULL --registry {folder}"
+    if plan.is_tensor:
+        return (
+            f"tersor quantize NET -o {fresh} --format FORMAT --calibration RECENT/",
+            add,
+            "a gate of your own, which records its verdict",
+        )
+    return (
+        "tersor calibrate MODEL -o statistics --calibration RECENT.txt",
+        f"tersor quantize MODEL -o {fresh} --format FORMAT --statistics statistics",
+        add,
+        f"tersor gate {fresh} --registry {folder}",
+    )
+
+
+@dataclass(eq=False)
+class Refresh:
+    """Runs the command, one at a time, and each model's not too often.
+
+    words    program and arguments; no shell reads them. The model is in TERSOR_MODEL, what drifted in TERSOR_FEATURES
+    every_s  least seconds from one run for a model to the next
+    """
+
+    words: Sequence[str]
+    every_s: float
+    longest_s: float = LONGEST_S
+    _last: dict[str, float] = field(default_factory=dict)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def may(self, model: str, moment: float) -> bool:
+        """Whether a run for a model is due; it counts as begun then."""
+        if moment - self._last.get(model, -self.every_s) < self.every_s:
+            return False
+        self._last[model] = moment
+        return True
+
+    async def run(self, model: str, features: Sequence[str]) -> int | None:
+        """Run it, and return its exit code; None where it cannot be begun, or took too long and was ended."""
+        environment = {**os.environ, "TERSOR_MODEL": model, "TERSOR_FEATURES": ",".join(features)}
+        async with self._turn:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self.words, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+                )
+            except OSError as error:
+                _log.error("refresh of %s: %s cannot be run (%s)", model, self.words[0], error.strerror)
+                return None
+            try:
+                async with asyncio.timeout(self.longest_s):
+                    return await process.wait()
+            except TimeoutError:
+                _log.error("refresh of %s: ended after %g s", model, self.longest_s)
+                return None
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, 9)
+                    await process.wait()

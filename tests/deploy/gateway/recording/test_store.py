@@ -1,0 +1,88 @@
+"""A record outlives its gateway, whatever way that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.deploy.gateway.recording.test_recorder import Clock
+
+from tersor.core.errors import FormatError
+from tersor.deploy.gateway.recording.recorder import Recorder
+from tersor.deploy.gateway.recording.store import Happening, Store, read_days, read_happenings
+
+COUNTING = """
+import itertools, sys
+from pathlib import Path
+from tersor.deploy.gateway.recording.recorder import Recorder
+from tersor.deploy.gateway.recording.store import Store
+now = [1_800_000_000.0]
+recorder, store = Recorder(lambda: now[0]), Store(Path(sys.argv[1]))
+for number in itertools.count(1):
+    recorder.answered("m", "q", 0.1, 0.2, 1)
+    store.save(recorder)
+    print(number, flush=True)
+    now[0] += 20
+"""
+
+
+def test_what_was_saved_is_there_again_once(tmp_path: Path) -> None:
+    clock = Clock()
+    recorder, path = Recorder(clock), tmp_path / "record.db"
+    for saved in range(30):
+        store = Store(path)
+        recorder = Recorder(clock)
+        store.fill(recorder)
+        for _ in range(10):
+            recorder.answered("m", "q", 0.01, 0.02)
+            clock.now += 7.0 * 600  # over midnights
+            store.save(recorder)
+        store.close()
+        record = recorder.records["m", "q"]
+        total = sum(day.answered for day in record.days) + record.now.answered
+        assert total == 10 * (saved + 1)
+        assert sum(day.answered for day in read_days(path)["m", "q"]) == total
+
+
+def test_a_kill_loses_no_more_than_was_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "record.db"
+    command = [sys.executable, "-c", COUNTING, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = 0
+        while seen < 200:
+            seen = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+        rest = process.stdout.read().split()
+    seen = int(rest[-1]) if rest else seen
+    assert sum(day.answered for day in read_days(path)["m", "q"]) in (seen, seen + 1)
+
+
+def test_happenings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersor.deploy.gateway.recording.store.MOST_HAPPENINGS", 10)
+    store = Store(tmp_path / "record.db")
+    for number in range(25):
+        store.happen(Happening(float(number), "alert firing", "m", {"n": number}))
+    store.close()
+    assert [one.details["n"] for one in read_happenings(store.path)] == list(range(15, 25))
+
+
+def test_a_damaged_record_is_set_aside_and_one_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "record.db"
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(FormatError, match="no record"):
+        read_days(path)
+    Store(path).close()
+    assert (tmp_path / "record.db.damaged").read_bytes().startswith(b"no database")
+    other = tmp_path / "other.db"
+    connection = sqlite3.connect(other)
+    connection.execute("PRAGMA application_id = 99")
+    connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    with pytest.raises(FormatError, match="another program"):
+        Store(other)
