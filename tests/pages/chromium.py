@@ -145,7 +145,9 @@ class Chromium:
         address = page if isinstance(page, str) else page.resolve().as_uri()
         self.call("Page.navigate", {"url": address}, session=session)
         deadline = time.monotonic() + PATIENCE_S
-        while not any(event.get("method") == "Page.loadEventFired" for event in self._events):
+        while not any(
+            (event.get("method"), event.get("sessionId")) == ("Page.loadEventFired", session) for event in self._events
+        ):
             self._events.append(self._receive(deadline))
         self.call("Runtime.evaluate", {"expression": "1"}, session=session)  # what was said until now has arrived
         requests = [

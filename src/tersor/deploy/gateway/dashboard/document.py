@@ -16,6 +16,8 @@ HTMX = {
     "includeIndicatorStyles": False,
     "selfRequestsOnly": True,
     "historyCacheSize": 0,
+    # What was swapped in is taken up at once: a link that is pressed before would open a page instead of the dialog.
+    "defaultSettleDelay": 0,
     "allowScriptTags": False,
     "responseHandling": [{"code": "204", "swap": False}, {"code": "[2345]..", "swap": True}],
 }
