@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tersor.graph.scheme import Quantizer, Scheme
-from tersor.graph.training.fake import codes_of, fake_quantize, fake_quantize_bias, fake_quantize_weight
+from tersor.graph.training.fake import codes_of, fake_quantize, fake_quantize_bias, fake_quantize_weight, off_grid
 
 from .conftest import onnx, run_onnx, torch
 
@@ -118,3 +118,13 @@ def test_a_bias_beyond_int32_stays_as_it_is() -> None:
         fake_quantize_bias(bias, *(torch.tensor(v) for v in (1e-3, 0.0)), *(torch.tensor([v]) for v in (1e-3, 0.0))),
         bias,
     )
+
+
+def test_what_is_off_the_grid_pulls_on_values_within_the_range_alone() -> None:
+    x = torch.tensor([-1.3, -0.6, 0.1, 0.7, 0.8, 2.0], requires_grad=True)
+    base, shift = torch.tensor(0.25), torch.zeros((), requires_grad=True)
+    off = off_grid(x, base, shift, (0, -4, 3), None)
+    torch.testing.assert_close(off.detach(), torch.tensor([0.0, -0.1, 0.1, -0.05, 0.0, 0.0]))
+    off.square().sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(x.grad, 2 * off.detach())
+    assert shift.grad is None

@@ -16,7 +16,7 @@ from tersor.graph.ptq import QuantizedNet
 from tersor.graph.training.convert import convert
 from tersor.graph.training.distillation import divergence, squared_error
 from tersor.graph.training.prepare import prepare
-from tersor.graph.training.train import Epoch, Options, adam, cosine, train
+from tersor.graph.training.train import Epoch, Options, adam, cosine, restlessness, train
 
 from ..conftest import Drawing, quantized, run
 from .conftest import torch
@@ -238,6 +238,47 @@ def test_the_learning_rate_falls_along_half_a_cosine(prepared: Any) -> None:
 
     train(prepared, shuffled(), 2, options(optimizer=watched))
     assert rates == pytest.approx([0.5 * cosine(done / 8) for done in range(8)])
+
+
+def test_weights_settle_where_they_are_rounded_to(source: tuple[QuantizedNet, Net]) -> None:
+    left = {}
+    for damping in (0.0, 0.2):
+        module = prepare(source[0])
+        train(module, shuffled(), 12, options(damping=damping))
+        left[damping] = float(restlessness(module)().detach())
+    assert left[0.2] < 0.5 * left[0.0]
+
+
+def test_restlessness_is_a_share_of_each_tensors_size(source: tuple[QuantizedNet, Net]) -> None:
+    module = prepare(source[0])
+    assert float(restlessness(module)().detach()) == pytest.approx(0, abs=1e-9)  # it starts from what was rounded
+    # A quarter of a step up is rounded back, but for the highest code: that one is beyond the range.
+    site, made = next(iter(source[0].weights.items()))
+    values = made.values
+    step = np.broadcast_to(made.quantizer.scale.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
+    moved = values + step / 4
+    parameter = next(p for _, p in module.named_parameters() if p.shape == values.shape)
+    with torch.no_grad():
+        assert np.allclose(parameter.numpy(), values, atol=1e-6), site
+        parameter.copy_(torch.from_numpy(moved))
+    off = np.where(values > 2.5 * step, 0, step / 4)
+    expected = np.square(off).sum() / np.square(moved).mean()
+    assert float(restlessness(module)().detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_that_are_not_trained_or_have_a_norm_beside_them_do_not_count(
+    source: tuple[QuantizedNet, Net], prepared: Any
+) -> None:
+    module = prepare(source[0], trained=())
+    assert float(restlessness(module)()) == 0
+    with torch.no_grad():
+        for parameter in prepared.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    counted = restlessness(prepared)()
+    counted.backward()  # type: ignore[no-untyped-call]
+    with_norms = {name for name, one in prepared.named_parameters() if one.grad is not None}
+    assert not any(name.startswith("first") for name in with_norms)
+    assert with_norms
 
 
 def test_data_may_depend_on_the_epoch(prepared: Any) -> None:

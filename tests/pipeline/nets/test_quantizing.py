@@ -249,7 +249,8 @@ def test_with_validation_a_loader_is_gone_through_in_every_epoch(graph: Net, how
     ("training", "words"),
     [
         (Training([], epochs=1), "training needs at least 2 batches, there are 0"),
-        (Training("calibration.npz", epochs=0), "training takes epochs and a rate above 0, got 0 and 0.006"),
+        (Training("calibration.npz", epochs=0), "training takes epochs and a rate above 0.*got 0, 0.006 and"),
+        (Training("calibration.npz", damping=-1.0), "damping that is not below it, got 10, 0.006 and -1.0"),
         (Training([(torch.zeros(4, 3, 8, 8),) * 3] * 2), "training batch 0: 3 arrays for 1 inputs and a label"),
         (Training(iter([]), validation=[(torch.zeros(4, 3, 8, 8),)]), "an iterator ends with one"),
         (Training(Loader(), validation=[]), "validation: no batches"),

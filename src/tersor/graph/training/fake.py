@@ -28,6 +28,7 @@ __all__ = [
     "fake_quantize_at_run_time",
     "fake_quantize_bias",
     "fake_quantize_weight",
+    "off_grid",
     "step_of",
 ]
 
@@ -78,6 +79,16 @@ def fake_quantize_bias(bias: Tensor, base: Tensor, shift: Tensor, weight_base: T
         return bias
     made: Tensor = _straight().apply(bias, codes.to(torch.float32) * step)
     return made
+
+
+def off_grid(  # noqa: PLR0917 (takes what `fake_quantize_weight` takes)
+    x: Tensor, base: Tensor, shift: Tensor, grid: Grid, axis: int | None, block: int | None = None
+) -> Tensor:
+    """Return how far each value within the range is from the one that it is rounded to; a gradient for it alone."""
+    step = _beside(step_of(base, shift), x, axis, block).detach()
+    zero_point, low, high = grid
+    values = torch.clamp(x, (low - zero_point) * step, (high - zero_point) * step)
+    return values - (_codes(values.detach(), step, grid) - zero_point) * step
 
 
 def codes_of(x: Tensor, step: Tensor, grid: Grid, axis: int | None = None, block: int | None = None) -> Tensor:

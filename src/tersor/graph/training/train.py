@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tersor.core.errors import QualityError, SchemeError
 from tersor.graph.training.checkpoints import BEST, LAST, load_state, read, write
 from tersor.graph.training.distillation import Distance, divergence
+from tersor.graph.training.fake import fake_quantize_weight, off_grid
 from tersor.graph.training.norms import freeze_norms
 from tersor.graph.training.places import QUANTIZERS
 from tersor.kernels.lazy import LazyModule
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Epoch", "Options", "Trained", "adam", "cosine", "train"]
+__all__ = ["DAMPING", "Epoch", "Options", "Trained", "adam", "cosine", "restlessness", "train"]
 
 Data: TypeAlias = "Iterable[Any] | Callable[[int], Iterable[Any]]"
+
+
+DAMPING = 2e-3
+"""What `restlessness` weighs beside the loss at the end of a training: benchmarks/qat_seeds.py compares."""
+TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,34 @@ def cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+def restlessness(module: fx.GraphModule) -> Callable[[], Tensor]:
+    """Return what tells how far the trained weights of a prepared module are from those they are rounded to.
+
+    Weights near the middle of two codes fall to either side from step to step, and the net is never the one that was
+    trained; a loss that grows with this lets them settle. Every weight counts by its square, as a share of its
+    tensor's mean square, so that what is rounded finely counts little. Weights whose batch norm is trained beside them
+    are left out: what is rounded of them is stored nowhere.
+    Source: Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training", arXiv:2203.08387, equation 6.
+    Differs: in shares of each tensor's size, which is how `adam` moves them.
+    """
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    found = []
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target is fake_quantize_weight:
+            weight, base, shift, *grid = node.args
+            if weight.op == "get_attr" and tensors[weight.target].requires_grad:
+                found.append((tensors[weight.target], tensors[base.target], tensors[shift.target], grid))
+
+    def told() -> Tensor:
+        shares = [
+            off_grid(weight, base, shift, *grid).square().sum() / weight.detach().square().mean().clamp_min(TINY)
+            for weight, base, shift, grid in found
+        ]
+        return torch.stack(shares).sum() if shares else torch.zeros(())
+
+    return told
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to train.
@@ -82,6 +116,7 @@ class Options:
     teacher       a net whose outputs are to be met: most often the float one
     distance      of (made, taught)
     weight        of the distance beside a loss of 1
+    damping       of `restlessness` beside a loss of 1 at the end; it grows as the learning rate falls
     validate      module at rest → score, higher is better; without it there is no best epoch and no early stop
     patience      epochs without a better score after which training ends
     frozen_after  epochs after which batch norms keep their statistics; None: two thirds of them
@@ -96,6 +131,7 @@ class Options:
     teacher: Module | None = None
     distance: Distance = field(default_factory=divergence)
     weight: float = 1.0
+    damping: float = DAMPING
     validate: Callable[[Module], float] | None = None
     patience: int | None = None
     frozen_after: int | None = None
@@ -132,6 +168,7 @@ class _Run:
         self.epochs: list[Epoch] = []
         self.best, self.best_state = -1, copy.deepcopy(module.state_dict())
         self.device = next(module.parameters()).device
+        self.restlessness = restlessness(module)
         if options.teacher is not None:
             options.teacher.eval()
 
@@ -170,10 +207,13 @@ class _Run:
             with torch.no_grad():
                 taught = self.options.teacher(*inputs)
             loss = loss + self.options.weight * self.options.distance(made, taught)
+        told = loss.detach()
+        if self.options.damping:
+            loss = loss + self.options.damping * (1 - share) * self.restlessness().to(self.device)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return loss.detach()
+        return told
 
     def _freeze(self) -> None:
         after = self.options.frozen_after

@@ -17,7 +17,7 @@ from tersor.graph.training.convert import convert
 from tersor.graph.training.distillation import divergence
 from tersor.graph.training.module import to_torch
 from tersor.graph.training.prepare import prepare
-from tersor.graph.training.train import Epoch, Options, Trained, adam, train
+from tersor.graph.training.train import DAMPING, Epoch, Options, Trained, adam, train
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Training:
     data        batches of (inputs, labels), or a path that is opened to such; without labels only the float net teaches
     epochs      passes over the data
     rate        of Adam at the start, as a share of each tensor's size; it falls to nothing in half a cosine
+    damping     weight at the end of how far weights are from what they are rounded to, so that they settle; 0: none
     patience    epochs without a better one after which training ends; None: never before its time
     folder      for checkpoints: one that is not there yet, is empty, or is that of an earlier training
     resume      go on from the checkpoints that are in it, if they are of the same net, recipe and number of epochs
@@ -56,6 +57,7 @@ class Training:
     data: Iterable[Any] | Path
     epochs: int = 10
     rate: float = 6e-3
+    damping: float = DAMPING
     patience: int | None = None
     folder: Path | None = None
     resume: bool = True
@@ -72,8 +74,11 @@ def train_quantized(
     where none has less than `quantized` had before, that one is, and the best epoch is -1.
     Raises SchemeError for too little data or another kind of net, QualityError where the loss is no longer finite.
     """
-    if training.epochs < 1 or not training.rate > 0:
-        raise SchemeError(f"training takes epochs and a rate above 0, got {training.epochs} and {training.rate}")
+    if training.epochs < 1 or not training.rate > 0 or not training.damping >= 0:
+        raise SchemeError(
+            f"training takes epochs and a rate above 0, and a damping that is not below it, got {training.epochs}, "
+            f"{training.rate} and {training.damping}"
+        )
     if isinstance(training.data, (str, Path)):
         raise SchemeError(f"{training.data}: open it first, as `open_images` does")
     inputs = len(quantized.source.inputs)
@@ -98,6 +103,7 @@ def train_quantized(
         loss=_cross_entropy if is_labelled else None,
         optimizer=adam(training.rate),
         teacher=teacher,
+        damping=training.damping,
         validate=validate,
         patience=training.patience,
         folder=training.folder,
@@ -123,6 +129,7 @@ def _description(quantized: QuantizedNet, training: Training, batches: int) -> d
         "recipe": repr(quantized.recipe),
         "epochs": training.epochs,
         "rate": training.rate,
+        "damping": training.damping,
         "batches": batches,
     }
 
