@@ -96,12 +96,27 @@ def test_the_lower_end_leaves_five_percent_above_it(events: int, total: int) -> 
     assert Rate(events, total).at_least(0.99) < low < events / total
 
 
+@given(st.lists(st.tuples(st.floats(0, 8), st.lists(st.none() | st.booleans(), min_size=3, max_size=3)), max_size=40))
+def test_kinds_side_by_side_are_windows_of_their_own(steps: list[tuple[float, list[bool | None]]]) -> None:
+    together, alone, now = TimeWindow(10.0, kinds=3), [TimeWindow(10.0) for _ in range(3)], 50.0
+    for step, outcomes in steps:
+        now += step
+        together.add(now, *outcomes)
+        for window, outcome in zip(alone, outcomes, strict=True):
+            window.rate(now)  # a clock that all of them see
+            if outcome is not None:
+                window.add(now, outcome)
+        assert together.rates(now) == tuple(window.rate(now) for window in alone)
+
+
 def test_windows_that_cannot_be_are_refused() -> None:
     with pytest.raises(SchemeError, match="1 outcome or more, got 0"):
         CountWindow(0)
     for span, slots in ((0.0, 5), (math.inf, 5), (math.nan, 5), (1.0, 1)):
         with pytest.raises(SchemeError, match="positive seconds in 2 slots"):
             TimeWindow(span, slots=slots)
+    with pytest.raises(SchemeError, match="0 kinds"):
+        TimeWindow(1.0, kinds=0)
     for now in (math.nan, math.inf, -math.inf):
         with pytest.raises(SchemeError, match="finite seconds"):
             SteadyClock().at(now)

@@ -20,6 +20,7 @@ from tersor.deploy.gateway.dashboard.pulse import Pulse
 from tersor.deploy.gateway.dashboard.routes import DashboardRoutes
 from tersor.deploy.gateway.description.document import description
 from tersor.deploy.gateway.description.routes import ROUTES, Route
+from tersor.deploy.gateway.heads import header
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
 from tersor.deploy.gateway.operating.access import Access, DeniedError
@@ -207,7 +208,7 @@ class Gateway:
         """Answer what is sent again under the same name as it was answered before."""
 
         async def answer(request: Request) -> Response:
-            name = request.headers.get("idempotency-key", "")
+            name = header(request, "idempotency-key")
             if not name:
                 return await endpoint(request)
             body = await self._body(request)
@@ -366,8 +367,8 @@ class Gateway:
         model = self._tensor_model(request)  # only now: while the body came, it may have been replaced
         if not model.facts:  # a remote one that was not there yet
             raise EngineError(f"{model.name}: no engine has said what it takes")
-        header = request.headers.get("inference-header-content-length")
-        infer = tensors.parsed(body, header, model.facts.get("inputs", ()))
+        size_of_json = header(request, "inference-header-content-length") or None
+        infer = tensors.parsed(body, size_of_json, model.facts.get("inputs", ()))
         wanted = None if infer.outputs is None else list(infer.outputs)
         asked = {"inputs": infer.inputs, "outputs": wanted}
         async with self._answered(model, asked, infer.payload, self.access.caller(request)) as reply:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tersor.deploy.gateway.heads import header
 from tersor.deploy.running.supervised import RequestError
 from tersor.kernels.lazy import LazyModule
 
@@ -26,7 +27,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """Return the whole body, unpacked; RequestError where it has more than `most` bytes or takes longer."""
     pieces, size = list[bytes](), 0
     too_large = f"a request may have {most} bytes"
-    declared = request.headers.get("content-length", "0")
+    declared = header(request, "content-length", "0")
     if declared.isdigit() and int(declared) > most:
         raise RequestError(too_large, TOO_LARGE)
     try:
@@ -44,7 +45,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
                 is_whole = not message.get("more_body", False)
     except TimeoutError:
         raise RequestError(f"the body did not arrive in {seconds:g} s", TIMEOUT) from None
-    return _unpacked(b"".join(pieces), request.headers.get("content-encoding", ""), too_large, most)
+    return _unpacked(b"".join(pieces), header(request, "content-encoding"), too_large, most)
 
 
 def json_of(body: bytes) -> object:

@@ -12,14 +12,26 @@ from typing import TYPE_CHECKING, Any
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from uvicorn.protocols.http import httptools_impl
 else:
     httptools_impl = LazyModule("uvicorn.protocols.http.httptools_impl", "serve")
 
-__all__ = ["HEAD_BYTES", "Gathering", "bounded_protocol"]
+__all__ = ["HEAD_BYTES", "Gathering", "bounded_protocol", "header"]
 
+FOUND = "tersor.headers"
+"""Where the headers of a request are kept once somebody asked for one."""
 HEAD_BYTES = 64 << 10
 """Of a head that is not complete yet; what comes at once with its end is let through, one read at most."""
+
+
+def header(request: Request, name: str, default: str = "") -> str:
+    """Return the first value of a header; `name` in small letters. Starlette goes through all of them each time."""
+    found: dict[bytes, bytes] | None = request.scope.get(FOUND)
+    if found is None:
+        found = request.scope[FOUND] = dict(reversed(request.scope["headers"]))
+    value = found.get(name.encode("latin-1"))
+    return default if value is None else value.decode("latin-1")
 
 
 class Gathering:
@@ -57,7 +69,8 @@ def bounded_protocol(seconds: float) -> type[asyncio.Protocol]:
         _is_head, _size = True, 0
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(Gathering(transport, self.loop))
+            gathering: Any = Gathering(transport, self.loop)
+            super().connection_made(gathering)
             self._wait()
 
         def connection_lost(self, exc: Exception | None) -> None:

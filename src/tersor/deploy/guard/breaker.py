@@ -115,7 +115,7 @@ class Breaker:
         self.verdict: Verdict = "keep"
         self._random = random.Random(seed)  # noqa: S311 (spreads probes, guards nothing)
         self._clock = SteadyClock()
-        self._faults, self._errors = TimeWindow(self.rules.window_s), TimeWindow(self.rules.window_s)
+        self._outcomes = TimeWindow(self.rules.window_s, kinds=2)
         self._state: State = "closed"
         self._since = self._until = 0.0
         self._period = self._number = self._in_a_row = self._successes = self._steps = 0
@@ -134,7 +134,8 @@ class Breaker:
 
     def rates(self, now: float) -> tuple[Rate, Rate]:
         """Return faults and errors (with timeouts) over the window, of the present period."""
-        return self._faults.rate(now), self._errors.rate(now)
+        faults, errors = self._outcomes.rates(now)
+        return faults, errors
 
     def ask(self, now: float) -> Permit | None:
         """Return leave to send one request, None where the full-precision variant has to take it."""
@@ -156,8 +157,7 @@ class Breaker:
             return
         if permit.period != self._period or outcome == "cancelled":
             return
-        self._faults.add(now, outcome == "fault")
-        self._errors.add(now, outcome in ("error", "timeout"))
+        self._outcomes.add(now, outcome == "fault", outcome in ("error", "timeout"))
         self._in_a_row = self._in_a_row + 1 if outcome in BAD else 0
         if self._state == "closed":
             reason = self._too_bad(now)
@@ -210,8 +210,7 @@ class Breaker:
         late = [number for number, (_, begun) in self._probes.items() if elapsed - begun >= self.rules.probe_s]
         periods = [self._probes.pop(number)[0] for number in late]
         if self._period in periods:  # which is half-open then: only such a period gives probes
-            self._errors.add(now, True)
-            self._faults.add(now, False)
+            self._outcomes.add(now, False, True)
             self._in_a_row += 1
             self._open(now, f"a probe was not back after {self.rules.probe_s:g} s")
 
@@ -238,5 +237,4 @@ class Breaker:
         self._state, self._since = target, self._clock.at(now)
         self._period += 1
         self._successes = self._in_a_row = 0
-        self._faults.clear()
-        self._errors.clear()
+        self._outcomes.clear()

@@ -52,8 +52,8 @@ Reason: TypeAlias = (
 
 WITHOUT: Mapping[str, Action] = MappingProxyType({"answer as is": "quantized", "refuse": "refuse"})
 """What is done where full precision cannot be had: a sound reply goes out as it is, all else is an error."""
-COUNTED: Mapping[str, Action] = MappingProxyType({"fallbacks": "full precision", "refusals": "refuse", "ended": "end"})
-"""Rates of last decisions."""
+COUNTED: tuple[Action, ...] = ("full precision", "refuse", "end")
+"""Last decisions whose shares are the fallbacks, refusals and ended of `Rates`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Over the last seconds: of quantized attempts faults, errors and length caps, of requests the rest.
+    """Over the last seconds: of quantized attempts faults, errors and length caps, of requests the rest, in this order.
 
     errors hold timeouts; `ended` counts streams that had begun and were closed as an error
     """
@@ -178,7 +178,7 @@ class Ladder:
         self.budget = Budget() if budget is None else budget
         self.rules = LadderRules() if rules is None else rules
         self._caps = LengthCaps(limits)
-        self._windows = {field.name: TimeWindow(self.rules.window_s) for field in fields(Rates)}
+        self._window = TimeWindow(self.rules.window_s, kinds=len(fields(Rates)))
 
     def admit(
         self, now: float, *, is_streaming: bool, remaining_s: float = math.inf, full_s: float | None = 0.0
@@ -191,7 +191,7 @@ class Ladder:
             choice = _Choice("quantized", "sound")
             return Case(is_streaming, permit, self._decision(choice, is_streaming, progress, now))
         decision = self._decision(self._fall_back("breaker open", progress), is_streaming, progress, now)
-        self._count(decision, now)
+        self._window.add(now, None, None, None, *_counted(decision))
         return Case(is_streaming, None, decision)
 
     def judge(self, case: Case, progress: Progress, now: float) -> Decision:
@@ -222,17 +222,19 @@ class Ladder:
         if finding is not None and ended == "length" and outcome == "ok":
             outcome = "fault"
         self.breaker.record(case.permit, outcome, now)
-        if outcome != "cancelled":
-            self._windows["faults"].add(now, outcome == "fault")
-            self._windows["errors"].add(now, outcome in ("error", "timeout"))
-        if ended in ("stop", "length"):
-            self._windows["caps"].add(now, ended == "length")
-        self._count(decision, now)
+        is_told, is_whole = outcome != "cancelled", ended in ("stop", "length")
+        self._window.add(
+            now,
+            outcome == "fault" if is_told else None,
+            outcome in ("error", "timeout") if is_told else None,
+            ended == "length" if is_whole else None,
+            *_counted(decision),
+        )
         return Settled(outcome, finding)
 
     def rates(self, now: float) -> Rates:
         """Return the shares over the last `window_s` seconds."""
-        return Rates(**{name: window.rate(now) for name, window in self._windows.items()})
+        return Rates(*self._window.rates(now))
 
     def _before_sending(self, progress: Progress, is_streaming: bool) -> _Choice:
         """Nothing has left: everything is still possible."""
@@ -281,9 +283,9 @@ class Ladder:
             grant=choice.grant,
         )
 
-    def _count(self, decision: Decision, now: float) -> None:
-        for name, action in COUNTED.items():
-            self._windows[name].add(now, decision.action == action)
+
+def _counted(decision: Decision) -> list[bool]:
+    return [decision.action == action for action in COUNTED]
 
 
 def outcome_of(progress: Progress, ended: FinishReason) -> Outcome:

@@ -104,41 +104,65 @@ class TimeWindow:
 
     An outcome is counted for at least span_s · (1 - 1/slots) seconds and never for longer than span_s. A clock that
     jumps forward by more than the span empties the window.
-    Raises SchemeError where the span is not positive and finite, or there are fewer than 2 slots.
+    kinds  of outcomes that are counted side by side: what one request tells is one call
+    Raises SchemeError where the span is not positive and finite, there are fewer than 2 slots, or no kinds.
 
-    >>> window = TimeWindow(10.0)
-    >>> window.add(0.0, True), window.add(6.0, False), window.rate(6.0), window.rate(12.0)
-    (None, None, Rate(events=1, total=2), Rate(events=0, total=1))
+    >>> window = TimeWindow(10.0, kinds=2)
+    >>> window.add(0.0, True, False), window.add(6.0, False, None)
+    (None, None)
+    >>> window.rates(6.0)
+    (Rate(events=1, total=2), Rate(events=0, total=1))
+    >>> window.rate(12.0)
+    Rate(events=0, total=1)
     """
 
-    __slots__ = ("_clock", "_event_sum", "_events", "_newest", "_now", "_slot_s", "_total_sum", "_totals")
+    __slots__ = ("_clock", "_event_sums", "_events", "_newest", "_now", "_rates", "_slot_s", "_total_sums", "_totals")
 
-    def __init__(self, span_s: float, *, slots: int = 20) -> None:
-        if not (0 < span_s < math.inf and slots >= 2):
-            raise SchemeError(f"a window spans positive seconds in 2 slots or more, got {span_s} s in {slots}")
+    def __init__(self, span_s: float, *, slots: int = 20, kinds: int = 1) -> None:
+        if not (0 < span_s < math.inf and slots >= 2 and kinds >= 1):
+            raise SchemeError(
+                f"a window spans positive seconds in 2 slots or more of 1 kind or more, got {span_s} s in {slots}, "
+                f"{kinds} kinds"
+            )
         self._clock = SteadyClock()
         self._slot_s = span_s / slots
-        self._newest = self._event_sum = self._total_sum = 0
+        self._newest = 0
         self._now = math.nan
-        self._events, self._totals = [0] * slots, [0] * slots
+        self._event_sums, self._total_sums = [0] * kinds, [0] * kinds
+        self._events = [[0] * kinds for _ in range(slots)]
+        self._totals = [[0] * kinds for _ in range(slots)]
+        self._rates: tuple[Rate, ...] | None = None
 
-    def add(self, now: float, happened: bool) -> None:
-        """Count one outcome at `now` seconds."""
+    def add(self, now: float, *happened: bool | None) -> None:
+        """Count one outcome of each kind at `now` seconds; None: there is none of that kind."""
         place = self._turn(now)
-        self._events[place] += happened
-        self._totals[place] += 1
-        self._event_sum += happened
-        self._total_sum += 1
+        events, totals = self._events[place], self._totals[place]
+        event_sums, total_sums = self._event_sums, self._total_sums
+        for kind, one in enumerate(happened):
+            if one is not None:
+                totals[kind] += 1
+                total_sums[kind] += 1
+                if one:
+                    events[kind] += 1
+                    event_sums[kind] += 1
+        self._rates = None
+
+    def rates(self, now: float) -> tuple[Rate, ...]:
+        """Return what happened of each kind in the span before `now` seconds."""
+        self._turn(now)
+        if self._rates is None:
+            self._rates = tuple(map(Rate, self._event_sums, self._total_sums))
+        return self._rates
 
     def rate(self, now: float) -> Rate:
-        """Return what happened in the span before `now` seconds."""
-        self._turn(now)
-        return Rate(self._event_sum, self._total_sum)
+        """Return what happened of the first kind in the span before `now` seconds."""
+        return self.rates(now)[0]
 
     def clear(self) -> None:
         """Forget all outcomes."""
-        self._events[:] = self._totals[:] = [0] * len(self._totals)
-        self._event_sum = self._total_sum = 0
+        for counts in (self._event_sums, self._total_sums, *self._events, *self._totals):
+            counts[:] = [0] * len(counts)
+        self._rates = None
 
     def _turn(self, now: float) -> int:
         """Empty the slots that the clock has passed since the last call, and return that of `now`."""
@@ -149,8 +173,9 @@ class TimeWindow:
         self._now = now
         if current != self._newest:  # seldom: most calls come in the slot of the one before
             for number in range(max(self._newest + 1, current - slots + 1), current + 1):
-                self._event_sum -= self._events[number % slots]
-                self._total_sum -= self._totals[number % slots]
-                self._events[number % slots] = self._totals[number % slots] = 0
-            self._newest = current
+                for counts, sums in ((self._events, self._event_sums), (self._totals, self._total_sums)):
+                    left = counts[number % slots]
+                    sums[:] = [total - gone for total, gone in zip(sums, left, strict=True)]
+                    left[:] = [0] * len(left)
+            self._newest, self._rates = current, None
         return current % slots

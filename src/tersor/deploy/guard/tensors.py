@@ -15,6 +15,7 @@ from tersor.deploy.guard.limits import Limits
 __all__ = ["judge_tensors"]
 
 Array: TypeAlias = npt.NDArray[Any]
+USUAL = Limits()
 
 
 def judge_tensors(
@@ -36,18 +37,17 @@ def judge_tensors(
     >>> [(finding.sentinel, finding.place, finding.value) for finding in found]
     [('bad_number', 'y', 1.0)]
     """
-    unknown = sorted(set(scores) - set(outputs))
-    if unknown:
+    if scores and (unknown := sorted(set(scores) - set(outputs))):
         raise SchemeError(f"no output is called {unknown[0]!r}; there are {', '.join(outputs) or 'none'}")
-    limits = Limits() if limits is None else limits
-    distinct = _distinct_rows(inputs or {})
+    limits = USUAL if limits is None else limits
+    distinct = _distinct_rows(inputs) if inputs else 0
     findings: list[Finding] = []
     for name, values in outputs.items():
         if values.dtype.kind != "f" or not values.size:
             continue
-        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-        if bad:
-            findings.append(found("bad_number", name, bad, 0))
+        is_finite = np.isfinite(values)
+        if not is_finite.all():
+            findings.append(found("bad_number", name, values.size - int(np.count_nonzero(is_finite)), 0))
             continue
         if distinct >= limits.constant_rows:
             findings += _constant(name, _wide(values), limits)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from tersor.deploy.config import Key
 from tersor.deploy.gateway.admission import RateLimit
+from tersor.deploy.gateway.heads import header
 from tersor.deploy.gateway.operating.audit import Author, one_line
 from tersor.deploy.gateway.operating.sessions import COOKIE, Session, Sessions
 from tersor.deploy.gateway.rolling.cohorts import Caller
@@ -122,14 +123,14 @@ class Access:
         user  what the body says
         """
         key = self._found(request) if self._keys else None
-        choice = request.headers.get("x-tersor-variant", "")
+        choice = header(request, "x-tersor-variant")
         if choice and not self._keys:
             self._check_local(request)
         elif choice and (key is None or not key.admin):
             reason = "X-Tersor-Variant is for keys of an admin"
             raise DeniedError(reason, FORBIDDEN, cause="admin")
-        cohort = request.headers.get("x-tersor-cohort", "") or (user if isinstance(user, str) else "")
-        names = request.headers.get("idempotency-key", "") or request.headers.get("x-request-id", "")
+        cohort = header(request, "x-tersor-cohort") or (user if isinstance(user, str) else "")
+        names = header(request, "idempotency-key") or header(request, "x-request-id")
         return Caller(key.name if key else "", cohort, names, choice)
 
     # People with browsers: the same keys and rules, and a session in place of a header
@@ -210,7 +211,7 @@ class Access:
         return found
 
     def _found(self, request: Request) -> Key | None:
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        scheme, _, secret = header(request, "authorization").partition(" ")
         found = self._of(secret)
         return found if scheme.lower() == "bearer" else None
 
