@@ -5,6 +5,7 @@ Source: kserve/open-inference-protocol, and Triton's protocol extensions.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -106,22 +107,24 @@ def written(
         size = kind.itemsize * math.prod(one["shape"])
         data = payload[at : at + size]
         at += size
-        entry: dict[str, Any] = {"name": one["name"], "datatype": NAMES[kind.str], "shape": one["shape"]}
+        # A JSON encoder for each of these few words would take longer than all else here.
+        entry = f'{{"name": {_quoted(one["name"])}, "datatype": "{NAMES[kind.str]}", "shape": {list(one["shape"])}'
         if request.binary if request.outputs is None else request.outputs[one["name"]]:
-            entry["parameters"] = {"binary_data_size": size}
+            entries.append(f'{entry}, "parameters": {{"binary_data_size": {size}}}}}')
             tail.append(data)
         else:
             array = np.frombuffer(data, kind)
             if not np.isfinite(array).all():
                 raise EngineError(f"{one['name']} has NaN or infinity, which JSON cannot say: ask for binary data")
-            entries.append(f'{json.dumps(entry)[:-1]}, "data": [{_numbers(array)}]}}')
-            continue
-        entries.append(json.dumps(entry))
-    told: dict[str, Any] = {"model_name": model, "model_version": version}
+            entries.append(f'{entry}, "data": [{_numbers(array)}]}}')
+    told = f'"model_name": {_quoted(model)}, "model_version": {_quoted(version)}'
     if request.number:
-        told["id"] = request.number
-    text = f'{json.dumps(told)[:-1]}, "outputs": [{", ".join(entries)}]}}'.encode()
+        told += f', "id": {json.dumps(request.number)}'
+    text = f'{{{told}, "outputs": [{", ".join(entries)}]}}'.encode()
     return (text + b"".join(tail), len(text)) if tail else (text, None)
+
+
+_quoted = functools.lru_cache(maxsize=1024)(json.dumps)
 
 
 def _numbers(array: npt.NDArray[Any]) -> str:
