@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from tersor.deploy.alerting.book import Alert, Book
 from tersor.deploy.alerting.rules import RULES, Rule, changed
 
 WALL = 1_800_000_000.0
+Told: TypeAlias = list[tuple[int, str]]
 SHARE, AGREEMENT = RULES["HighErrorShare"], RULES["LowAgreement"]
 
 
@@ -21,10 +23,10 @@ def seen(rule: Rule, value: float | None) -> dict[tuple[str, str], dict[str, flo
     return {("m", "q"): {rule.figure: value}}
 
 
-def looked(rule: Rule, values: Sequence[tuple[float, float | None]], book: Book | None = None) -> list[tuple[int, str]]:
+def looked(rule: Rule, values: Sequence[tuple[float, float | None]], book: Book | None = None) -> Told:
     """Looks at moments with values → number of the look and what it told."""
     book = Book({rule.name: rule}) if book is None else book
-    told = []
+    told: Told = []
     for number, (now, value) in enumerate(values):
         told += [(number, alert.state) for alert in book.look(now, WALL + now, seen(rule, value))]
     return told
@@ -123,7 +125,8 @@ def test_limits_that_change_while_it_fires_hold_from_the_next_look() -> None:
 )
 def test_another_limit_moves_the_end_along(name: str, limit: float, clear: float) -> None:
     rule = changed({name: limit})[name]
-    assert (rule.limit, rule.clear) == (limit, pytest.approx(clear))
+    assert rule.limit == limit
+    assert rule.clear == pytest.approx(clear)
     assert changed({name: {"limit": limit, "for_s": 7}})[name] == replace(rule, for_s=7)
 
 
@@ -169,9 +172,9 @@ def test_what_is_told_says_what_where_and_what_to_do() -> None:
     assert ended.to_object()["state"] == "resolved"
 
 
-def told_by_definition(rule: Rule, values: Sequence[tuple[float, float | None]]) -> list[tuple[int, str]]:
+def told_by_definition(rule: Rule, values: Sequence[tuple[float, float | None]]) -> Told:
     """The same by looking back over all values from each moment on."""
-    told: list[tuple[int, str]] = []
+    told: Told = []
     for number, (now, value) in enumerate(values):
         is_firing = bool(told) and told[-1][1] == "firing"
         if is_firing:

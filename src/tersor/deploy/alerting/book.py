@@ -59,7 +59,7 @@ class Book:
     rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
     alerts: dict[tuple[str, str, str], Alert] = field(default_factory=dict)
     _began: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    """Since when a pending one lasts, by the clock that never jumps."""
+    """Since when each lasts, by the clock that never jumps."""
 
     def look(
         self, now: float, at: float, seen: Mapping[tuple[str, str], Mapping[str, float | None]]
@@ -100,7 +100,6 @@ class Book:
         if now - self._began.setdefault(key, now) < rule.for_s:
             self.alerts[key] = Alert(*key, "pending", at if old is None else old.since, value, rule.limit)
             return None
-        self._began.pop(key)
         self.alerts[key] = fired = Alert(*key, "firing", at, value, rule.limit)
         return fired
 

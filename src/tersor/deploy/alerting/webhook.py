@@ -38,19 +38,20 @@ class Webhook:
         """Post a document, and wait; EngineError where it was not taken, without the URL."""
         try:
             status = asyncio.run(self._posted(json.dumps(document).encode()))
-        except (ExchangeError, EngineError, MissingError, TimeoutError) as error:
-            kind = error.kind if isinstance(error, ExchangeError) else "not reached"
-            raise EngineError(f"{self.shown}: {kind}") from None
+        except ExchangeError as error:
+            raise EngineError(f"{self.shown}: {error.kind}") from None
+        except (EngineError, MissingError, SchemeError, TimeoutError):
+            raise EngineError(f"{self.shown}: not found") from None
         if not 200 <= status < 300:  # a redirect too: it would lead alerts to whom nobody named
             raise EngineError(f"{self.shown}: answered with status {status}")
 
     async def _posted(self, body: bytes) -> int:
         client = Client(self._address, 1, tls_context() if self._address.is_secure else None)
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout_at(deadline):
                 await client.find()
-                deadline = asyncio.get_running_loop().time() + self._timeout_s
-                wire = request_bytes(self._address, self._address.whole, body, HEADERS)
-                return await client.send(wire, lambda _: None, deadline, lambda _: None)
+            wire = request_bytes(self._address, self._address.whole, body, HEADERS)
+            return await client.send(wire, lambda _: None, deadline, lambda _: None)
         finally:
             await client.close()
