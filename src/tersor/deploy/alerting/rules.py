@@ -16,8 +16,10 @@ WINDOW_S = 300
 LEAST_REQUESTS = 20
 """In a window; a share of fewer says little."""
 MOST_FOR_S = 86_400
+FLAGS = ("engine_down", "input_drift", "output_drift")
 
 _BY = "sum by (job, instance, model, variant)"
+_BY_STEP = "sum by (job, instance, model, variant, le)"
 _FAILED = f"{_BY} (rate(tersor_failed_total[5m]))"
 _FELL_BACK = f"{_BY} (rate(tersor_fell_back_total[5m]))"
 _ASKED = f"({_BY} (rate(tersor_requests_total[5m])) + {_FAILED} + {_FELL_BACK})"
@@ -56,7 +58,7 @@ class Rule:
     @property
     def is_flag(self) -> bool:
         """Whether its figure is 0 or 1, so that there is no other limit."""
-        return self.limit == self.clear
+        return self.figure in FLAGS
 
     def with_limit(self, limit: float) -> Rule:
         """Return it with another limit, and the end moved along: it stays where a figure can get.
@@ -165,7 +167,7 @@ RULES: Mapping[str, Rule] = {
             8.0,
             300,
             "warning",
-            "histogram_quantile(0.99, sum by (model, variant, le) (rate(tersor_request_seconds_bucket[5m])))",
+            f"histogram_quantile(0.99, {_BY_STEP} (rate(tersor_request_seconds_bucket[5m])))",
             "One answer in a hundred is slow",
             "lower in_flight, or give the engine more threads",
             _ENOUGH,
