@@ -201,10 +201,13 @@ def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
 
 
 BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-model.md"
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+PAGE = HOW_TO / "serve-a-model.md"
+PAGES = [PAGE, HOW_TO / "monitor.md"]
+BLOCKS = [block for page in PAGES for block in BLOCK.findall(page.read_text(encoding="utf-8")) if "scrape" not in block]
 
 
-@pytest.mark.parametrize("block", BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("block", BLOCKS)
 def test_deployments_in_the_documentation_can_be_deployed(block: str, tmp_path: Path) -> None:
     block = block.replace("sha256: …", f"sha256: {'a' * 64}")
     block += (
