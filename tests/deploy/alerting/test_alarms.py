@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -76,6 +77,16 @@ def test_an_end_inside_of_a_silence_is_not_told(hook: Hook) -> None:
     assert told(hook) == [("m", "firing")]
 
 
+def test_what_ends_as_soon_as_its_silence_is_lifted_is_not_told(hook: Hook) -> None:
+    alarms = Alarms(plan(silence(WALL + 60)))
+    alarms.look(0, WALL, {("m", "q"): BAD})
+    alarms.change(plan(), alarms.delivery)
+    assert alarms.look(1, WALL + 1, {("m", "q"): GOOD, ("n", "q"): BAD})
+    until(lambda: len(hook.documents) == 1)
+    alarms.close()
+    assert told(hook) == [("n", "firing")]
+
+
 def test_a_plan_that_changes_moves_limits_and_keeps_what_fires_and_who_is_told(hook: Hook) -> None:
     alarms = Alarms(plan())
     alarms.look(0, WALL, {("m", "q"): BAD})
@@ -91,7 +102,7 @@ def test_a_plan_that_changes_moves_limits_and_keeps_what_fires_and_who_is_told(h
 def test_another_webhook_takes_over_and_one_that_is_not_there_changes_nothing(
     hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alarms, other = Alarms(plan()), Hook()
+    alarms, other, before = Alarms(plan()), Hook(), set(threading.enumerate())
     with other.running() as address:
         with pytest.raises(MissingError, match=r"monitor\.webhook_env: the environment variable OTHER holds no URL"):
             alarms.prepared(replace(plan(), webhook_env="OTHER"))
@@ -105,6 +116,7 @@ def test_another_webhook_takes_over_and_one_that_is_not_there_changes_nothing(
         alarms.look(1, WALL + 1, {("m", "q"): GOOD})
         until(lambda: len(hook.documents) == len(other.documents) == 1)
         alarms.delivery.close(0.0)
+        until(lambda: not [one for one in set(threading.enumerate()) - before if one.name.startswith("alerts to")])
     assert (told(hook), told(other)) == ([("m", "firing")], [("m", "resolved")])
 
 
