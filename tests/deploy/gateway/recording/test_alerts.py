@@ -98,6 +98,7 @@ def test_a_gateway_that_was_killed_knows_what_fired(hook: Hook, deployment: Path
     with live(deployment) as gateway:
         take_down(gateway, deployment.parent)
         until(lambda: written(deployment, "EngineDown") == ["alert firing"])
+        until(lambda: told(hook, "EngineDown") == ["firing"])  # what waits to be sent, a kill loses
         gateway.process.kill()
         gateway.process.wait(timeout=10)
     with live(deployment):  # with the file as it is now

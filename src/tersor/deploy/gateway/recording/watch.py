@@ -64,7 +64,7 @@ class Watch:
         What was counted is on the disk when this ends.
         """
         store = await asyncio.to_thread(Store, Path(self.deployment.record))
-        tasks: list[asyncio.Task[None]] = []
+        ended, tasks = asyncio.Event(), list[asyncio.Task[None]]()
         try:
             await asyncio.to_thread(store.fill, self.recorder)
             self.drifting = await asyncio.to_thread(Drifting.of, self.plan, self.recorder, store)
@@ -77,10 +77,11 @@ class Watch:
                 (lambda: self.save_s, self._save),
                 (lambda: self.plan.drift_every_s, self._compare),
             )
-            tasks = [asyncio.create_task(self._every(seconds, do, store)) for seconds, do in work]
+            tasks = [asyncio.create_task(self._every(seconds, do, store, ended)) for seconds, do in work]
             yield
         finally:
-            for task in (*tasks, *self._refreshing):
+            ended.set()  # what is being looked at is written down first
+            for task in self._refreshing:
                 task.cancel()
             await asyncio.gather(*tasks, *self._refreshing, return_exceptions=True)
             try:
@@ -90,9 +91,15 @@ class Watch:
             await asyncio.to_thread(self.alarms.close)
             store.close()
 
-    async def _every(self, seconds: Callable[[], float], do: Callable[[Store], Awaitable[None]], store: Store) -> None:
+    async def _every(
+        self, seconds: Callable[[], float], do: Callable[[Store], Awaitable[None]], store: Store, ended: asyncio.Event
+    ) -> None:
         while True:
-            await asyncio.sleep(seconds())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds()):
+                    await ended.wait()
+            if ended.is_set():
+                return
             try:
                 await do(store)
             except Exception:  # the next time may go well; requests are answered meanwhile
@@ -116,8 +123,8 @@ class Watch:
         self._seen_before = set(seen)
         if changed:
             rows = [Happening(moment, f"alert {one.state}", one.model, one.to_object()) for one in changed]
-            await asyncio.to_thread(store.happen, *rows)
-            await asyncio.to_thread(store.put, "alerts", self.alarms.book.to_object())
+            # Together: a kill in between would let a restart tell of the same alert again, or never of its end.
+            await asyncio.to_thread(store.happen, *rows, alerts=self.alarms.book.to_object())
         for alert in changed:
             if (alert.rule, alert.state) == ("InputDrift", "firing") and alert.model in models:
                 self._wish(alert, models[alert.model], store)
