@@ -199,7 +199,7 @@ def _section(heading: str, command: Any) -> str:
             spelled = f"`{parameter.metavar or parameter.name.upper()}`"
         rows.append([spelled, " ".join((getattr(parameter, "help", "") or "").split())])
     text = re.sub(r"\[/?bold\]", "**", (command.help or "").strip())
-    options = "" if hasattr(command, "commands") else f"\n{table(('option', 'meaning'), rows)}"
+    options = f"\n{table(('option', 'meaning'), rows)}" if rows else ""
     return f"{heading}\n\n{text}\n{options}"
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tersor.cli.deploy.rollout import rollout
 from tersor.cli.screen.output import JsonOption, print_json
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import card_path
@@ -15,14 +16,21 @@ from tersor.pipeline import demo as pipeline
 
 __all__ = ["demo"]
 
+demo = typer.Typer(name="demo", rich_markup_mode=None)
+demo.command(short_help="Roll a good and a bad candidate out, with real traffic.")(rollout)
 
-def demo(
+
+@demo.callback(invoke_without_command=True)
+def demo_group(
+    context: typer.Context,
     folder: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")] = Path("out"),
     file_type: Annotated[str, typer.Option("--format", "-f", metavar="F", help="As for quantize.")] = "q4_k_m",
     search: Annotated[str, typer.Option(metavar="best|ggml", help="As for quantize.")] = "best",
     as_json: JsonOption = False,
 ) -> None:
     """Quantize the embedded model of 4 million weights, let llama.cpp write Python with it, show the Card."""
+    if context.invoked_subcommand is not None:
+        return
     with progress_bar() as progress:
         made = pipeline.demo(folder, format=file_type, search=search, progress=progress)
     if as_json:

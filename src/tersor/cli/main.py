@@ -59,7 +59,7 @@ app.add_typer(registry, short_help="Keep what serves, what it passed, and since 
 app.command(short_help="Show what is inside a model.")(inspect)
 app.command(short_help="List number formats and file types.")(formats)
 app.command(short_help="Show what is installed and works.")(doctor)
-app.command(short_help="Go the whole way on an embedded model.")(demo)
+app.add_typer(demo, short_help="Go the whole way on an embedded model.")
 
 
 def _print_version(wanted: bool) -> None:

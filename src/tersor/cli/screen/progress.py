@@ -42,6 +42,15 @@ class Bar:
             self._task = self._drawn.add_task(tensor, total=total)
         self._drawn.update(self._task, description=tensor, completed=done, total=total)
 
+    def write(self, text: str) -> None:
+        """Write a result to stdout now, above the bar."""
+        if self._drawn is not None:
+            self._drawn.stop()  # while it is drawn, stdout is its own
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if self._drawn is not None:
+            self._drawn.start()
+
     def close(self) -> None:
         """Wipe the bar."""
         if self._drawn is not None:
