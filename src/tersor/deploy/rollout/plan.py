@@ -29,6 +29,7 @@ class RolloutPlan:
 
     steps        shares of requests that the candidate answers in turn, percent, rising
     shadow       share of requests that are answered by the candidate too, for comparison, percent
+    shadow_time  part of the time that comparisons may take, percent: so many requests meet one
     min_samples  that a step needs: comparisons in the shadow, then requests that the candidate answered
     min_time_s, max_time_s  that a step lasts; after the latter it pauses
     look         requests of the candidate, and of the control, after which both are compared
@@ -38,6 +39,7 @@ class RolloutPlan:
 
     steps: tuple[float, ...] = (1.0, 5.0, 25.0, 50.0, 100.0)
     shadow: float = 10.0
+    shadow_time: float = 1.0
     min_samples: int = 500
     min_time_s: float = 600.0
     max_time_s: float = 86_400.0
@@ -53,6 +55,8 @@ class RolloutPlan:
             raise SchemeError(f"steps are rising shares in percent, such as 1, 5, 25, 100, got {self.steps}")
         if not 0 < self.shadow <= 100:
             raise SchemeError(f"shadow is a share of requests above 0, percent, got {self.shadow:g}")
+        if not 0 < self.shadow_time <= 100:
+            raise SchemeError(f"shadow_time is a share of the time above 0, percent, got {self.shadow_time:g}")
         if not 1 <= self.look <= MOST_LOOK:
             raise SchemeError(f"look is a number of requests from 1 to {MOST_LOOK}, got {self.look}")
         self.rules(None)

@@ -25,6 +25,7 @@ models:
     rollout:
       steps: {steps}
       shadow: {shadow}
+      shadow_time: 100
       min_samples: {samples}
       min_time_s: 0.0
       look: 20

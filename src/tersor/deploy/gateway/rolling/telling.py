@@ -14,8 +14,8 @@ tests          [{name, verdict, to_harm, to_safe, samples, required, numbers}]: 
 next           {action, reason} of the last look: WAIT, and what for; null before the first
 traffic        {candidate, control}: {requests, errors}, of this attempt since the gateway began
 shadow         {share, compared, agreement, failed, dropped, waiting, in_flight, distance, divergence}: dropped by
-               reason (full, busy, late); distance of tensors relative to the reference, divergence of tokens in
-               nats; null: none yet
+               reason (full, time, busy, reference, error); distance of tensors relative to the reference, divergence
+               of tokens in nats; null: none yet
 history        [{at, state, step, weight, who, why}], the oldest first
 decisions      [{at, action, reason, state, step, weight, standings, alarms, rules, progress}], the oldest first:
                all but the waits

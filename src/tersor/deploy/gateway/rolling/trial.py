@@ -92,8 +92,9 @@ class Trial:
         self.served.ladder = Ladder(budget=Budget(OPEN_HANDED))  # type: ignore[arg-type]  # names of purses
         reference = self.control.variants[self.reference]
         self.shadow = Shadow(
-            self.control.name, reference, self.served.variants[name], self.control.admission, self.metrics, self._told
-        )
+            self.control.name, reference, self.served.variants[name], self.control.admission, self.metrics, self._told,
+            plan.rollout.shadow_time / 100,
+        )  # fmt: skip
         self.tests = restored(self.now.tests) if self.now.tests else plan.rollout.begin()
         self.tallies = {name: Tally(), plan.primary: Tally()}
 

@@ -55,6 +55,7 @@ models:
     rollout:
       steps: {shares}
       shadow: 100
+      shadow_time: 100
       min_samples: {samples}
       min_time_s: 2.0
       max_time_s: {patience}
