@@ -10,7 +10,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from tersor.deploy.guard.budget import Budget, PurseRules
 from tersor.deploy.guard.ladder import Ladder
 from tersor.deploy.rollout.decision import Decision
 from tersor.deploy.rollout.sequential import Agreement, AnyTest, Count, ErrorRate, Latency, restored
-from tersor.deploy.running.supervised import Answer
+from tersor.deploy.running.supervised import Answer, RequestError
 
 __all__ = ["Tally", "Trial"]
 
@@ -34,6 +34,8 @@ LEAST_CONTROL = 20
 MOST_LATENCIES = 20_000
 EXCUSED = ("", "low margin")
 """Reasons of a fallback that are no failure."""
+REFUSED = "refused"
+"""Reason of a fallback: the candidate says that the request is wrong, and the control answers it."""
 OPEN_HANDED = {"faults": PurseRules(1.0, 1e9), "outage": PurseRules(1.0, 1e9)}
 """The control answers whatever the candidate cannot: it did before."""
 _chance = random.SystemRandom()
@@ -146,7 +148,7 @@ class Trial:
         began, seconds, has_failed = time.monotonic(), 0.0, True
         exchange = Exchange(request, payload)
         try:
-            async with served.answered(request, payload) as reply:
+            async with self._begun(served, request, payload) as reply:
                 seconds, has_failed = time.monotonic() - began, reply.reason not in EXCUSED
                 for part, _ in reply.held:
                     exchange.add(part)
@@ -162,6 +164,24 @@ class Trial:
             self._count(role, step, None if has_failed else seconds)
         if not has_failed and self.is_loaded and self.now.state != "promoted" and self._is_sampled():
             self.shadow.offer(exchange)
+
+    @asynccontextmanager
+    async def _begun(self, served: Served, request: dict[str, Any], payload: bytes) -> AsyncIterator[Reply]:
+        """Yield the reply of the one that is meant, or of the control where the candidate refuses what that one takes.
+
+        A candidate may have less room for a prompt, or fail on some inputs: whether the request is to blame is for the
+        variant to say that would have answered without the rollout.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                reply = await stack.enter_async_context(served.answered(request, payload))
+            except RequestError:
+                if served is self.control:
+                    raise
+                reply = await stack.enter_async_context(self.control.answered(request, payload))
+                self.metrics.fallbacks.labels(self.control.name, REFUSED).inc()
+                reply = replace(reply, reason=reply.reason or REFUSED)
+            yield reply
 
     def _is_sampled(self) -> bool:
         return self.now.trying in ("shadow", "canary") and _chance.random() * 100 < self.control.plan.rollout.shadow
