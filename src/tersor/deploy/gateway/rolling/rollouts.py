@@ -1,7 +1,8 @@
 """All rollouts of a gateway: each move is written down before it acts, and gone on with after whatever ended it.
 
 Moves come from looks at the tests and from operators. What is written down is the truth: a gateway that starts loads
-the candidate, and lets it answer what it answered when the last one ended.
+the candidate, and lets it answer what it answered when the last one ended. A rollout is of the contents of its
+artefacts: what lies in their place at a start, a reload or the order to start, is another one where it is another file.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tersor.core.errors import EngineError, SchemeError, TersorError
-from tersor.deploy.config import ModelPlan
+from tersor.core.errors import SchemeError, TersorError
+from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.models import Reply, Served
 from tersor.deploy.gateway.operating.audit import Author, Entry, one_line
 from tersor.deploy.gateway.operating.fleet import Fleet, Member
 from tersor.deploy.gateway.operating.records import Labels
 from tersor.deploy.gateway.rolling import progress
 from tersor.deploy.gateway.rolling.cohorts import Caller
+from tersor.deploy.gateway.rolling.identity import Identities
 from tersor.deploy.gateway.rolling.progress import LIVE, Move, Progress
 from tersor.deploy.gateway.rolling.trial import Trial
 from tersor.deploy.registry.texts import timestamp
@@ -49,6 +51,10 @@ class Rollouts:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _closing: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _kept: dict[str, float] = field(default_factory=dict, init=False)
+    _identities: Identities = field(default_factory=Identities, init=False)
+    _known: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    """Artefacts of each model with a candidate, as of the deployment that is followed."""
+    _followed: Deployment | None = field(default=None, init=False)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -85,14 +91,17 @@ class Rollouts:
             return None
         trial = self.trials.get(name)
         found = trial.now if trial else self.fleet.records.rollout(name)
-        return found if found is not None and found.artefacts == _artefacts(plan) else None
+        return found if found is not None and found.artefacts == self._known.get(name) else None
 
     # Orders
 
     async def start(self, name: str, author: Author, why: str) -> Progress:
         """Begin, or begin anew what has ended."""
         async with self._turn:
-            member, now = self._member(name), self.progress(name)
+            member = self._member(name)
+            self._known.pop(name, None)
+            await self._identify(name, member)
+            now = self.progress(name)
             if now is not None and now.state in LIVE and (now.state != "created" or name in self.trials):
                 raise SchemeError(f"the rollout of {now.candidate} is {now.state} already")
             await self._drop(name)
@@ -185,7 +194,7 @@ class Rollouts:
     async def _begin(self, name: str, member: Member, author: Author, why: str) -> Progress:
         plan = member.served.plan
         assert plan.candidate is not None, "who begins has one"
-        artefacts = _artefacts(plan)
+        artefacts = await self._identify(name, member)
         last = self.fleet.records.rollout(name)
         last = last if last is not None and last.artefacts == artefacts else None
         move = Move(_now(), "created", None, 0.0, author.who, one_line(why))
@@ -259,9 +268,13 @@ class Rollouts:
 
     async def _follow(self) -> None:
         """Have a trial for each candidate that the deployment names now, and for no other."""
+        if self._followed is not self.fleet.deployment:
+            self._followed = self.fleet.deployment
+            self._known.clear()
         for name, trial in list(self.trials.items()):
             member = self.fleet.members.get(name)
-            if member is None or member.served is not trial.control:
+            is_same = member is not None and member.served is trial.control
+            if not is_same or member is None or await self._identify(name, member) != trial.now.artefacts:
                 with contextlib.suppress(TersorError):
                     await self._keep(name, self._counted(trial))
                 await self._drop(name)
@@ -270,12 +283,18 @@ class Rollouts:
             if plan.candidate is None or name in self.trials:
                 continue
             now = self.fleet.records.rollout(name)
-            if now is None or now.artefacts != _artefacts(plan):
+            if now is None or now.artefacts != await self._identify(name, member):
                 now = await self._begin(name, member, ITSELF, "deploy.yaml names it")
             elif now.state == "rolled_back":
                 continue
             if now.state != "created" or plan.rollout.starts:
                 await self._load(name, member)
+
+    async def _identify(self, name: str, member: Member) -> tuple[str, ...]:
+        """What the two artefacts of a model's rollout are, by their contents."""
+        if name not in self._known:
+            self._known[name] = await asyncio.to_thread(self._identities.of, member.served.plan)
+        return self._known[name]
 
     async def _look(self, name: str, trial: Trial, passed: float) -> None:
         """Decide what follows from what was seen."""
@@ -315,17 +334,6 @@ class Rollouts:
         with contextlib.suppress(TersorError):
             entry = Entry(ITSELF, what, name, "done", one_line(move.why))
             await asyncio.to_thread(self.fleet.records.write, entry)
-
-
-def _artefacts(plan: ModelPlan) -> tuple[str, ...]:
-    """What identifies the two variants of a rollout."""
-    if plan.candidate is None:
-        raise EngineError("there is no candidate")
-    found = []
-    for name in (plan.primary, plan.candidate):
-        one = plan.variants[name]
-        found.append(f"{name}={one.embedded or one.path or f'{one.url} {one.model}'}")
-    return tuple(found)
 
 
 def _now() -> str:
