@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from tersor.deploy.rollout.decision import replayed
 
 from ..conftest import live
-from ..operating.orders import ordered, seen
+from ..operating.orders import JSON, ordered, seen
 from .traffic import Client, kept, state_is, text
 
 
@@ -87,6 +89,36 @@ def test_what_is_sent_again_is_answered_the_same_and_counts_once(place: Path) ->
         assert (status, "another request" in told["error"]["message"]) == (422, True)
         assert client.ask({"Idempotency-Key": "two"}, prompt="def f(", temperature=1)[1]["id"] != first[1]["id"]
         assert seen(gateway)["counts"]["requests"] == {"old": 2, "new": 0}
+
+
+def test_a_stream_that_is_asked_for_again_is_the_same_and_one_that_was_left_is_not_kept(place: Path) -> None:
+    deployment = place / "deploy.yaml"
+    deployment.write_text(text(samples=100_000))
+    body = {"model": "demo", "prompt": "def f(", "temperature": 1, "stream": True}
+
+    def streamed(name: str, tokens: int, most: int | None = None) -> bytes:
+        connection = http.client.HTTPConnection(gateway.address.removeprefix("http://"), timeout=60)
+        headers = {**JSON, "Idempotency-Key": name}
+        connection.request("POST", "/v1/completions", json.dumps({**body, "max_tokens": tokens}), headers)
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        assert response.headers["X-Tersor-Variant"] == "old"
+        found = response.read(most)
+        response.close()
+        connection.close()
+        return found
+
+    with live(deployment) as gateway:
+        first = streamed("one", 8)
+        assert first.endswith(b"data: [DONE]\n\n")
+        assert streamed("one", 8) == first
+        assert streamed("two", 8) != first
+        assert seen(gateway)["counts"]["requests"] == {"old": 2, "new": 0}
+        left = streamed("three", 400, 200)
+        again = streamed("three", 400)
+        assert not again.startswith(left)
+        assert streamed("three", 400) == again
 
 
 def test_a_hung_candidate_in_the_shadow_holds_nobody_up(place: Path) -> None:

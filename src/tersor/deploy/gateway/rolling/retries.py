@@ -1,7 +1,8 @@
 """A request that is sent again by the same client gets the same answer, and counts once.
 
 Clients try again when an answer is lost on its way; `Idempotency-Key` names what is the same. Answers are kept for a
-while and within bounds; a stream is not kept, but goes to the same variant, for its cohort is drawn by that name.
+while and within bounds. A stream is kept as it was sent, once it has come to its end; asked for again it comes in one
+piece. Until then, or where it broke off, it is made anew, by the same variant, for its cohort is drawn by that name.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tersor.deploy.running.supervised import RequestError
+from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
+    from starlette import responses
     from starlette.responses import Response
+else:
+    responses = LazyModule("starlette.responses", "serve")
 
 __all__ = ["Retries"]
 
 UNPROCESSABLE, BAD_REQUEST, OK = 422, 400, 200
 MOST, MOST_BYTES, MOST_NAME = 1024, 32 << 20, 256
+MOST_ONE = MOST_BYTES // 8
 KEEP_S = 600.0
+END = b"data: [DONE]\n\n"
+"""Of a stream that broke off there is none."""
 
 
 @dataclass
@@ -72,17 +80,32 @@ class Retries:
         kept = self._kept[name] = _Kept(digest, self._clock())
         try:
             response = await make()
-            content = getattr(response, "body", None)  # a stream has none
-            if response.status_code == OK and isinstance(content, bytes) and len(content) <= MOST_BYTES // 8:
-                headers = {key: value for key, value in response.headers.items() if key != "content-length"}
-                kept.answer = content, headers
-                self._bytes += kept.size
+            if response.status_code == OK and isinstance(response, responses.StreamingResponse):
+                # Nobody waits for its end: the connection that it goes to may be dead.
+                return _recorded(response, lambda sent: self._add(name, digest, sent, response.headers))
+            content = getattr(response, "body", None)
+            if response.status_code == OK and isinstance(content, bytes):
+                self._keep(kept, content, response.headers)
             return response
         finally:
             kept.done.set()
             if kept.answer is None:  # it failed, or cannot be kept: the next one asks for itself
                 self._kept.pop(name, None)
             self._shrink()
+
+    def _keep(self, kept: _Kept, content: bytes, headers: Mapping[str, str]) -> None:
+        if len(content) <= MOST_ONE:
+            kept.answer = content, {key: value for key, value in headers.items() if key != "content-length"}
+            self._bytes += kept.size
+
+    def _add(self, name: tuple[str, str], digest: bytes, sent: bytes, headers: Mapping[str, str]) -> None:
+        """Keep a stream that came to its end, unless another of that name did before."""
+        if name in self._kept:
+            return
+        kept = self._kept[name] = _Kept(digest, self._clock())
+        self._keep(kept, sent, headers)
+        kept.done.set()
+        self._shrink()
 
     def _found(self, name: tuple[str, str]) -> _Kept | None:
         kept = self._kept.get(name)
@@ -101,3 +124,27 @@ class Retries:
 
     def _forget(self, name: tuple[str, str]) -> None:
         self._bytes -= self._kept.pop(name).size
+
+
+def _recorded(response: Response, ended: Callable[[bytes], None]) -> Response:
+    """Return a response that tells all that was sent of it; not where it broke off, or is too long to keep."""
+
+    class Recorded(responses.Response):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            sent, is_small, is_whole = bytearray(), True, False
+
+            async def noted(message: Any) -> None:
+                nonlocal is_small, is_whole
+                await send(message)
+                if message["type"] == "http.response.body":
+                    piece = message.get("body", b"")
+                    is_small = is_small and len(sent) + len(piece) <= MOST_ONE
+                    if is_small:
+                        sent.extend(piece)
+                    is_whole = not message.get("more_body", False)
+
+            await response(scope, receive, noted)
+            if is_whole and is_small and sent.endswith(END):
+                ended(bytes(sent))
+
+    return Recorded(status_code=response.status_code)
