@@ -28,8 +28,8 @@ models:
     limits: {{in_flight: 8, queue: 40, deadline_s: 20}}
     rollout:
       steps: [50, 100]
-      shadow: {shadow}
-      shadow_time: 100
+      shadow: 100
+      shadow_time: {time}
       min_samples: {samples}
       min_time_s: 0.0
       look: 20
@@ -40,13 +40,13 @@ models:
 
 
 @contextmanager
-def rolling(folder: Path, candidate: str, more: str = "", *, samples: int = 20, shadow: float = 100) -> Iterator[Live]:
+def rolling(folder: Path, candidate: str, more: str = "", *, samples: int = 20, share: float = 100) -> Iterator[Live]:
     """A gateway with a candidate for the plain net."""
     nets.plain(folder / "plain.onnx")
     {"slow": nets.slow, "picky": nets.picky, "plain": nets.plain}[candidate](folder / "new.onnx")
     deployment = folder / "deploy.yaml"
     lines = "".join(f"      {line}\n" for line in more.splitlines())
-    deployment.write_text(TEXT.format(candidate="new.onnx", samples=samples, shadow=shadow, more=lines))
+    deployment.write_text(TEXT.format(candidate="new.onnx", samples=samples, time=share, more=lines))
     with live(deployment) as gateway:
         yield gateway
 
@@ -123,6 +123,15 @@ def test_a_slow_candidate_is_rolled_back_for_its_latency(tmp_path: Path) -> None
         assert [move["state"] for move in found["history"]] == ["created", "gated", "shadow", "canary", "rolled_back"]
         assert {status for status, _, _ in client.seen} == {200}
         assert client.seen[200, "new", ""] >= 20
+
+
+def test_comparisons_take_no_more_of_the_time_than_they_may(tmp_path: Path) -> None:
+    with rolling(tmp_path, "slow", samples=100_000, share=0.1) as gateway, Client(gateway) as client:
+        for _ in range(100):
+            client.ask(0)
+        shadow = seen(gateway, "net")["rollout"]["shadow"]
+        assert shadow["compared"] >= 1
+        assert shadow["dropped"]["time"] > 50  # the next one may begin after a thousand times as long as one takes
 
 
 def test_a_step_that_nobody_asks_pauses_and_is_never_promoted(tmp_path: Path) -> None:
