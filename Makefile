@@ -33,7 +33,7 @@ check: $(VENV)/.dev  ## format, lint, types, slow tests
 # Left out, to be run by hand, `$(BIN)/python benchmarks/NAME.py`: those that make environments of gigabytes for vLLM or
 # for other quantizers (interop, peers_*, int8_peers), the one that writes a checkpoint of 6 GB (bounded_memory), and those
 # that load a live server for many minutes (serving_*).
-BY_HAND := benchmarks/interop.py benchmarks/bounded_memory.py $(wildcard benchmarks/peers_*.py) benchmarks/int8_peers.py benchmarks/nets.py benchmarks/rollout_statistics.py benchmarks/drift_replay.py $(wildcard benchmarks/serving_*.py)
+BY_HAND := benchmarks/interop.py benchmarks/bounded_memory.py $(wildcard benchmarks/peers_*.py) benchmarks/int8_peers.py benchmarks/nets.py benchmarks/rollout_statistics.py benchmarks/shadow_cost.py benchmarks/drift_replay.py $(wildcard benchmarks/serving_*.py)
 
 bench: $(VENV)/.dev  ## the benchmarks that need no more than is installed, one after the other
 	set -e; for script in $(filter-out $(BY_HAND),$(sort $(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script; done
