@@ -1,10 +1,12 @@
 """What does a shadow cost those who are served? Latency and throughput of a primary beside candidates of every kind.
 
-One gateway serves five models with the same net, which takes some milliseconds of a processor: without a candidate, and
-with one in the shadow that is as fast, hangs (SIGSTOP), fails each request, or computes ten times as long. Each has a
-fallback in full precision, which the shadow asks too. In each round each model is asked for a second or two at random
-moments, open loop, the same moments for all, in random order; ratios are of the quantiles of all rounds to those
-without a candidate, their intervals from drawing rounds anew (paired bootstrap). Goal: p99 within 5 %.
+One gateway serves six models with the same net, which takes some milliseconds of a processor: two without a candidate,
+which show what is chance, and those with one in the shadow that is as fast, hangs (SIGSTOP), fails each request, or
+computes ten times as long. Each has a fallback in full precision, which the shadow asks too. In each round each model
+is asked for some seconds at random moments, open loop, the same moments for all, in random order; ratios are of the
+quantiles of all rounds to those without a candidate, their intervals from drawing rounds anew (paired bootstrap).
+Goal: p99 within 5 %. Where a machine has other work too, that work decides such quantiles: `chrt -r 1` before the
+command keeps it away.
 
     python benchmarks/shadow_cost.py [--rounds 40] [--seconds 2] [--load 0.2] [--share 10] [--time 1] [--one-core]
 """
@@ -37,8 +39,15 @@ from tersor.deploy.load.generator import Answer, run_step, sender
 from tersor.deploy.load.schedule import Step
 
 WIDTH, LAYERS, SLOWER = 512, 120, 10
-NONE = "no shadow"
-ARMS = {NONE: "", "healthy": "net.onnx", "hung": "hung.onnx", "failing": "failing.onnx", "10 × slower": "slower.onnx"}
+NONE, AGAIN = "no shadow", "no shadow, again"
+ARMS = {
+    NONE: "",
+    AGAIN: "",
+    "healthy": "net.onnx",
+    "hung": "hung.onnx",
+    "failing": "failing.onnx",
+    "10 × slower": "slower.onnx",
+}
 GOAL, DRAWS, SETTLE_S = 1.05, 1000, 4.0
 MODEL = """
   {name}:
@@ -225,7 +234,7 @@ def show(rows: list[Row], options: argparse.Namespace) -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|---|")
     for row in rows:
         p50, p99 = (f"{one[0]:.3f} ({one[1]:.3f}–{one[2]:.3f})" for one in (row.p50_ratio, row.p99_ratio))
-        goal = "" if row.arm == NONE else "met" if row.is_met else "MISSED"
+        goal = "" if row.arm in (NONE, AGAIN) else "met" if row.is_met else "MISSED"
         print(
             f"| {row.arm} | {row.p50:.2f} | {row.p99:.2f} | {p50} | {p99} | {row.rate:.0f} | {row.rate_ratio:.2f} "
             f"| {row.compared:.2f} | {row.dropped} | {goal} |"
@@ -251,7 +260,7 @@ def main() -> int:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
         show(rows, options)
-    return int(not all(row.is_met for row in rows))
+    return int(not all(row.is_met for row in rows if row.arm not in (NONE, AGAIN)))
 
 
 if __name__ == "__main__":

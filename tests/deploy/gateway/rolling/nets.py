@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-SLOW_LAYERS, SLOW_WIDTH = 400, 512
+SLOW_LAYERS, SLOW_WIDTH = 2000, 512
 
 
 def _saved(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> Path:

@@ -10,7 +10,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -139,12 +139,21 @@ class Trial:
         weight = self.weight
         return weight >= 1 or (weight > 0 and draw(self.now.id, caller.name) < weight)
 
+    def answered(self, request: dict[str, Any], payload: bytes, caller: Caller) -> AbstractAsyncContextManager[Reply]:
+        """Return what holds a reply that has begun, of the variant that is meant; raises as `Served.answered` does."""
+        is_candidate, is_counted = self.is_meant(caller), self.now.trying == "canary" and not caller.choice
+        is_sampled = self.is_loaded and self.now.state != "promoted" and self._is_sampled()
+        if not (is_candidate or is_counted or is_sampled):  # most of them, in the shadow: nothing is noted
+            return self.control.answered(request, payload)
+        served = self.served if is_candidate else self.control
+        return self._noted(served, request, payload, is_counted=is_counted, is_sampled=is_sampled)
+
     @asynccontextmanager
-    async def answered(self, request: dict[str, Any], payload: bytes, caller: Caller) -> AsyncIterator[Reply]:
-        """Yield a reply that has begun, of the variant that is meant; raises as `Served.answered` does."""
-        served = self.served if self.is_meant(caller) else self.control
+    async def _noted(
+        self, served: Served, request: dict[str, Any], payload: bytes, *, is_counted: bool, is_sampled: bool
+    ) -> AsyncIterator[Reply]:
+        """Yield a reply, and count what becomes of it."""
         role, step = served.plan.primary, self.now.step
-        is_counted = self.now.trying == "canary" and not caller.choice
         began, seconds, has_failed = time.monotonic(), 0.0, True
         exchange = Exchange(request, payload)
         try:
@@ -162,7 +171,7 @@ class Trial:
             raise
         if is_counted:
             self._count(role, step, None if has_failed else seconds)
-        if not has_failed and self.is_loaded and self.now.state != "promoted" and self._is_sampled():
+        if is_sampled and not has_failed and self.is_loaded:
             self.shadow.offer(exchange)
 
     @asynccontextmanager
