@@ -3,10 +3,10 @@
 One gateway serves six models with the same net, which takes some milliseconds of a processor: two without a candidate,
 which show what is chance, and those with one in the shadow that is as fast, hangs (SIGSTOP), fails each request, or
 computes ten times as long. Each has a fallback in full precision, which the shadow asks too. In each round each model
-is asked for some seconds at random moments, open loop, the same moments for all, in random order; ratios are of the
-quantiles of all rounds to those without a candidate, their intervals from drawing rounds anew (paired bootstrap).
-Goal: p99 within 5 %. Where a machine has other work too, that work decides such quantiles: `chrt -r 1` before the
-command keeps it away.
+is asked for some seconds at random moments, open loop, the same moments for all, in random order. Ratios are of the
+quantiles of all rounds to those of both models without a candidate, or of one of these to the other; their intervals
+come from drawing rounds anew (paired bootstrap). Goal: p99 within 5 %. Where a machine has other work too, that work
+decides such quantiles: `chrt -r 1` before the command keeps it away.
 
     python benchmarks/shadow_cost.py [--rounds 40] [--seconds 2] [--load 0.2] [--share 10] [--time 1] [--one-core]
 """
@@ -208,12 +208,13 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
                 settled(live, arm)
         after = {arm: seen(live, arm) for arm in ARMS}
     plain = statistics.median(rates[NONE])
-    rows = []
+    rows, without = [], [one + two for one, two in zip(found[NONE], found[AGAIN], strict=True)]
     for arm, rounds in found.items():
+        other = found[AGAIN] if arm == NONE else found[NONE] if arm == AGAIN else without
         whole = np.concatenate(rounds)
         row = Row(
             arm, float(np.quantile(whole, 0.5)), float(np.quantile(whole, 0.99)),
-            ratio(rounds, found[NONE], 0.5), ratio(rounds, found[NONE], 0.99),
+            ratio(rounds, other, 0.5), ratio(rounds, other, 0.99),
             statistics.median(rates[arm]), statistics.median(rates[arm]) / plain,
             (after[arm]["compared"] - before[arm]["compared"]) / (options.rounds * options.seconds),
             sum(after[arm]["dropped"].values()) - sum(before[arm]["dropped"].values()), len(whole),
