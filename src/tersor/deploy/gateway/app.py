@@ -94,7 +94,10 @@ class Gateway:
         self.rollouts, self.retries = Rollouts(self.fleet), Retries()
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts)
         self.pulse = Pulse(self.fleet, self.rollouts, lambda: self.draining)
-        self.watch = Watch(self.deployment, self.metrics, lambda: self.fleet.models)
+        tried = self.rollouts.trials
+        self.watch = Watch(
+            self.deployment, self.metrics, lambda: self.fleet.models, lambda: [one.served for one in tried.values()]
+        )
         self.feedback = Feedback(self.metrics.recorder)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()

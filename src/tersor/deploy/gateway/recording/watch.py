@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tersor import __version__
 from tersor.core.errors import MissingError
 from tersor.deploy.alerting.book import Alert, Book
 from tersor.deploy.alerting.delivery import Delivery
@@ -25,7 +26,8 @@ from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
 from tersor.deploy.gateway.recording.cells import figures
-from tersor.deploy.gateway.recording.drifting import Drifting
+from tersor.deploy.gateway.recording.drifting import Drifting, Key
+from tersor.deploy.gateway.recording.incidents import DRIFT, Incidents, drift_row
 from tersor.deploy.gateway.recording.memory import machine_bytes, resident_bytes
 from tersor.deploy.gateway.recording.recorder import MINUTE_S, MINUTES
 from tersor.deploy.gateway.recording.refresh import Refresh, commands
@@ -41,15 +43,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Watch:
-    """The watch of one gateway; `models` returns those that serve now."""
+    """The watch of one gateway; `models` returns those that serve now, `tried` the candidates beside them.
+
+    drifts  what the last window of each side showed, as the record keeps it
+    """
 
     deployment: Deployment
     metrics: Metrics
     models: Callable[[], Mapping[str, Served]]
+    tried: Callable[[], Iterable[Served]] = tuple
     look_s: float = LOOK_S
     save_s: float = SAVE_S
     book: Book = field(init=False)
     drifting: Drifting = field(init=False)
+    incidents: Incidents = field(init=False)
+    drifts: dict[Key, Mapping[str, Any]] = field(default_factory=dict, init=False)
     _starts: dict[tuple[str, str], list[tuple[float, int]]] = field(default_factory=dict, init=False)
     _refreshing: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
@@ -57,6 +65,7 @@ class Watch:
         plan = self.plan = self.deployment.monitor
         self.recorder = self.metrics.recorder
         self.book, self.refresh = Book(plan.limits or {}), Refresh(plan.refresh, plan.refresh_every_s)
+        self.incidents = Incidents(self.metrics, self.recorder.clock)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -72,6 +81,9 @@ class Watch:
             self.drifting = await asyncio.to_thread(Drifting.of, self.plan, self.recorder, store)
             self.book.restore(await asyncio.to_thread(store.get, "alerts"))
             self.metrics.machine.set(machine_bytes())
+            primaries = {name: served.plan.primary for name, served in self.models().items()}
+            began = {"version": __version__, "primaries": primaries}
+            await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "gateway began", "", began))
             work = ((self.look_s, self._look), (self.save_s, self._save), (self.plan.drift_every_s, self._compare))
             tasks = [asyncio.create_task(self._every(seconds, do, store, delivery)) for seconds, do in work]
             yield
@@ -81,6 +93,7 @@ class Watch:
             await asyncio.gather(*tasks, *self._refreshing, return_exceptions=True)
             try:
                 await self._save(store, delivery)
+                await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "gateway ended", "", {}))
             except Exception:
                 _log.exception("the record was not saved")
             await asyncio.to_thread(delivery.close)
@@ -109,9 +122,10 @@ class Watch:
             self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(alert.state == "firing")
             if not any(one.covers(alert.rule, alert.model, moment) for one in self.plan.silences):
                 delivery.tell(alert)
-        if changed:
-            rows = [Happening(moment, f"alert {one.state}", one.model, one.to_object()) for one in changed]
+        rows = [Happening(moment, f"alert {one.state}", one.model, one.to_object()) for one in changed]
+        if rows := [*self.incidents.look([*models.values(), *self.tried()]), *rows]:
             await asyncio.to_thread(store.happen, *rows)
+        if changed:
             await asyncio.to_thread(store.put, "alerts", self.book.to_object())
         for alert in changed:
             if (alert.rule, alert.state) == ("InputDrift", "firing") and alert.model in models:
@@ -176,11 +190,18 @@ class Watch:
     async def _save(self, store: Store, delivery: Delivery) -> None:
         del delivery
         await asyncio.to_thread(store.save, self.recorder)
+        await asyncio.to_thread(self.incidents.save, store)
 
     async def _compare(self, store: Store, delivery: Delivery) -> None:
         """Compare what came since the last time with what is usual."""
         del delivery
         found = await asyncio.to_thread(self.drifting.look, store)
+        rows = {key: drift_row(*key, one, self.recorder.clock()) for key, one in found.items()}
+        if rows:
+            self.drifts.update(rows)
+            drifted = [Happening(row["at"], "drifted", row["model"], row) for row in rows.values() if row["drifted"]]
+            await asyncio.to_thread(store.put, DRIFT, list(self.drifts.values()))
+            await asyncio.to_thread(store.happen, *drifted)
         for (side, model, variant), findings in found.items():
             shown = variant or self._primary(model)
             self.metrics.drifted.labels(model, shown, side).set(bool(findings.drifted))
