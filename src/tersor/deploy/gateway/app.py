@@ -18,6 +18,7 @@ from tersor.deploy.gateway.admission import BusyError
 from tersor.deploy.gateway.bodies import as_json, json_of, read_body
 from tersor.deploy.gateway.dashboard.pulse import Pulse
 from tersor.deploy.gateway.dashboard.routes import DashboardRoutes
+from tersor.deploy.gateway.dashboard.watched import Watched
 from tersor.deploy.gateway.description.document import description
 from tersor.deploy.gateway.description.routes import ROUTES, Route
 from tersor.deploy.gateway.heads import header
@@ -93,11 +94,11 @@ class Gateway:
         self.access = Access(self.deployment.keys, self.user)
         self.rollouts, self.retries = Rollouts(self.fleet), Retries()
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts)
-        self.pulse = Pulse(self.fleet, self.rollouts, lambda: self.draining)
         tried = self.rollouts.trials
         self.watch = Watch(
             self.deployment, self.metrics, lambda: self.fleet.models, lambda: [one.served for one in tried.values()]
         )
+        self.pulse = Pulse(self.fleet, self.rollouts, Watched(self.watch), lambda: self.draining)
         self.feedback = Feedback(self.metrics.recorder)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
@@ -106,7 +107,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Hold all engines; raises what `Fleet.running` raises."""
         begun = self.fleet.running(Author(self.user, "start"))
-        async with begun, self.rollouts.running(), self.pulse.running(), self.watch.running():
+        async with begun, self.rollouts.running(), self.watch.running(), self.pulse.running():
             try:
                 yield
             finally:

@@ -17,6 +17,9 @@ from tersor.deploy.running.supervised import Answer, Patience, State
 
 __all__ = ["Variant"]
 
+MOST = 200
+"""Characters of a failure that are kept."""
+
 
 @dataclass(eq=False)
 class Variant:
@@ -105,7 +108,7 @@ class Variant:
     def _told(self, state: State, reason: str) -> None:
         self.reason = reason
         if state == "waiting":
-            self.failure = reason.split("\n", maxsplit=1)[0]
+            self.failure = reason.split("\n", maxsplit=1)[0].removeprefix(f"{self.model}/{self.name}: ")[:MOST]
         if state == "ready":
             self.starts += 1
             self._has_other_files = self.files != self._on_disk()

@@ -12,13 +12,14 @@ from weakref import WeakKeyDictionary
 
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
+from tersor.deploy.gateway.recording.drifting import Key
 from tersor.deploy.gateway.recording.recorder import DAYS
 from tersor.deploy.gateway.recording.samples import Findings
 from tersor.deploy.gateway.recording.store import Happening, Store
 from tersor.deploy.gateway.variants import Variant
 from tersor.deploy.guard.breaker import Breaker
 
-__all__ = ["CAUSES", "DRIFT", "Incidents", "drift_row", "merged"]
+__all__ = ["CAUSES", "DRIFT", "Incidents", "drift_row", "drift_rows", "merged"]
 
 CAUSES, DRIFT = "causes", "drift"
 """Documents of the record: day → model → "fallbacks" or "findings" → why → count; the last window of each feature."""
@@ -105,3 +106,10 @@ def drift_row(side: str, model: str, variant: str, findings: Findings, moment: f
     }
     about = {"at": moment, "side": side, "model": model, "variant": variant, "requests": findings.requests}
     return {**about, "drifted": list(findings.drifted), "features": features}
+
+
+def drift_rows(document: object) -> dict[Key, Mapping[str, Any]]:
+    """Return the rows of a document of DRIFT; what is none is left out."""
+    rows = document if isinstance(document, list) else ()
+    words = ("side", "model", "variant")
+    return {tuple(one[word] for word in words): one for one in rows if isinstance(one, dict) and one.keys() >= {*words}}

@@ -27,7 +27,7 @@ from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
 from tersor.deploy.gateway.recording.cells import figures
 from tersor.deploy.gateway.recording.drifting import Drifting, Key
-from tersor.deploy.gateway.recording.incidents import DRIFT, Incidents, drift_row
+from tersor.deploy.gateway.recording.incidents import DRIFT, Incidents, drift_row, drift_rows
 from tersor.deploy.gateway.recording.memory import machine_bytes, resident_bytes
 from tersor.deploy.gateway.recording.recorder import MINUTE_S, MINUTES
 from tersor.deploy.gateway.recording.refresh import Refresh, commands
@@ -80,6 +80,7 @@ class Watch:
             await asyncio.to_thread(store.fill, self.recorder)
             self.drifting = await asyncio.to_thread(Drifting.of, self.plan, self.recorder, store)
             self.book.restore(await asyncio.to_thread(store.get, "alerts"))
+            self.drifts.update(drift_rows(await asyncio.to_thread(store.get, DRIFT)))
             self.metrics.machine.set(machine_bytes())
             primaries = {name: served.plan.primary for name, served in self.models().items()}
             began = {"version": __version__, "primaries": primaries}

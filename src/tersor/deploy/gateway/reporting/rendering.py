@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tersor.core.quantities import percent
 from tersor.deploy.gateway.reporting.figures import Compared
 from tersor.deploy.gateway.reporting.report import DeploymentReport, ModelReport
-from tersor.deploy.gateway.reporting.sections import Block, Section, Table, gateway_section, model_sections, span
+from tersor.deploy.gateway.reporting.sections import Block, Section, gateway_section, model_sections, span
 from tersor.pages.document import document, header, main
 from tersor.pages.markup import Markup, join, tag
 from tersor.pages.tables import table
 
-__all__ = ["markdown", "page"]
+__all__ = ["drawn", "markdown", "page"]
 
 TONES = {
     "better": "✓ pass", "worse": "✗ fail", "not shown": "? inconclusive", "safe": "✓ pass", "harmful": "✗ fail",
@@ -73,7 +73,7 @@ def page(report: DeploymentReport) -> str:
         for index, model in enumerate(report.models)
     ]
     problems = [tag("p", f"Not read: {problem}.", class_="warning") for problem in report.problems]
-    end = tag("article", tag("h2", gateway.title, id="gateway"), *_shown(gateway), aria_labelledby="gateway")
+    end = tag("article", tag("h2", gateway.title, id="gateway"), *map(drawn, gateway.blocks), aria_labelledby="gateway")
     heading = tag("span", "Report on ", tag("strong", report.name))
     top = header(heading, _subtitle(report), [*links, ("#gateway", gateway.title)])
     return document(f"Report on {report.name}", join([top, main(*problems, *articles, end)]))
@@ -83,7 +83,9 @@ def _article(name: str, model: ModelReport, sections: Sequence[Section]) -> Mark
     parts = []
     for section in sections:
         place = f"{name}-{section.name}"
-        parts.append(tag("section", tag("h3", section.title, id=place), *_shown(section), aria_labelledby=place))
+        parts.append(
+            tag("section", tag("h3", section.title, id=place), *map(drawn, section.blocks), aria_labelledby=place)
+        )
     links = (tag("li", tag("a", section.title, href=f"#{name}-{section.name}")) for section in sections)
     nav = tag("nav", tag("ul", *links), aria_label=f"Sections on {model.name}")
     return tag(
@@ -125,23 +127,21 @@ def _key_figure(one: Compared) -> Markup:
     )  # fmt: skip
 
 
-def _shown(section: Section) -> Iterable[Markup]:
-    for block in section.blocks:
-        if isinstance(block, Table):
-            rows = [[_cell(cell, is_first=not index) for index, cell in enumerate(row)] for row in block.rows]
-            yield table(block.caption, block.columns, rows)
-        else:
-            yield tag("p", block, class_="note")
+def drawn(block: Block) -> Markup:
+    """Return a paragraph or a table as HTML."""
+    if isinstance(block, str):
+        return tag("p", block, class_="note")
+    rows = [[_cell(cell, is_first=not index) for index, cell in enumerate(row)] for row in block.rows]
+    return table(block.caption, block.columns, rows)
 
 
 def _cell(text: str, *, is_first: bool) -> object:
     """A cell: states as badges, times that break between day and hour alone, a second line smaller."""
     first, _, more = text.partition("\n")
-    if more:
-        return join([first, tag("span", _state(more) or more, class_="more")])
+    shown: object = first if is_first else _state(first) or first
     if match := TIME.fullmatch(first):
-        return tag("time", tag("span", match[1]), " ", tag("span", match[2]), datetime=f"{match[1]}T{match[2]}Z")
-    return first if is_first else _state(first) or first
+        shown = tag("time", tag("span", match[1]), " ", tag("span", match[2]), datetime=f"{match[1]}T{match[2]}Z")
+    return join([shown, tag("span", _state(more) or more, class_="more")]) if more else shown
 
 
 def _state(word: str) -> Markup | None:

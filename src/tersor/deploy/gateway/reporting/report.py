@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,10 @@ from tersor.deploy.rollout.sequential import restored
 from tersor.deploy.rollout.sequential.standing import Standing
 
 __all__ = ["Beside", "Decided", "DeploymentReport", "Event", "Gated", "ModelReport", "Served", "Trying", "Window",
-           "deployment_report"]  # fmt: skip
+           "deployment_report", "last_hour"]  # fmt: skip
 
 SCHEMA = "tersor.deployment-report/1"
-HOUR_S = 3600.0
+LAST_HOUR, HOUR_S = "the last hour", 3600.0
 ORDERS = ("rollback", "restore", "reload", "load", "unload", "reset-breaker", "start", "pause", "resume", "promote",
           "abort")  # fmt: skip
 
@@ -202,6 +202,13 @@ def deployment_report(
     )  # fmt: skip
 
 
+def last_hour(plan: ModelPlan, candidate: str, records: Mapping[str, Record], moment: float) -> Callable[[], Window]:
+    """Return what makes the window of the last hour, of what was counted until now: it may be called in a thread."""
+    counted = _Counted(plan, candidate, records, 0.0, moment)
+    found = counted.sums(moment - HOUR_S, "minutes")
+    return lambda: counted.beside(LAST_HOUR, *found)
+
+
 def _begin(found: Evidence, moment: float) -> float:
     """When the record begins: a day's count says midnight, and what happened first on that day when in truth."""
     cells = [
@@ -250,11 +257,15 @@ class _Counted:
 
     def windows(self) -> tuple[Window, ...]:
         midnight, day = self.moment // DAY_S * DAY_S, self.since // DAY_S * DAY_S
-        rows = [("the last hour", self.moment - HOUR_S, "minutes"), ("today, UTC", midnight, "days")]
+        rows = [(LAST_HOUR, self.moment - HOUR_S, "minutes"), ("today, UTC", midnight, "days")]
         rows += [(f"since {time_of(self.since)[:10]}", day, "days")] if self.since < midnight else []
         return tuple(self._window(*row) for row in rows)
 
     def _window(self, name: str, begin: float, kind: str) -> Window:
+        return self.beside(name, *self.sums(begin, kind))
+
+    def sums(self, begin: float, kind: str) -> tuple[dict[str, Cell], float]:
+        """Return what was counted of each variant since `begin`, and seconds from the first count on."""
         cells = {
             variant: [cell for cell in (*getattr(record, kind), record.now) if cell.at and cell.at >= begin]
             for variant, record in self.records.items()
@@ -262,7 +273,10 @@ class _Counted:
         # A day's count begins at midnight, whenever the gateway did.
         first = max(min((cell.at for one in cells.values() for cell in one), default=self.moment), self.since)
         seconds = max(1.0, self.moment - max(begin, first))
-        sums = {variant: added(one) for variant, one in cells.items() if one}
+        return {variant: added(one) for variant, one in cells.items() if one}, seconds
+
+    def beside(self, name: str, sums: Mapping[str, Cell], seconds: float) -> Window:
+        """Return the variants of a window beside full precision; some milliseconds each."""
         fallback = self.plan.fallback
         full = None if fallback is None else sums.get(fallback, Cell(0))
         shown = [

@@ -13,7 +13,8 @@ from tersor.deploy.gateway.reporting.incidents import Incident, time_of
 from tersor.deploy.gateway.reporting.report import Beside, Decided, DeploymentReport, ModelReport, Window
 from tersor.deploy.rollout.sequential.standing import Standing
 
-__all__ = ["Block", "Section", "Table", "gateway_section", "model_sections", "span"]
+__all__ = ["Block", "Section", "Table", "drift_blocks", "figure_table", "gateway_section", "incident_table",
+           "model_sections", "span"]  # fmt: skip
 
 MOST = 60
 """Rows of a table of what happened; JSON holds all."""
@@ -62,7 +63,7 @@ def model_sections(model: ModelReport, *, has_registry: bool) -> tuple[Section, 
         Section("Incidents", "incidents", tuple(_incidents(model))),
         Section("Decisions", "decisions", tuple(_decisions(model))),
         Section("What served when", "served", tuple(_served(model, has_registry=has_registry))),
-        Section("Drift", "drift", tuple(_drift(model))),
+        Section("Drift", "drift", tuple(drift_blocks(model.drift))),
     )
 
 
@@ -96,12 +97,13 @@ def _figures(model: ModelReport) -> Iterable[Block]:
         )
     for window in model.windows:
         for beside in window.variants:
-            yield _window(window, beside, model.fallback)
+            yield figure_table(window, beside, model.fallback)
 
 
-def _window(window: Window, beside: Beside, fallback: str) -> Table:
+def figure_table(window: Window, beside: Beside, fallback: str) -> Table:
+    """Return the figures of a variant beside full precision's; `fallback` is empty where there is none."""
     role = "" if beside.role == "primary" else f", {beside.role}"
-    caption = f"{beside.variant}{role}: {window.name} ({span(window.seconds)} until the report)"
+    caption = f"{beside.variant}{role}: {window.name} ({span(window.seconds)})"
     columns = ("figure", f">{beside.variant}", *((f">{fallback}", ">difference") if fallback else ()))
     rows = []
     for one in beside.figures:
@@ -166,9 +168,7 @@ def _incidents(model: ModelReport) -> Iterable[Block]:
     for one in model.pending:
         about = f"{one.get('alert')} of {one.get('variant')}: {one.get('summary')}"
         yield f"Pending: {about}. {_sentence(one.get('remedy'))}"
-    rows = [_incident(one) for one in model.incidents[:MOST]]
-    columns = ("what", "variant", "severity", "began, UTC", "lasted", "numbers", "remedy")
-    yield _table("Alerts, breakers, restarts, refreshes", columns, rows) or "Nothing befell this model."
+    yield incident_table(model.incidents[:MOST]) or "Nothing befell this model."
     causes = [
         (one.day, _KINDS.get(one.kind, one.kind), one.why.replace("_", " "), f"{one.count:,}") for one in model.causes
     ]
@@ -178,13 +178,20 @@ def _incidents(model: ModelReport) -> Iterable[Block]:
     yield told or "The fallback answered nothing in place of another, and no sentinel found anything."
 
 
+def incident_table(incidents: Sequence[Incident]) -> Table | None:
+    """Return incidents in their order; None where there are none."""
+    columns = ("what", "severity", "began, UTC", "numbers, and what to do")
+    return _table("Alerts, breakers, restarts, refreshes", columns, [_incident(one) for one in incidents])
+
+
 _KINDS = {"fallbacks": "fallback for", "findings": "sentinel"}
 
 
 def _incident(one: Incident) -> tuple[str, ...]:
+    """A row: whose it was, how long it lasted and what helps stand on second lines."""
     lasts = " so far" if one.seconds is not None and one.ended is None else ""
-    lasted = "–" if one.seconds is None else f"{span(one.seconds)}{lasts}"
-    return one.what, one.variant or "–", one.severity, _at(one.began), lasted, one.told or "–", one.remedy or "–"
+    lasted = "" if one.seconds is None else f"lasted {span(one.seconds)}{lasts}"
+    return f"{one.what}\n{one.variant}", one.severity, f"{_at(one.began)}\n{lasted}", f"{one.told or '–'}\n{one.remedy}"
 
 
 # Decisions
@@ -267,8 +274,9 @@ def _served(model: ModelReport, *, has_registry: bool) -> Iterable[Block]:
 # Drift
 
 
-def _drift(model: ModelReport) -> Iterable[Block]:
-    rows = [_features(one) for one in model.drift]
+def drift_blocks(windows: Iterable[Mapping[str, Any]]) -> Iterable[Block]:
+    """Return what the last window of each side showed, rows as the record keeps them."""
+    rows = [_features(one) for one in windows]
     columns = ("side", "variant", "window ended, UTC", ">requests", "drifted", "farthest from what is usual")
     yield (
         _table("The last window of each side", columns, rows)
