@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,9 +11,14 @@ import pytest
 
 from tersor.core.errors import MissingError, SchemeError
 from tersor.deploy.config import read_deployment
+from tersor.deploy.gateway.recording.recorder import Recorder
+from tersor.deploy.gateway.recording.store import Store
+from tersor.deploy.gateway.reporting.figures import FIGURES, Compared, Value
 from tersor.deploy.gateway.reporting.rendering import markdown, page
-from tersor.deploy.gateway.reporting.report import DeploymentReport, deployment_report
+from tersor.deploy.gateway.reporting.report import Beside, DeploymentReport, Window, deployment_report
+from tersor.deploy.gateway.reporting.sections import figure_table
 from tersor.deploy.registry.registry import Registry
+from tersor.deploy.rollout.decision import replayed
 from tersor.pipeline.deploy.report import report_on, save
 
 from .synthetic import NOW, YAML, deployed, served
@@ -83,6 +89,30 @@ def test_decisions_are_made_again_and_one_that_was_changed_is_named(report: Depl
     assert "0 of 1 came out the same" in markdown(other)
 
 
+def test_a_decision_is_decided_again_from_the_file_as_the_how_to_says(folder: Path) -> None:
+    rollouts = json.loads((folder / "deploy.rollouts.json").read_text())["models"]
+    (row,) = rollouts["chat"]["decisions"]
+    assert replayed(row["decision"]).reason == "agreement safe after 600 samples"
+
+
+def test_a_record_of_minutes_has_one_window(tmp_path: Path) -> None:
+    store, recorder = Store(tmp_path / "deploy.record.db"), Recorder(lambda: NOW - 60)
+    recorder.answered("chat", "q8", 0.1, 0.2)
+    recorder.answered("chat", "q4", 0.1, 0.2)
+    store.save(recorder)
+    store.close()
+    (window,) = deployment_report(read_deployment(deployed(tmp_path)), "x", NOW).models[0].windows
+    assert [(one.variant, one.role) for one in window.variants] == [("q8", "primary"), ("q4", "candidate")]
+    assert window.seconds == pytest.approx(60, abs=60)
+
+
+def test_the_example_in_the_documentation_has_what_reports_have_now(report: DeploymentReport) -> None:
+    example = (Path(__file__).parents[4] / "docs" / "how-to" / "report-example.md").read_text(encoding="utf-8")
+    wanted = [line for line in markdown(report).split("\n## alone")[0].splitlines() if line.startswith("### ")]
+    assert [line for line in example.splitlines() if line.startswith("### ")] == wanted, "tools/make_report_example.py"
+    assert [one.title for one in FIGURES if f"| {one.title}" not in example] == [], "tools/make_report_example.py"
+
+
 def test_markdown_html_and_json_say_the_same(report: DeploymentReport, folder: Path) -> None:
     text, html, document = markdown(report), page(report), json.loads(json.dumps(report.to_object()))
     for word in ("HighFallbackShare", "no labels came", "night shift", "1 of 1 came out the same",
@@ -95,6 +125,14 @@ def test_markdown_html_and_json_say_the_same(report: DeploymentReport, folder: P
     for form in ("html", "md", "json"):
         save(report, folder / f"r.{form}")
         assert (folder / f"r.{form}").stat().st_size > 3000
+
+
+def test_a_range_says_its_unit_once_where_both_ends_have_it() -> None:
+    latency = next(one for one in FIGURES if one.name == "latency_p95_s")
+    for low, high, wanted in ((0.2, 0.3, "200 … 300 ms"), (0.8, 1.5, "800 ms … 1.5 s"), (0.2, math.inf, "200 ms … ∞")):
+        row = Compared(latency, Value(low, low, high, 7), None, None)
+        made = figure_table(Window("w", "", 60.0, ()), Beside("q", "primary", (row,)), "").rows[0][1]
+        assert made.partition("\n")[2] == f"{wanted}, of 7"
 
 
 def test_days_cut_what_came_before(report: DeploymentReport, folder: Path) -> None:

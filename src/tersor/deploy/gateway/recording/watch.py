@@ -118,6 +118,9 @@ class Watch:
             for name, served in models.items()
             for variant in served.variants.values()
         }
+        for trial in self.tried():
+            candidate = trial.variants[trial.plan.primary]
+            self.recorder.holds(trial.name, candidate.name, resident_bytes(getattr(candidate.engine, "pid", None)))
         changed = self.book.look(moment, seen)
         for alert in changed:
             self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(alert.state == "firing")

@@ -61,7 +61,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("first_part_p50_s", "time to first token, p50", "seconds", NONE_ANSWERED, steps="first", quantile=0.50),
     Figure("first_part_p95_s", "time to first token, p95", "seconds", NONE_ANSWERED, steps="first", quantile=0.95),
     Figure("requests_per_s", "throughput, requests", "requests/s", NONE_ANSWERED, "neither"),
-    Figure("tokens_per_s", "throughput, tokens", "tokens/s", "nothing but tensors was answered", "neither"),
+    Figure("tokens_per_s", "throughput, tokens", "tokens/s", "no tokens were counted", "neither"),
     Figure("memory_bytes", "memory of the engine, most", "bytes", "the engine runs elsewhere, or was not seen"),
     Figure("error_share", "error rate", "share", "nobody asked", of=ASKED),
     Figure(
@@ -132,7 +132,8 @@ def _value(figure: Figure, cell: Cell, values: Mapping[str, float | None]) -> Va
     if figure.of:
         count = _count(figure, cell)
         low, high = _share_ends(count.hits, count.total)
-        return Value(value, low, high, count.total)
+        moved = value - count.share  # a share that something was taken off keeps its width
+        return Value(value, max(0.0, low + moved), min(1.0, high + moved), count.total)
     if figure.steps:
         steps: Mapping[int, int] = getattr(cell, figure.steps)
         low, high = _quantile_ends(steps, figure.quantile)
@@ -142,7 +143,8 @@ def _value(figure: Figure, cell: Cell, values: Mapping[str, float | None]) -> Va
 
 def _count(figure: Figure, cell: Cell) -> Count:
     part, *whole = figure.of
-    return Count(getattr(cell, part), sum(getattr(cell, name) for name in whole))
+    total = sum(getattr(cell, name) for name in whole)
+    return Count(min(round(getattr(cell, part)), total), total)
 
 
 def _share_ends(hits: int, total: int) -> tuple[float, float]:

@@ -257,8 +257,12 @@ class _Counted:
 
     def windows(self) -> tuple[Window, ...]:
         midnight, day = self.moment // DAY_S * DAY_S, self.since // DAY_S * DAY_S
-        rows = [(LAST_HOUR, self.moment - HOUR_S, "minutes"), ("today, UTC", midnight, "days")]
-        rows += [(f"since {time_of(self.since)[:10]}", day, "days")] if self.since < midnight else []
+        hour = self.moment - HOUR_S
+        rows = [(LAST_HOUR, hour, "minutes")]
+        if max(self.since, midnight) < hour:  # else it would be the same once more
+            rows.append(("today, UTC", midnight, "days"))
+        if self.since < min(midnight, hour):
+            rows.append((f"since {time_of(self.since)[:10]}", day, "days"))
         return tuple(self._window(*row) for row in rows)
 
     def _window(self, name: str, begin: float, kind: str) -> Window:

@@ -139,7 +139,7 @@ def _ends(one: Compared, value: Value, *, is_signed: bool = False) -> str:
     shown = _signed if is_signed else _amount
     low, high = shown(one, value.low), shown(one, value.high)
     unit = high.partition(" ")[2]
-    return f"{low.removesuffix(unit).rstrip() if unit else low} … {high}"
+    return f"{low.removesuffix(f' {unit}') if unit else low} … {high}"
 
 
 def _points(value: float | None) -> str:
