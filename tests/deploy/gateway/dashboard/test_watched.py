@@ -111,6 +111,10 @@ def test_minutes_are_drawn_where_something_was_counted() -> None:
     assert told["models"]["m"]["variants"] == ["q"]
     assert "accuracy" not in told["models"]["m"]["charts"]
     assert told["models"]["n"] == {"variants": [], "charts": {}}
+    clock.now += 900  # nobody asks
+    recorder.compared("m", "q", agreed=False)
+    line = minutes_of(recorder.records, {"m": ["q"]}, clock.now)["models"]["m"]["charts"]["agreement"]["q"]
+    assert (line[58], line[59]) == (None, 0.0)  # what was before lies too far back
 
 
 @pytest.mark.parametrize("odd", [None, 3, "text", {}, [None, 3, {}, {"side": "input"}]])
