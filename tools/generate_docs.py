@@ -1,7 +1,7 @@
 """Fill the tables of README and docs from the code and from recorded measurements.
 
 What: replaces what stands between `<!-- generated: NAME -->` and `<!-- /generated -->` in README.md and docs/**/*.md,
-and writes docs/reference/card.schema.json.
+and writes docs/reference/card.schema.json and examples/monitoring/.
 
 How:
 
@@ -27,6 +27,8 @@ from tersor.containers.mixture_rules import FILE_TYPES, TABLE_VERSION
 from tersor.core.errors import TersorError
 from tersor.core.format import Format
 from tersor.core.json_schema import card_schema
+from tersor.deploy.alerting.files import monitoring_files
+from tersor.deploy.alerting.rules import LEAST_REQUESTS, RULES
 from tersor.formats import FORMATS, get
 from tersor.methods import METHODS
 from tersor.models import load
@@ -36,6 +38,7 @@ from tersor.pipeline.steps.planning import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "docs" / "reference" / "card.schema.json"
+MONITORING = ROOT / "examples" / "monitoring"
 MEASURED = ROOT / "docs" / "reference" / "reference-model.json"
 INTEGERS = {f"int{bits}": [f"int{bits}-{kind}" for kind in ("g128", "channel", "g128-asym", "channel-asym")]
             for bits in (8, 4, 3, 2)}  # fmt: skip
@@ -200,6 +203,18 @@ def _section(heading: str, command: Any) -> str:
     return f"{heading}\n\n{text}\n{options}"
 
 
+def alerts() -> str:
+    """Every alert that a gateway knows."""
+    rows = []
+    for rule in RULES.values():
+        side = "<" if rule.is_below else ">"
+        fires = "yes" if rule.is_flag else f"{side} {rule.limit:g}"
+        ends = "no" if rule.is_flag else f"{'≥' if rule.is_below else '≤'} {rule.clear:g}"
+        figure = f"`{rule.figure}`" + (f", of {LEAST_REQUESTS} requests or more" if rule.guard else "")
+        rows.append([f"`{rule.name}`", rule.severity, figure, fires, ends, f"{rule.for_s:g} s", rule.remedy])
+    return table(("alert", "severity", "figure", ">fires", ">ends", ">after", "what to do"), rows)
+
+
 def mixture_version() -> str:
     """Which llama.cpp the mixtures were recorded from."""
     return f"Mixture rules as of `{TABLE_VERSION}`.\n"
@@ -216,6 +231,7 @@ def _first_line(text: str | None) -> str:
 
 
 GENERATORS: Mapping[str, Callable[[], str]] = {
+    "alerts": alerts,
     "architectures": architectures,
     "command-line": command_line,
     "containers": containers,
@@ -247,12 +263,14 @@ def main(arguments: list[str]) -> int:
     pages = {
         path: filled(path.read_text(encoding="utf-8")) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     }
+    pages |= {MONITORING / name: text for name, text in monitoring_files().items()}
     pages[SCHEMA] = json.dumps(card_schema(), indent=1, ensure_ascii=False) + "\n"
     for path, after in sorted(pages.items()):
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         if before != after:
             old.append(path.relative_to(ROOT).as_posix())
             if "--check" not in arguments:
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(after, encoding="utf-8")
     print("\n".join(old) or "all generated tables are current")
     return 1 if old and "--check" in arguments else 0

@@ -121,6 +121,52 @@ def test_what_is_left_out_has_a_default(folder: Path) -> None:
     assert (plan.variants["full"].embedded, plan.variants["full"].path) == ("f16", "")
 
 
+MONITOR = """
+monitor:
+  look_every_s: 2
+  limits: {HighErrorShare: 0.02, SlowAnswers: {limit: 2, for_s: 60}}
+  silences:
+    - {alert: LowAccuracy, model: chat, until: 2027-01-02T03:04:05Z}
+    - {alert: LowAgreement, until: "2027-01-02T03:04:05+01:00"}
+  webhook_env: HOOK
+  mail: {host: h, sender: a@x.org, to: b@x.org, user: ann, password_env: WORD}
+"""
+
+
+def test_what_is_said_of_the_watch_is_taken(folder: Path) -> None:
+    found = read_deployment(written(folder, GOOD + MONITOR)).monitor
+    assert (found.look_every_s, found.webhook_env) == (2, "HOOK")
+    assert (found.rules["HighErrorShare"].limit, found.rules["SlowAnswers"].for_s) == (0.02, 60)
+    assert found.mail is not None
+    assert (found.mail.to, found.mail.port, found.mail.security) == (("b@x.org",), 587, "starttls")
+    first, second = found.silences
+    assert first.covers("LowAccuracy", "chat", 1_798_859_044.9)
+    assert not first.covers("LowAccuracy", "chat", 1_798_859_045.1)
+    assert not first.covers("LowAccuracy", "other", 0)
+    assert not first.covers("LowAgreement", "chat", 0)
+    assert second.covers("LowAgreement", "other", 1_798_855_444.9)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("look_every_s: 2", "look_every_s: 0", "monitor.look_every_s: seconds above 0, not 0"),
+        ("look_every_s", "look_often", "monitor: unknown look_often; there are references"),
+        ("HighErrorShare: 0.02", "Sorrow: 1", "no alert 'Sorrow'"),
+        ("alert: LowAccuracy", "alert: Sorrow", "no alert 'Sorrow'"),
+        ("03:04:05Z", "03:04:05", "is no time with its zone"),
+        ("2027-01-02T03:04:05Z", "2027-01-02", "is no time with its zone"),
+        ("model: chat", "modell: chat", r"monitor.silences\[0\]: unknown modell"),
+        ("HOOK", "https://h/secret", "webhook_env: the name of an environment variable is wanted"),
+        ("host: h, ", "", "monitor.mail: missing 1 required"),
+        ("to: b@x.org", "to: []", "must be a plain address"),
+    ],
+)
+def test_a_mistake_in_the_watch_is_told(old: str, new: str, words: str, folder: Path) -> None:
+    with pytest.raises(SchemeError, match=words):
+        read_deployment(written(folder, GOOD + MONITOR.replace(old, new)))
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_a_mistake_is_told_with_its_place(case: str, folder: Path) -> None:
     text, words = WRONG[case]
@@ -155,10 +201,13 @@ def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
 
 
 BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-model.md"
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+PAGE = HOW_TO / "serve-a-model.md"
+PAGES = [PAGE, HOW_TO / "monitor.md"]
+BLOCKS = [block for page in PAGES for block in BLOCK.findall(page.read_text(encoding="utf-8")) if "scrape" not in block]
 
 
-@pytest.mark.parametrize("block", BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("block", BLOCKS)
 def test_deployments_in_the_documentation_can_be_deployed(block: str, tmp_path: Path) -> None:
     block = block.replace("sha256: …", f"sha256: {'a' * 64}")
     block += (

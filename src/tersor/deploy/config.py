@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -194,7 +195,7 @@ def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> Mo
     for name in ("silences", "refresh"):
         if not isinstance(given.get(name, []), list):
             raise SchemeError(f"{place}.{name}: a list is wanted, not {given[name]!r:.60}")
-    silences = tuple(_filled(f"{place}.silences[{n}]", Silence, one) for n, one in enumerate(given.get("silences", [])))
+    silences = tuple(_silence(f"{place}.silences[{n}]", one) for n, one in enumerate(given.get("silences", [])))
     mail = given.get("mail")
     if mail is not None:
         mail = _mapping(f"{place}.mail", mail)
@@ -203,6 +204,13 @@ def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> Mo
     whole = {**given, "references": references, "silences": silences, "mail": mail}
     whole["limits"] = _mapping(f"{place}.limits", given.get("limits") or {})
     return _filled(place, MonitorPlan, {**whole, "refresh": tuple(given.get("refresh", []))})
+
+
+def _silence(place: str, entry: object) -> Silence:
+    given = _mapping(place, entry)
+    if isinstance(given.get("until"), date):  # YAML makes one of what looks like it
+        given["until"] = given["until"].isoformat()
+    return _filled(place, Silence, given)
 
 
 def _model(place: str, entry: object, folder: Path) -> ModelPlan:

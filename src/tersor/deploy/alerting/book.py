@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from tersor.deploy.alerting.rules import RULES, Rule
@@ -54,59 +54,68 @@ class Alert:
 
 @dataclass(eq=False)
 class Book:
-    """All alerts that are pending or fire; `limits`: rule → another limit than its own."""
+    """All alerts that are pending or fire, by `rules`, which may be replaced at any time."""
 
-    limits: Mapping[str, float] = field(default_factory=dict)
+    rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
     alerts: dict[tuple[str, str, str], Alert] = field(default_factory=dict)
+    _began: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Since when each lasts, by the clock that never jumps."""
 
-    def look(self, moment: float, seen: Mapping[tuple[str, str], Mapping[str, float | None]]) -> tuple[Alert, ...]:
+    def look(
+        self, now: float, at: float, seen: Mapping[tuple[str, str], Mapping[str, float | None]]
+    ) -> tuple[Alert, ...]:
         """Take figures, model and variant → name → value; return the alerts that begin to fire now, or end.
 
+        now  seconds of a clock that never jumps: how long something lasts is told by it alone
+        at   Unix seconds, which are shown
         A figure that nothing tells of any more (None) keeps a firing alert as it is, and ends one that is pending; a
         variant that is gone ends its alerts.
         """
         changed = []
         for key in [one for one in self.alerts if one[1:] not in seen]:
-            old = self.alerts.pop(key)
+            old = self._drop(key)
             if old.state == "firing":
-                changed.append(Alert(*key, "resolved", moment, old.value, old.limit))
+                changed.append(Alert(*key, "resolved", at, old.value, old.limit))
         for (model, variant), found in seen.items():
-            for rule in RULES.values():
-                new = self._look(rule, (rule.name, model, variant), found.get(rule.figure), moment)
+            for rule in self.rules.values():
+                new = self._look(rule, (rule.name, model, variant), found.get(rule.figure), now, at)
                 if new is not None:
                     changed.append(new)
         return tuple(changed)
 
-    def _look(self, rule: Rule, key: tuple[str, str, str], value: float | None, moment: float) -> Alert | None:
+    def _look(self, rule: Rule, key: tuple[str, str, str], value: float | None, now: float, at: float) -> Alert | None:
         old = self.alerts.get(key)
-        limit = self.limits.get(rule.name, rule.limit)
-        if value is None:
-            if old is not None and old.state == "pending":
-                del self.alerts[key]
-            return None
         is_firing = old is not None and old.state == "firing"
-        # Another limit moves where it ends along with it.
-        end = limit + (rule.clear - rule.limit) * (limit / rule.limit)
-        if not rule.is_over(value, end if is_firing else limit):
+        if value is None:
+            if old is not None and not is_firing:
+                self._drop(key)
+            return None
+        if not rule.is_over(value, rule.clear if is_firing else rule.limit):
             if old is not None:
-                del self.alerts[key]
-            return Alert(*key, "resolved", moment, value, limit) if is_firing else None
-        if is_firing:
-            self.alerts[key] = Alert(*key, "firing", self.alerts[key].since, value, limit)
+                self._drop(key)
+            return Alert(*key, "resolved", at, value, rule.limit) if is_firing else None
+        if old is not None and is_firing:
+            self.alerts[key] = replace(old, value=value, limit=rule.limit)
             return None
-        since = moment if old is None else old.since
-        if moment - since < rule.for_s:
-            self.alerts[key] = Alert(*key, "pending", since, value, limit)
+        if now - self._began.setdefault(key, now) < rule.for_s:
+            self.alerts[key] = Alert(*key, "pending", at if old is None else old.since, value, rule.limit)
             return None
-        self.alerts[key] = fired = Alert(*key, "firing", moment, value, limit)
+        self.alerts[key] = fired = Alert(*key, "firing", at, value, rule.limit)
         return fired
+
+    def _drop(self, key: tuple[str, str, str]) -> Alert:
+        self._began.pop(key, None)
+        return self.alerts.pop(key)
 
     def to_object(self) -> list[dict[str, Any]]:
         """Return those that are there for JSON."""
         return [alert.to_object() for alert in self.alerts.values()]
 
     def restore(self, given: object) -> None:
-        """Go on with what `to_object` made; what is no alert (any more) is left out."""
+        """Go on with the alerts that fired when `to_object` was asked; what is no alert (any more) is left out.
+
+        What was pending begins anew: nobody knows what was while nobody looked.
+        """
         for one in given if isinstance(given, list) else ():
             try:
                 alert = Alert(
@@ -115,5 +124,5 @@ class Book:
                 )  # fmt: skip
             except (KeyError, TypeError, ValueError):
                 continue
-            if alert.rule in RULES and alert.state in ("pending", "firing"):
+            if alert.rule in self.rules and alert.state == "firing":
                 self.alerts[alert.key] = alert

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +9,13 @@ from datetime import datetime
 from typing import Literal, TypeAlias
 
 from tersor.core.errors import SchemeError
-from tersor.deploy.alerting.rules import RULES
+from tersor.deploy.alerting.rules import RULES, Rule, changed
 
-__all__ = ["MailPlan", "MonitorPlan", "Silence"]
+__all__ = ["LIVE", "MailPlan", "MonitorPlan", "Silence"]
 
 Security: TypeAlias = Literal["starttls", "tls", "none"]
+LIVE = ("limits", "look_every_s", "silences", "webhook_env", "mail")
+"""What a running gateway takes from a deployment that is reloaded."""
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 ADDRESS = re.compile(r"[^\s@<>,;:\"\\]{1,64}@[^\s@<>,;:\"\\]{1,255}", re.ASCII)
 
@@ -79,7 +80,8 @@ class MonitorPlan:
     references     model → file of the data that it was calibrated with; without, the first 500 requests are usual
     drift_every_s  seconds from one look at drift to the next; the budget of false alarms, one in 30 days, is for them
     alarms         false alarms of drift that are accepted in 30 days
-    limits         alert → another limit than the rule's own
+    limits         alert → another limit than the rule's own, or another {limit, for_s}
+    look_every_s   seconds from one look at all alerts to the next
     silences       what nobody is told of
     webhook_env    environment variable that holds the URL which alerts are posted to; empty: none
     refresh        command that is run when inputs drift, a word each; none: the commands to give are written down
@@ -89,7 +91,8 @@ class MonitorPlan:
     references: Mapping[str, str]
     drift_every_s: float = 3600.0
     alarms: float = 1.0
-    limits: Mapping[str, float] | None = None
+    limits: Mapping[str, object] | None = None
+    look_every_s: float = 5.0
     silences: tuple[Silence, ...] = ()
     webhook_env: str = ""
     mail: MailPlan | None = None
@@ -97,12 +100,13 @@ class MonitorPlan:
     refresh_every_s: float = 86_400.0
 
     def __post_init__(self) -> None:
-        for name, limit in (self.limits or {}).items():
-            if name not in RULES:
-                raise SchemeError(f"limits: no alert {name!r:.60}; there are {', '.join(RULES)}")
-            if type(limit) not in (int, float) or not math.isfinite(limit):
-                raise SchemeError(f"limits.{name}: a number is wanted, not {limit!r:.40}")
+        changed(self.limits or {})
         if self.webhook_env and not VARIABLE.fullmatch(self.webhook_env):
             raise SchemeError("webhook_env: the name of an environment variable is wanted, and never the URL itself")
         if not all(type(word) is str and word and "\0" not in word for word in self.refresh):
             raise SchemeError("refresh: a list of words is wanted, the program first; no shell reads it")
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """Every alert as it is here."""
+        return changed(self.limits or {})

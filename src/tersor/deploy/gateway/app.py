@@ -93,11 +93,11 @@ class Gateway:
         self.fleet = Fleet(self.deployment, self.records, self.metrics, self.patience)
         self.access = Access(self.deployment.keys, self.user)
         self.rollouts, self.retries = Rollouts(self.fleet), Retries()
-        self.operator = Operator(self.fleet, self.access, self.read, self.rollouts)
         tried = self.rollouts.trials
         self.watch = Watch(
             self.deployment, self.metrics, lambda: self.fleet.models, lambda: [one.served for one in tried.values()]
         )
+        self.operator = Operator(self.fleet, self.access, self.read, self.rollouts, self.watch.alarms)
         self.pulse = Pulse(self.fleet, self.rollouts, Watched(self.watch), lambda: self.draining)
         self.feedback = Feedback(self.metrics.recorder)
         self._started = int(time.time())

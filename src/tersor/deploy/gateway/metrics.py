@@ -121,6 +121,15 @@ class Metrics:
         for metric in (self.failed, self.fell_back):
             metric.labels(model, variant)
 
+    def forget(self, model: str, variant: str) -> None:
+        """Take away what is shown of a variant that is gone as if it lasted; what was counted stays."""
+        whose = {"model": model, "variant": variant}
+        lasting = (self.memory, self.agreement, self.accuracy, self.drifted, self.distance, self.alerts)
+        for gauge in lasting:
+            for sample in [one for family in gauge.collect() for one in family.samples]:
+                if whose.items() <= sample.labels.items():
+                    gauge.remove(*sample.labels.values())
+
     def text(self) -> bytes:
         """All of it as Prometheus reads it."""
         return prometheus_client.generate_latest(self.registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import sqlite3
@@ -86,3 +87,29 @@ def test_a_damaged_record_is_set_aside_and_one_of_another_program_is_left_alone(
     connection.close()
     with pytest.raises(FormatError, match="another program"):
         Store(other)
+
+
+def test_threads_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    recorder, store = Recorder(clock), Store(tmp_path / "record.db")
+    for number in range(40):
+        recorder.answered("m", str(number), 0.1, 0.2)
+
+    def happen(writer: int) -> None:
+        for number in range(25):
+            store.happen(Happening(0.0, "alert firing", "m", {}), **{f"of {writer}": number})
+            store.save(recorder)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(happen, range(4)))
+    assert [store.get(f"of {writer}") for writer in range(4)] == [24] * 4
+    store.close()
+    assert len(read_happenings(store.path)) == 100
+
+
+def test_what_happened_and_what_is_kept_with_it_are_written_together(tmp_path: Path) -> None:
+    store = Store(tmp_path / "record.db")
+    with pytest.raises(TypeError):
+        store.happen(Happening(0.0, "alert firing", "m", {}), alerts=object())
+    store.close()
+    assert read_happenings(store.path) == []

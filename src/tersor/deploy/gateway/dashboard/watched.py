@@ -45,7 +45,7 @@ class Watched:
     def alerts(self) -> Markup:
         """Return the alerts that fire and those that are pending."""
         moment = self.watch.recorder.clock()
-        return alert_list(self.watch.book.alerts.values(), self.watch.plan.silences, moment)
+        return alert_list(self.watch.alarms.book.alerts.values(), self.watch.alarms.plan.silences, moment)
 
     async def happenings(self) -> tuple[Happening, ...] | str:
         """Return the last that happened, or why that cannot be read."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from tersor.core.errors import SchemeError, TersorError
+from tersor.deploy.alerting.alarms import Alarms
 from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.admission import RateLimit
 from tersor.deploy.gateway.operating.access import Access
@@ -54,13 +55,15 @@ class Action:
 class Operator:
     """Carries out orders, each written down before it is and after.
 
-    read  reads the deployment again; raises what is wrong with it
+    read    reads the deployment again; raises what is wrong with it
+    alarms  take their limits, silences and addresses from it
     """
 
     fleet: Fleet
     access: Access
     read: Callable[[], Deployment]
     rollouts: Rollouts
+    alarms: Alarms
     _refusals: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_A_MINUTE), init=False)
     _unwritten: int = field(default=0, init=False)
 
@@ -145,7 +148,9 @@ async def _answers(operator: Operator, order: Order, *, is_rolled_back: bool) ->
 
 async def _reload(operator: Operator, order: Order) -> Told:
     deployment = await asyncio.to_thread(operator.read)
+    delivery = operator.alarms.prepared(deployment.monitor)
     changes = await operator.fleet.reload(deployment, order.author, order.why or "reload")
+    operator.alarms.change(deployment.monitor, delivery)
     operator.access.change(deployment.keys)
     return {name: list(models) for name, models in asdict(changes).items()}
 

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 
 from tersor.core.errors import SchemeError
+from tersor.deploy.alerting.plan import LIVE, MonitorPlan
 from tersor.deploy.config import Deployment, ModelPlan
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
@@ -24,7 +25,7 @@ from tersor.deploy.running.supervised import Patience
 
 __all__ = ["Changes", "Fleet", "Member"]
 
-FIXED = ("host", "port", "receive_s", "drain_s", "registry", "audit", "record", "monitor")
+FIXED = ("host", "port", "receive_s", "drain_s", "registry", "audit", "record")
 """What a running gateway cannot change."""
 POLL_S = 0.05
 _log = logging.getLogger(__name__)
@@ -94,11 +95,10 @@ class Fleet:
     async def reload(self, deployment: Deployment, author: Author, why: str) -> Changes:
         """Serve what `deployment` says instead; raises what `running` raises, and changes nothing then."""
         async with self._turn:
-            odd = [
-                one.name
-                for one in fields(Deployment)
-                if one.name in FIXED and getattr(deployment, one.name) != getattr(self.deployment, one.name)
-            ]
+            old, watch, watched = self.deployment, deployment.monitor, self.deployment.monitor
+            odd = [name for name in FIXED if getattr(deployment, name) != getattr(old, name)]
+            names = (one.name for one in fields(MonitorPlan) if one.name not in LIVE)
+            odd += [f"monitor.{name}" for name in names if getattr(watch, name) != getattr(watched, name)]
             if odd:
                 raise SchemeError(f"{', '.join(odd)} cannot change while it serves: end it and start it anew")
             changes = await self._replace(deployment.models, author, why)

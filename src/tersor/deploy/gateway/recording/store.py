@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,12 @@ class Happening:
 
 
 class Store:
-    """The file; its calls block, and may come from one thread after the other."""
+    """The file; its calls block, and may come from several threads: one after the other has its turn."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._saved: dict[tuple[str, str], int] = {}
+        self._turn = threading.Lock()
         try:
             self._connection = self._opened()
         except sqlite3.DatabaseError as error:
@@ -119,8 +121,8 @@ class Store:
             connection.execute("DELETE FROM cells WHERE kind = 'minute' AND at < ?", (now - MINUTES * MINUTE_S,))
             connection.execute("DELETE FROM cells WHERE at < ?", (now - (DAYS + 1) * DAY_S,))
 
-    def happen(self, *happenings: Happening) -> None:
-        """Add to what happened; the oldest goes where there is too much."""
+    def happen(self, *happenings: Happening, **documents: object) -> None:
+        """Add to what happened, and keep documents by their names with it; the oldest goes where there is too much."""
         with self._writing():
             self._connection.executemany(
                 "INSERT INTO happenings (at, what, model, details) VALUES (?, ?, ?, ?)",
@@ -129,11 +131,16 @@ class Store:
             self._connection.execute(
                 "DELETE FROM happenings WHERE id <= (SELECT max(id) FROM happenings) - ?", (MOST_HAPPENINGS,)
             )
+            for name, document in documents.items():
+                self._put(name, document)
 
     def put(self, name: str, document: object) -> None:
         """Keep a document under a name."""
         with self._writing():
-            self._connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(document)))
+            self._put(name, document)
+
+    def _put(self, name: str, document: object) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(document)))
 
     def get(self, name: str) -> Any:
         """Return the document under a name; None where there is none, or none that can be read."""
@@ -154,13 +161,14 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+        with self._turn:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
 
 
 def read_cells(path: Path) -> dict[tuple[str, str], Record]:
