@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.deploy.gateway.reporting.synthetic import deployed, served
 
 from .conftest import Run
 
@@ -44,3 +45,30 @@ def test_a_file_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "none.gguf: no such file" in outcome.err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_deployment_is_reported_on_in_three_forms(run: Run, tmp_path: Path) -> None:
+    place = served(tmp_path)
+    printed = run("report", "--deployment", place)
+    assert printed.code == 0
+    assert printed.out.startswith("# Report on deploy.yaml\n")
+    assert "latency, p99" in printed.out
+    assert run("report", "--deployment", place, "--json").document["models"][0]["primary"] == "q8"
+    for form, begin in (("html", "<!DOCTYPE html>"), ("md", "# Report"), ("json", "{")):
+        outcome = run("report", "--deployment", place, "-o", tmp_path / f"r.{form}", "--days", 30)
+        assert (outcome.code, f"wrote {tmp_path / f'r.{form}'}" in outcome.out) == (0, True)
+        assert (tmp_path / f"r.{form}").read_text(encoding="utf-8").startswith(begin)
+
+
+def test_what_means_nothing_for_a_deployment_is_refused(run: Run, tmp_path: Path) -> None:
+    place = deployed(tmp_path)
+    for more, reason in (
+        (["--against", "x"], "--against means nothing for a deployment"),
+        ([tmp_path / "a.gguf"], "artefacts means nothing for a deployment"),
+        (["-o", tmp_path / "r.pdf"], "ends in .html, .md, .json"),
+    ):
+        outcome = run("report", "--deployment", place, *more)
+        assert (outcome.code, reason in outcome.err) == (1, True), outcome.err
+    assert "--days means nothing for artefacts" in run("report", tmp_path / "a.gguf", "--days", 3).err
+    assert run("report").code == 2
+    assert "no such deployment" in run("report", "--deployment", tmp_path / "none.yaml").err

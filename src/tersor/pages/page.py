@@ -1,17 +1,15 @@
-"""The page: one HTML document that needs nothing from anywhere else."""
+"""The page on artefacts: one Card, or several beside each other."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
 
 from tersor.core.card import Card
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
 from tersor.pages.comparison import comparison, labels_of
-from tersor.pages.markup import Markup, join, tag, trusted
+from tersor.pages.document import document, header, main
+from tersor.pages.markup import Markup, join, tag
 from tersor.pages.sections import Place, key_figures, sections, verdict
 
 __all__ = ["report_page"]
@@ -38,35 +36,9 @@ def report_page(cards: Sequence[Card], *, labels: Sequence[str] = ()) -> str:
     if not cards:
         raise SchemeError("a report needs at least one Card")
     if len(cards) == 1:
-        return _document(_title(cards[0]), _single(cards[0]))
+        return document(_title(cards[0]), _single(cards[0]))
     names = list(labels) if labels else labels_of(cards)
-    return _document(f"{len(cards)} artefacts compared", _several(cards, names))
-
-
-def _document(heading: str, main: Markup) -> str:
-    folder = resources.files(__package__)
-    style, script = (trusted((folder / name).read_text(encoding="utf-8")) for name in ("style.css", "sort.js"))
-    policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        trusted(f'<meta http-equiv="Content-Security-Policy" content="{policy}" />'),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="generator", content="tersor"),
-        tag("title", heading),
-        trusted(f"<style>{style}</style>"),
-    )
-    skip = tag("a", "Skip to the report", href="#report", class_="skip")
-    foot = tag(
-        "footer", tag("p", "Made by tersor. This page is complete in itself: it loads nothing and sends nothing.")
-    )
-    body = tag("body", skip, main, foot, trusted(f"<script>{script}</script>"))
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return document(f"{len(cards)} artefacts compared", _several(cards, names))
 
 
 def _title(card: Card) -> str:
@@ -77,7 +49,7 @@ def _single(card: Card) -> Markup:
     place = Place("", 2)
     content = sections(card, place)
     links = [(f"#{name}", text) for name, text in NAMES.items() if f'id="{name}"' in content]
-    return join([_header(_heading(card), _subtitle(card), links), _main(verdict(card), key_figures(card), content)])
+    return join([header(_heading(card), _subtitle(card), links), main(verdict(card), key_figures(card), content)])
 
 
 def _several(cards: Sequence[Card], names: Sequence[str]) -> Markup:
@@ -100,21 +72,7 @@ def _several(cards: Sequence[Card], names: Sequence[str]) -> Markup:
     models = sorted({card.name for card in cards})
     subtitle = ("of " if len(models) == 1 else "of the models ") + ", ".join(models)
     heading = tag("span", f"{len(cards)} artefacts compared")
-    return join([_header(heading, subtitle, links), _main(comparison(cards, names), *articles)])
-
-
-def _header(heading: Markup, subtitle: str, links: Sequence[tuple[str, str]]) -> Markup:
-    items = (tag("li", tag("a", text, href=target)) for target, text in links)
-    return tag(
-        "header",
-        tag("h1", heading),
-        tag("p", subtitle, class_="subtitle"),
-        tag("nav", tag("ul", *items), aria_label="Sections"),
-    )
-
-
-def _main(*parts: Markup) -> Markup:
-    return tag("main", *parts, id="report", tabindex="-1")
+    return join([header(heading, subtitle, links), main(comparison(cards, names), *articles)])
 
 
 def _heading(card: Card) -> Markup:

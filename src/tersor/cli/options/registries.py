@@ -8,10 +8,13 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["FolderOption", "WhoOption", "WhyOption", "who_or_user"]
+__all__ = ["FolderOption", "OptionalFolderOption", "WhoOption", "WhyOption", "who_or_user"]
 
 FolderOption = Annotated[
     Path, typer.Option("--registry", envvar="TERSOR_REGISTRY", metavar="DIR", help="The folder of the registry.")
+]
+OptionalFolderOption = Annotated[
+    Path | None, typer.Option("--registry", envvar="TERSOR_REGISTRY", metavar="DIR", help="The folder of the registry.")
 ]
 WhoOption = Annotated[
     str | None, typer.Option("--who", metavar="NAME", help="Who does this; the user of the system if not given.")

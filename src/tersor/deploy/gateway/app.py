@@ -18,6 +18,7 @@ from tersor.deploy.gateway.admission import BusyError
 from tersor.deploy.gateway.bodies import as_json, json_of, read_body
 from tersor.deploy.gateway.dashboard.pulse import Pulse
 from tersor.deploy.gateway.dashboard.routes import DashboardRoutes
+from tersor.deploy.gateway.dashboard.watched import Watched
 from tersor.deploy.gateway.description.document import description
 from tersor.deploy.gateway.description.routes import ROUTES, Route
 from tersor.deploy.gateway.heads import header
@@ -92,9 +93,12 @@ class Gateway:
         self.fleet = Fleet(self.deployment, self.records, self.metrics, self.patience)
         self.access = Access(self.deployment.keys, self.user)
         self.rollouts, self.retries = Rollouts(self.fleet), Retries()
-        self.watch = Watch(self.deployment, self.metrics, lambda: self.fleet.models)
+        tried = self.rollouts.trials
+        self.watch = Watch(
+            self.deployment, self.metrics, lambda: self.fleet.models, lambda: [one.served for one in tried.values()]
+        )
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts, self.watch.alarms)
-        self.pulse = Pulse(self.fleet, self.rollouts, lambda: self.draining)
+        self.pulse = Pulse(self.fleet, self.rollouts, Watched(self.watch), lambda: self.draining)
         self.feedback = Feedback(self.metrics.recorder)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
@@ -103,7 +107,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Hold all engines; raises what `Fleet.running` raises."""
         begun = self.fleet.running(Author(self.user, "start"))
-        async with begun, self.rollouts.running(), self.pulse.running(), self.watch.running():
+        async with begun, self.rollouts.running(), self.watch.running(), self.pulse.running():
             try:
                 yield
             finally:

@@ -17,6 +17,9 @@ from tersor.deploy.running.supervised import Answer, Patience, State
 
 __all__ = ["Variant"]
 
+MOST = 200
+"""Characters of a failure that are kept."""
+
 
 @dataclass(eq=False)
 class Variant:
@@ -25,6 +28,7 @@ class Variant:
     model, name  of the model, and of the variant in it
     files        as they were before the engine was started: those are what was judged
     reason       of the engine's last change of state
+    failure      why it was last found wanting; empty: it never was
     starts       times that its engine was loaded
     is_current   whether its state is told of in the metrics: from `introduce` on, until another takes its place
     """
@@ -37,6 +41,7 @@ class Variant:
     engine: Engine = field(init=False)
     files: tuple[object, ...] = field(default=(), init=False)
     reason: str = field(default="", init=False)
+    failure: str = field(default="", init=False)
     starts: int = field(default=0, init=False)
     is_current: bool = field(default=False, init=False)
     is_started: bool = field(default=False, init=False)
@@ -102,6 +107,8 @@ class Variant:
 
     def _told(self, state: State, reason: str) -> None:
         self.reason = reason
+        if state == "waiting":
+            self.failure = reason.split("\n", maxsplit=1)[0].removeprefix(f"{self.model}/{self.name}: ")[:MOST]
         if state == "ready":
             self.starts += 1
             self._has_other_files = self.files != self._on_disk()

@@ -154,7 +154,10 @@ def test_events_tell_everything_once_and_then_what_changed(local: Live) -> None:
             seen += response.readline()
         return re.findall(r"^event: (.*)$", seen.decode(), re.MULTILINE)
 
-    assert until(b"event: series\n") == ["shape", "overview", "model-0", "model-1", "audit", "series"]
+    assert until(b"event: series\n") == [
+        "shape", "overview", "alerts", "figures-0", "watch-0", "figures-1", "watch-1", "model-0", "model-1", "audit",
+        "series",
+    ]  # fmt: skip
     response.readline()
     form = Parsed(got(local.address, "/dashboard/act?action=rollback&model=demo")[1]).hidden()
     assert got(local.address, "/dashboard/act", None, {**form, "why": "now"})[0] == 200
@@ -229,6 +232,22 @@ def test_a_key_that_is_no_admins_reads_and_orders_nothing(keyed: Live) -> None:
     form = {"action": "restore", "model": "demo", "why": "x", "csrf": ""}
     assert got(keyed.address, "/dashboard/act", bob, form)[0] == 403
     assert asked(keyed.address, "POST", "/v1/rollout", {**order, "action": "restore"}, admin)[0] == 200
+
+
+def test_the_report_is_a_page_for_admins(keyed: Live, local: Live) -> None:
+    assert got(keyed.address, "/report.html")[0] == 401
+    assert got(keyed.address, "/report.html", {"Authorization": "Bearer bob"})[0] == 403
+    assert "/report.html" not in got(keyed.address, "/", {"Authorization": "Bearer bob"})[1]
+    status, text, headers = got(keyed.address, "/report.html", {"Authorization": "Bearer ann"})
+    assert (status, headers["cache-control"]) == (200, "no-store")
+    assert "Report on keyed" in Parsed(text).said
+    policy = headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert policy.partition("; form-action")[0] in text  # the page says the same of itself
+    assert any(one["href"] == "/report.html" for one in Parsed(got(local.address)[1]).all("a"))
+    for days, status in (("3", 200), ("0", 400), ("-1", 400), ("x" * 99, 400), ("9" * 99, 400)):
+        assert got(local.address, f"/report.html?days={days}")[0] == status, days
 
 
 def test_a_session_ends_with_its_key(keyed: Live, keyable: Path) -> None:

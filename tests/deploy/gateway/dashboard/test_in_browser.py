@@ -36,7 +36,7 @@ def until(page: Opened, expression: str) -> None:
 def test_it_is_live_within_its_policy_and_fits(width: int, scheme: str, gateway: Live, browser: Chromium) -> None:
     page = browser.open(gateway.address, width=width, scheme=scheme)
     until(page, "document.getElementById('live').textContent.startsWith('Live')")
-    until(page, "document.querySelectorAll('.plot canvas').length === 6")
+    until(page, "document.querySelectorAll('[id^=charts] canvas').length === 6")
     assert page.messages == ()  # what the policy forbids would be told here
     assert all(address.startswith((gateway.address, "data:")) for address in page.requests)
     assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -43,7 +43,8 @@ class Watched:
         return {labels.partition("{")[2].rstrip("}"): float(value) for labels, value in rows}
 
     def written(self) -> list[str]:
-        return [f"{one.details['alert']} {one.details['state']}" for one in read_happenings(self.record)]
+        found = [one.details for one in read_happenings(self.record) if one.what.startswith("alert ")]
+        return [f"{one['alert']} {one['state']}" for one in found]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Callable[[Callable[[], bool]], Awaitable[None]]]:

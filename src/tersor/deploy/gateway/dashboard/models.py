@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,7 +12,7 @@ from tersor.deploy.gateway.dashboard.samples import Figures
 from tersor.pages.markup import Markup, join, tag
 from tersor.pages.tables import table
 
-__all__ = ["action_link", "badge", "charts", "model_section"]
+__all__ = ["action_link", "badge", "charts", "minute_charts", "model_section"]
 
 TONES = {
     "serving": "pass", "ready": "pass", "closed": "pass", "pass": "pass",
@@ -34,6 +34,12 @@ CHARTS = (
     ("rate", "Requests a second"),
     ("latency", "Latency, ms: p50, p95, p99"),
     ("fallback", "Share of fallbacks, %"),
+)
+MINUTE_CHARTS = (
+    ("agreement", "Agreement with full precision, %"),
+    ("accuracy", "Accuracy by labels, %"),
+    ("first", "Time to first token, ms: p50"),
+    ("memory", "Memory of the engine, MiB"),
 )
 
 
@@ -63,15 +69,19 @@ def model_section(
 
 def charts(index: int, model: str) -> Markup:
     """Return the places of the charts of a model, which the script draws; what they show stands in the figures too."""
-    slots = (
-        tag(
-            "figure",
-            tag("figcaption", caption),
-            tag("div", class_="plot", data_model=model, data_chart=kind, role="img", aria_label=f"{caption}, {model}"),
-        )
-        for kind, caption in CHARTS
-    )
-    return tag("div", *slots, class_="plots", id=f"charts-{index}", hidden="")
+    return tag("div", *_slots(model, CHARTS), class_="plots", id=f"charts-{index}", hidden="")
+
+
+def minute_charts(index: int, model: str) -> Markup:
+    """Return the same for those of the last hour; the script shows those that have something to draw."""
+    return tag("div", *_slots(model, MINUTE_CHARTS, hidden=""), class_="plots", id=f"minutes-{index}", hidden="")
+
+
+def _slots(model: str, kinds: Iterable[tuple[str, str]], **more: object) -> Iterable[Markup]:
+    for kind, caption in kinds:
+        said = {"role": "img", "aria_label": f"{caption}, {model}"}
+        place = tag("div", class_="plot", data_model=model, data_chart=kind, **said)
+        yield tag("figure", tag("figcaption", caption), place, **more)
 
 
 def action_link(name: str, model: str | None, *, identity: str, is_first: bool = False) -> Markup:
@@ -120,7 +130,8 @@ def _split(figures: Figures | None) -> Markup | None:
     if figures is None or not total:
         return tag("p", "No requests in the last 15 minutes.", class_="note")
     parts, keys, start = [], [], 0.0
-    for index, (name, count) in enumerate(sorted(figures.answered.items(), key=lambda pair: -pair[1])):
+    asked = {name: count for name, count in figures.answered.items() if count}
+    for index, (name, count) in enumerate(sorted(asked.items(), key=lambda pair: -pair[1])):
         share, shade = count / total, f"shade{min(index, SHADES - 1)}"
         spot = {"x": f"{start * 100:.2f}%", "width": f"{share * 100:.2f}%"}
         parts.append(tag("rect", y="0", height="14", class_=shade, **spot))

@@ -18,13 +18,14 @@ from typing import Any
 
 from tersor.core.errors import TersorError
 from tersor.deploy.gateway.admission import BusyError
-from tersor.deploy.gateway.dashboard.models import action_link, badge, charts, model_section
+from tersor.deploy.gateway.dashboard.models import action_link, badge, charts, minute_charts, model_section
 from tersor.deploy.gateway.dashboard.samples import STEP_S, Samples
+from tersor.deploy.gateway.dashboard.watched import Watched
 from tersor.deploy.gateway.operating.audit import Line
 from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.status import status_of
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
-from tersor.pages.markup import Markup, tag
+from tersor.pages.markup import Markup, join, tag
 from tersor.pages.tables import table
 
 __all__ = ["Look", "Pulse", "frame"]
@@ -56,6 +57,7 @@ class Pulse:
 
     fleet: Fleet
     rollouts: Rollouts
+    watched: Watched
     is_draining: Callable[[], bool]
     samples: Samples = field(init=False)
     listeners: int = field(default=0, init=False)
@@ -97,7 +99,9 @@ class Pulse:
         if known is not None and known[0] == beat:
             return known[1]
         lines = await self._lines() if is_admin else None
-        made = self._made(status_of(self.fleet, self.rollouts), lines, is_admin=is_admin, may_change=may_change)
+        pieces = await self._watched(is_admin=is_admin)
+        status = status_of(self.fleet, self.rollouts)
+        made = self._made(status, pieces, lines, is_admin=is_admin, may_change=may_change)
         self._looks[kind] = (beat, made)
         return made
 
@@ -143,19 +147,37 @@ class Pulse:
         except TersorError as error:
             return str(error)
 
+    async def _watched(self, *, is_admin: bool) -> dict[str, str]:
+        """Return the pieces of the watch; what befell a model may name files, and is for admins."""
+        watched, found = self.watched, {"alerts": str(self.watched.alerts())}
+        happenings = await watched.happenings() if is_admin else None
+        for index, (name, plan) in enumerate(self.fleet.deployment.models.items()):
+            trial = self.rollouts.trials.get(name)
+            found[f"figures-{index}"] = await watched.figures(name, plan, trial.candidate if trial else "")
+            befell = [] if happenings is None else [watched.befell(name, happenings)]
+            found[f"watch-{index}"] = join([*befell, watched.drift(name)])
+        return found
+
     def _made(
-        self, status: Mapping[str, Any], lines: tuple[Line, ...] | str | None, *, is_admin: bool, may_change: bool
+        self,
+        status: Mapping[str, Any],
+        watched: Mapping[str, str],
+        lines: tuple[Line, ...] | str | None,
+        *,
+        is_admin: bool,
+        may_change: bool,
     ) -> Look:
         models, actions = status["models"], status["actions"]
         names = tuple(model["name"] for model in models)
-        pieces: dict[str, str] = {"overview": _overview(models, actions, may_change=may_change)}
+        pieces: dict[str, str] = {"overview": _overview(models, actions, may_change=may_change), **watched}
         for index, model in enumerate(models):
             shown = model if is_admin else _without_names(model)
             figures = self.samples.figures(model["name"])
             pieces[f"model-{index}"] = model_section(index, shown, figures, actions, may_change=may_change)
         if lines is not None:
             pieces["audit"] = _audit(lines)
-        pieces["series"] = json.dumps(self.samples.series(names), separators=(",", ":"))
+        series = {**self.samples.series(names), "minutes": self.watched.minutes(self.fleet.deployment.models)}
+        pieces["series"] = json.dumps(series, separators=(",", ":"))
         shape = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
         return Look(shape, names, pieces)
 
@@ -166,6 +188,13 @@ def frame(look: Look) -> Markup:
     return tag(
         "div",
         tag("div", Markup(look.pieces["overview"]), **live),
+        tag(
+            "section",
+            tag("h2", "Alerts", id="alerts"),
+            _piece(look, "alerts"),
+            aria_labelledby="alerts",
+            class_="first",
+        ),
         tag("div", sse_swap="shape", data_shape=look.shape, id="shape", hidden=""),
         tag("div", sse_swap="series", id="series", hidden=""),
         *(
@@ -174,6 +203,11 @@ def frame(look: Look) -> Markup:
                 tag("h2", name, id=f"m{index}"),
                 tag("div", Markup(look.pieces[f"model-{index}"]), sse_swap=f"model-{index}"),
                 charts(index, name),
+                tag("h3", "The last hour"),
+                _piece(look, f"figures-{index}"),
+                minute_charts(index, name),
+                tag("h3", "What befell it, and drift"),
+                _piece(look, f"watch-{index}"),
                 aria_labelledby=f"m{index}",
             )
             for index, name in enumerate(look.models)
@@ -182,6 +216,10 @@ def frame(look: Look) -> Markup:
         if "audit" in look.pieces
         else None,
     )
+
+
+def _piece(look: Look, name: str) -> Markup:
+    return tag("div", Markup(look.pieces[name]), sse_swap=name, class_="watched")
 
 
 def _overview(models: list[Mapping[str, Any]], actions: Mapping[str, Any], *, may_change: bool) -> Markup:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -16,8 +19,11 @@ from tersor.deploy.gateway.operating.access import Access, DeniedError, Viewer
 from tersor.deploy.gateway.operating.actions import ACTIONS, Operator, Order
 from tersor.deploy.gateway.operating.audit import one_line
 from tersor.deploy.gateway.operating.sessions import COOKIE, LIFE_S
+from tersor.deploy.gateway.reporting.rendering import page
+from tersor.deploy.gateway.reporting.report import deployment_report
 from tersor.deploy.running.supervised import RequestError
 from tersor.kernels.lazy import LazyModule
+from tersor.pages.document import policy
 from tersor.pages.markup import Markup, tag
 
 if TYPE_CHECKING:
@@ -29,13 +35,12 @@ else:
 
 __all__ = ["DashboardRoutes"]
 
-OK, SEE_OTHER, BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, UNAVAILABLE = 200, 303, 400, 401, 404, 503
+OK, SEE_OTHER, UNAVAILABLE = 200, 303, 503
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 400, 401, 403, 404
 FORM_BYTES, MOST_FIELDS = 8192, 8
 YEAR_S = 31_536_000
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-)
+FRAMED = "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+POLICY = f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; {FRAMED}"
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -54,6 +59,7 @@ class DashboardRoutes:
 
     def __init__(self, operator: Operator, metrics: Metrics, pulse: Pulse, receive_s: float) -> None:
         self._operator, self._metrics, self._pulse, self._receive_s = operator, metrics, pulse, receive_s
+        self._writing = asyncio.Lock()
 
     @property
     def _access(self) -> Access:
@@ -69,6 +75,7 @@ class DashboardRoutes:
             "dashboard_act": self._act,
             "dashboard_sign_in": self._sign_in,
             "dashboard_sign_out": self._sign_out,
+            "report": self._report,
         }
         return {name: self._guarded(page) for name, page in pages.items()}
 
@@ -99,6 +106,20 @@ class DashboardRoutes:
         viewer = self._access.check_page(request)
         look = await self._pulse.look(is_admin=viewer.is_admin, may_change=bool(viewer.csrf))
         return _html(document("tersor", _header(viewer, look), _main(look), _dialog(), is_live=True))
+
+    async def _report(self, request: Request) -> Response:
+        viewer = self._access.check_page(request)
+        if not viewer.is_admin:
+            raise DeniedError("the report names who did what: it is for keys of an admin", FORBIDDEN, cause="admin")
+        days = request.query_params.get("days", "")
+        if days and not (days.isascii() and days.isdigit() and 0 < int(days[:4]) == int(days)):
+            raise RequestError("days: a whole number from 1 to 9999", BAD_REQUEST)
+        deployment = self._operator.fleet.deployment
+        name, back = Path(deployment.record).name.removesuffix(".record.db"), int(days) if days else None
+        async with self._writing:  # one at a time: it takes a tenth of a second of a processor
+            text = await asyncio.to_thread(lambda: page(deployment_report(deployment, name, time.time(), days=back)))
+        # Its own style and script stand in it, under their hashes.
+        return _html(text, OK, {"Content-Security-Policy": f"{policy()}; {FRAMED}"})
 
     async def _events(self, request: Request) -> Response:
         viewer = self._access.check_page(request)
@@ -216,6 +237,7 @@ def _is_htmx(request: Request) -> bool:
 
 def _header(viewer: Viewer, look: Look) -> Markup:
     links = [tag("li", tag("a", name, href=f"#m{index}")) for index, name in enumerate(look.models)]
+    links += [tag("li", tag("a", "Report", href="/report.html"))] if viewer.is_admin else []
     leave = tag("form", tag("button", "Sign out", type="submit", class_="button"), method="post",
                 action="/dashboard/sign-out") if viewer.is_session else None  # fmt: skip
     return tag(
@@ -224,7 +246,7 @@ def _header(viewer: Viewer, look: Look) -> Markup:
             class_="top"),
         tag("p", tag("span", "Snapshot: load the page anew for what is so now.", id="live"), class_="subtitle",
             role="status"),
-        tag("nav", tag("ul", *links), aria_label="Models"),
+        tag("nav", tag("ul", *links), aria_label="Models, and the report"),
     )  # fmt: skip
 
 

@@ -98,6 +98,7 @@ ROUTES: tuple[Route, ...] = (
         "Done", "Order", (NOT_FOUND, CONFLICT, UNREADY),
     ),
     Route("GET", "/", "dashboard", "page", "The dashboard.", "Page"),
+    Route("GET", "/report.html", "report", "page", "What `tersor report` says of the deployment.", "Page"),
     Route("GET", "/dashboard/events", "dashboard_events", "page", "What changes on it, as events.", "Page"),
     Route("GET", "/dashboard/static/{name}", "dashboard_static", "page", "Its style and scripts.", "Page"),
     Route("GET", "/dashboard/act", "dashboard_confirm", "page", "Ask whether an order is meant.", "Page"),

@@ -32,7 +32,7 @@ from tersor.deploy.registry.registry import Registry
 from tersor.deploy.registry.texts import timestamp
 from tersor.files.atomic import atomic_writer
 
-__all__ = ["Labels", "Records", "Since", "opened"]
+__all__ = ["Labels", "Records", "Since", "opened", "rollouts_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class _Files:
         self._audit = audit
         stem = audit.name.split(".")[0]
         self._path = audit.with_name(f"{stem}.rolled-back.json")
-        self._rollouts = RolloutFile(audit.with_name(f"{stem}.rollouts.json"))
+        self._rollouts = RolloutFile(rollouts_of(audit))
         self._state = _State()
         if self._path.exists():
             text = self._path.read_text(encoding="utf-8", errors="replace")
@@ -259,6 +259,11 @@ def opened(deployment: Deployment) -> Iterator[Records]:
     folder = Path(deployment.registry)
     with Registry.open(folder, mode="write") as registry:
         yield _Registered(registry, folder, files)
+
+
+def rollouts_of(audit: Path) -> Path:
+    """Return the file of rollouts that lies beside an audit log."""
+    return audit.with_name(f"{audit.name.split('.')[0]}.rollouts.json")
 
 
 def _now() -> str:

@@ -21,7 +21,7 @@ from tersor.deploy.gateway.recording.cells import Cell
 from tersor.deploy.gateway.recording.recorder import DAY_S, DAYS, MINUTE_S, MINUTES, Record, Recorder
 from tersor.deploy.gateway.recording.samples import Reference
 
-__all__ = ["Happening", "Store", "read_days", "read_happenings"]
+__all__ = ["Happening", "Store", "read_cells", "read_days", "read_document", "read_happenings"]
 
 APPLICATION = 0x74727377
 MOST_HAPPENINGS = 10_000
@@ -171,26 +171,50 @@ class Store:
             self._connection.execute("COMMIT")
 
 
-def read_days(path: Path) -> dict[tuple[str, str], list[Cell]]:
-    """Return model, variant → days, the oldest first, the one that lasts included; nothing where there is no record.
+def read_cells(path: Path) -> dict[tuple[str, str], Record]:
+    """Return model, variant → what was counted, as a recorder has it; nothing where there is no record.
 
-    Raises FormatError where the file is none.
+    It may be read while a gateway writes it. Raises FormatError where the file is none.
     """
-    found: dict[tuple[str, str], dict[int, Cell]] = {}
-    for model, variant, at, document in _rows(
-        path, "SELECT model, variant, at, document FROM cells WHERE kind <> 'minute'"
-    ):
-        days, day = found.setdefault((model, variant), {}), at // DAY_S * DAY_S
+    found: dict[tuple[str, str], Record] = {}
+    query = "SELECT model, variant, kind, at, document FROM cells ORDER BY model, variant, at"
+    for model, variant, kind, at, document in _rows(path, query):
+        record = found.setdefault((model, variant), Record())
         try:
-            days.setdefault(day, Cell(day)).add(Cell.of(at, json.loads(document)))
+            cell = Cell.of(at, json.loads(document))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FormatError(f"{path}: damaged ({str(error)[:80]})") from error
-    return {key: [days[day] for day in sorted(days)] for key, days in sorted(found.items())}
+        if kind == "now":
+            record.now = cell
+        else:
+            (record.days if kind == "day" else record.minutes).append(cell)
+    return found
 
 
-def read_happenings(path: Path) -> list[Happening]:
-    """Return what happened, the oldest first; FormatError where the file is no record."""
-    rows = _rows(path, "SELECT at, what, model, details FROM happenings ORDER BY id")
+def read_days(path: Path) -> dict[tuple[str, str], list[Cell]]:
+    """Return model, variant → days, the oldest first, the one that lasts included; as `read_cells`."""
+    found = {}
+    for key, record in read_cells(path).items():
+        days: dict[int, Cell] = {}
+        for cell in (*record.days, *([record.now] if record.now.at else [])):
+            day = cell.at // DAY_S * DAY_S
+            days.setdefault(day, Cell(day)).add(cell)
+        found[key] = [days[day] for day in sorted(days)]
+    return found
+
+
+def read_document(path: Path, name: str) -> Any:
+    """Return the document under a name; None where there is none. FormatError where the file is no record."""
+    rows = _rows(path, "SELECT document FROM documents WHERE name = ?", name)
+    try:
+        return json.loads(rows[0][0]) if rows else None
+    except ValueError as error:
+        raise FormatError(f"{path}: damaged ({str(error)[:80]})") from error
+
+
+def read_happenings(path: Path, most: int = MOST_HAPPENINGS) -> list[Happening]:
+    """Return the last that happened, the oldest first; FormatError where the file is no record."""
+    rows = _rows(path, "SELECT at, what, model, details FROM happenings ORDER BY id DESC LIMIT ?", most)[::-1]
     try:
         return [
             Happening(float(at), str(what), str(model), dict(json.loads(details))) for at, what, model, details in rows
@@ -199,13 +223,13 @@ def read_happenings(path: Path) -> list[Happening]:
         raise FormatError(f"{path}: damaged ({str(error)[:80]})") from error
 
 
-def _rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+def _rows(path: Path, query: str, *given: object) -> list[tuple[Any, ...]]:
     if not path.exists():
         return []
     try:
         with contextlib.closing(
             sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, timeout=5)
         ) as connection:
-            return connection.execute(query).fetchall()
+            return connection.execute(query, given).fetchall()
     except sqlite3.Error as error:
         raise FormatError(f"{path}: no record of a gateway ({error})") from error

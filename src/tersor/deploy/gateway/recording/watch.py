@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tersor import __version__
 from tersor.deploy.alerting.alarms import Alarms
 from tersor.deploy.alerting.book import Alert
 from tersor.deploy.alerting.rules import LEAST_REQUESTS, WINDOW_S
@@ -21,7 +22,8 @@ from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
 from tersor.deploy.gateway.recording.cells import Cell, figures
-from tersor.deploy.gateway.recording.drifting import Drifting
+from tersor.deploy.gateway.recording.drifting import Drifting, Key
+from tersor.deploy.gateway.recording.incidents import DRIFT, Incidents, drift_row, drift_rows
 from tersor.deploy.gateway.recording.memory import machine_bytes, resident_bytes
 from tersor.deploy.gateway.recording.recorder import MINUTE_S, MINUTES
 from tersor.deploy.gateway.recording.refresh import Refresh, commands
@@ -37,17 +39,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Watch:
-    """The watch of one gateway; `models` returns those that serve now.
+    """The watch of one gateway; `models` returns those that serve now, `tried` the candidates beside them.
 
+    drifts  what the last window of each side showed, as the record keeps it
     Making it raises what `Alarms` raises.
     """
 
     deployment: Deployment
     metrics: Metrics
     models: Callable[[], Mapping[str, Served]]
+    tried: Callable[[], Iterable[Served]] = tuple
     save_s: float = SAVE_S
     alarms: Alarms = field(init=False)
     drifting: Drifting = field(init=False)
+    incidents: Incidents = field(init=False)
+    drifts: dict[Key, Mapping[str, Any]] = field(default_factory=dict, init=False)
     _starts: dict[tuple[str, str], list[tuple[float, int]]] = field(default_factory=dict, init=False)
     _seen_before: set[tuple[str, str]] = field(default_factory=set, init=False)
     _refreshing: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -56,6 +62,7 @@ class Watch:
         plan = self.plan = self.deployment.monitor
         self.recorder = self.metrics.recorder
         self.alarms, self.refresh = Alarms(plan), Refresh(plan.refresh, plan.refresh_every_s)
+        self.incidents = Incidents(self.metrics, self.recorder.clock)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -71,7 +78,11 @@ class Watch:
             self.alarms.book.restore(await asyncio.to_thread(store.get, "alerts"))
             for alert in self.alarms.book.alerts.values():
                 self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(1)
+            self.drifts.update(drift_rows(await asyncio.to_thread(store.get, DRIFT)))
             self.metrics.machine.set(machine_bytes())
+            primaries = {name: served.plan.primary for name, served in self.models().items()}
+            began = {"version": __version__, "primaries": primaries}
+            await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "gateway began", "", began))
             work: tuple[tuple[Callable[[], float], Callable[[Store], Awaitable[None]]], ...] = (
                 (lambda: self.alarms.plan.look_every_s, self._look),
                 (lambda: self.save_s, self._save),
@@ -86,6 +97,7 @@ class Watch:
             await asyncio.gather(*tasks, *self._refreshing, return_exceptions=True)
             try:
                 await self._save(store)
+                await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "gateway ended", "", {}))
             except Exception:
                 _log.exception("the record was not saved")
             await asyncio.to_thread(self.alarms.close)
@@ -115,12 +127,17 @@ class Watch:
             for name, served in models.items()
             for variant in served.variants.values()
         }
+        for trial in self.tried():
+            candidate = trial.variants[trial.plan.primary]
+            self.recorder.holds(trial.name, candidate.name, resident_bytes(getattr(candidate.engine, "pid", None)))
         changed = self.alarms.look(now, moment, seen)
         for alert in changed:
             self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(alert.state == "firing")
         for gone in self._seen_before - seen.keys():  # what nobody sets any more would stay as it was
             self.metrics.forget(*gone)
         self._seen_before = set(seen)
+        if befell := self.incidents.look([*models.values(), *self.tried()]):
+            await asyncio.to_thread(store.happen, *befell)
         if changed:
             rows = [Happening(moment, f"alert {one.state}", one.model, one.to_object()) for one in changed]
             # Together: a kill in between would let a restart tell of the same alert again, or never of its end.
@@ -203,10 +220,17 @@ class Watch:
 
     async def _save(self, store: Store) -> None:
         await asyncio.to_thread(store.save, self.recorder)
+        await asyncio.to_thread(self.incidents.save, store)
 
     async def _compare(self, store: Store) -> None:
         """Compare what came since the last time with what is usual."""
         found = await asyncio.to_thread(self.drifting.look, store)
+        rows = {key: drift_row(*key, one, self.recorder.clock()) for key, one in found.items()}
+        if rows:
+            self.drifts.update(rows)
+            drifted = [Happening(row["at"], "drifted", row["model"], row) for row in rows.values() if row["drifted"]]
+            await asyncio.to_thread(store.put, DRIFT, list(self.drifts.values()))
+            await asyncio.to_thread(store.happen, *drifted)
         for (side, model, variant), findings in found.items():
             shown = variant or self._primary(model)
             self.metrics.drifted.labels(model, shown, side).set(bool(findings.drifted))
