@@ -299,6 +299,8 @@ def _filled(place: str, kind: type[T], entry: object) -> T:
         if wanted == "float" and (type(value) not in (int, float) or not 0 < value < 1e6):
             unit = "milliseconds" if name.endswith("_ms") else "seconds"
             raise SchemeError(f"{place}.{name}: {unit} above 0, not {value!r}")
+        if wanted == "Percent" and (type(value) not in (int, float) or not 0 <= value <= 100):
+            raise SchemeError(f"{place}.{name}: a share of requests, percent, 0 to 100, not {value!r}")
         if wanted == "bool" and type(value) is not bool:
             raise SchemeError(f"{place}.{name}: true or false, not {value!r}")
         if wanted in ("str", "str | None") and not isinstance(value, str) and not (value is None and "None" in wanted):

@@ -16,6 +16,7 @@ __all__ = ["LIVE", "MailPlan", "MonitorPlan", "Silence"]
 Security: TypeAlias = Literal["starttls", "tls", "none"]
 LIVE = ("limits", "look_every_s", "silences", "webhook_env", "mail")
 """What a running gateway takes from a deployment that is reloaded."""
+Percent: TypeAlias = float
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 ADDRESS = re.compile(r"[^\s@<>,;:\"\\]{1,64}@[^\s@<>,;:\"\\]{1,255}", re.ASCII)
 
@@ -86,6 +87,7 @@ class MonitorPlan:
     webhook_env    environment variable that holds the URL which alerts are posted to; empty: none
     refresh        command that is run when inputs drift, a word each; none: the commands to give are written down
     refresh_every_s  least seconds from one refresh of a model to the next
+    compare        requests whose answer is compared with the fallback's while nothing is rolled out, percent; 0: none
     """
 
     references: Mapping[str, str]
@@ -98,6 +100,7 @@ class MonitorPlan:
     mail: MailPlan | None = None
     refresh: tuple[str, ...] = ()
     refresh_every_s: float = 86_400.0
+    compare: Percent = 0.0
 
     def __post_init__(self) -> None:
         changed(self.limits or {})

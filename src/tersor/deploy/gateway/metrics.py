@@ -96,6 +96,15 @@ class Metrics:
         self.agreement = gauge(
             "tersor_agreement_ratio", "Answers that agree with the reference, last hour.", by, registry=registry
         )
+        self.floor = gauge(
+            "tersor_agreement_floor_ratio", "Answers in which the reference agrees with itself.", by, registry=registry
+        )
+        self.apart = gauge(
+            "tersor_reference_distance",
+            "Mean distance from the reference, beyond its own: relative norm (tensors) or nats (tokens), last hour.",
+            by,
+            registry=registry,
+        )
         self.accuracy = gauge(
             "tersor_accuracy_ratio", "Labelled answers that are right, last hour.", by, registry=registry
         )

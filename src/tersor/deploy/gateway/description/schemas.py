@@ -89,7 +89,8 @@ _ROLLOUT = _of(
         "traffic": _of({"candidate": _SERVED, "control": _SERVED}),
         "shadow": _of(
             {"share": NUMBER, "compared": WHOLE, "agreement": _RATE, "failed": WHOLE, "dropped": ANY,
-             "waiting": WHOLE, "in_flight": WHOLE, "distance": _RATE, "divergence": _RATE}
+             "waiting": WHOLE, "in_flight": WHOLE, "distance": _RATE, "divergence": _RATE,
+             "floor": _of({"compared": WHOLE, "agreement": _RATE, "distance": _RATE, "divergence": _RATE})}
         ),
         "history": _list(_of({"at": TEXT, "state": TEXT, "weight": NUMBER, "who": TEXT, "why": TEXT})),
         "decisions": _list(_of({"at": TEXT, "action": TEXT, "reason": TEXT, "state": TEXT, "standings": ANY})),

@@ -93,11 +93,21 @@ class Recorder:
         """Count a request that the fallback answered in place of `variant`."""
         self.cell(model, variant).fell_back += 1
 
-    def compared(self, model: str, variant: str, *, agreed: bool) -> None:
-        """Count an answer that was set beside the reference's."""
+    def compared(self, model: str, variant: str, *, agreed: float, apart: float | None = None) -> None:
+        """Count an answer that was set beside the reference's: the share that agreed, and how far they are apart."""
         cell = self.cell(model, variant)
         cell.compared += 1
         cell.agreed += agreed
+        if apart is not None:
+            cell.measured += 1
+            cell.apart += apart
+
+    def floored(self, model: str, variant: str, *, agreed: float, apart: float | None = None) -> None:
+        """Count an answer of the reference's that was set beside another of its own, while `variant` was compared."""
+        cell = self.cell(model, variant)
+        cell.floors += 1
+        cell.floor_agreed += agreed
+        cell.floor_apart += apart or 0.0
 
     def labelled(self, model: str, variant: str, *, is_right: bool) -> None:
         """Count an answer whose label came."""

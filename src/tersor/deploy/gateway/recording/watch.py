@@ -158,6 +158,8 @@ class Watch:
         found: dict[str, float | None] = {}
         for figure, count, gauge in (
             ("agreement", hour.compared, self.metrics.agreement),
+            ("agreement_floor", hour.compared if hour.floors else 0, self.metrics.floor),
+            ("apart", hour.measured, self.metrics.apart),
             ("accuracy", hour.labelled, self.metrics.accuracy),
         ):
             share = found[figure] = shares[figure] if count >= LEAST_REQUESTS else None

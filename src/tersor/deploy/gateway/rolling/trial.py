@@ -18,14 +18,13 @@ from tersor.core.errors import EngineError
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
 from tersor.deploy.gateway.rolling.cohorts import Caller, draw
-from tersor.deploy.gateway.rolling.comparison import Compared, Exchange
+from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, Rest
 from tersor.deploy.gateway.rolling.progress import Progress, weight_of
 from tersor.deploy.gateway.rolling.shadow import Shadow
 from tersor.deploy.guard.budget import Budget, PurseRules
 from tersor.deploy.guard.ladder import Ladder
 from tersor.deploy.rollout.decision import Decision
 from tersor.deploy.rollout.sequential import Agreement, AnyTest, Count, ErrorRate, Latency, restored
-from tersor.deploy.running.supervised import Answer
 
 __all__ = ["Tally", "Trial"]
 
@@ -147,10 +146,9 @@ class Trial:
         try:
             async with served.answered(request, payload) as reply:
                 seconds, has_failed = time.monotonic() - began, reply.reason not in EXCUSED
-                for part, _ in reply.held:
-                    exchange.add(part)
-                rest = _Rest(reply.rest, exchange)
-                yield replace(reply, rest=rest.parts())
+                rest = Rest(reply.held, reply.rest, exchange)
+                reply.rest = rest.parts()  # the very reply: who passes it on tells it what became of it
+                yield reply
                 has_failed = has_failed or rest.has_failed
         except (EngineError, TooLateError):
             has_failed = True
@@ -205,19 +203,3 @@ class Trial:
             return []
         last = ladder.breaker.transitions[-1] if ladder.breaker.transitions else None
         return [f"the breaker of {self.candidate} opened: {last.reason if last else 'too many failures'}"]
-
-
-class _Rest:
-    """The rest of a reply, of which notes are taken."""
-
-    def __init__(self, parts: AsyncIterator[Answer], exchange: Exchange) -> None:
-        self._parts, self._exchange, self.has_failed = parts, exchange, False
-
-    async def parts(self) -> AsyncIterator[Answer]:
-        try:
-            async for part in self._parts:
-                self._exchange.add(part[0])
-                yield part
-        except EngineError:
-            self.has_failed = True
-            raise
