@@ -192,6 +192,10 @@ def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> Mo
         if name not in models or not isinstance(file, str):
             raise SchemeError(f"{place}.references.{name}: one of the models and a file are wanted")
         references[name] = str(_inside(f"{place}.references.{name}", file, folder))
+    confidence = _mapping(f"{place}.confidence", given.get("confidence") or {})
+    for name in confidence:
+        if name not in models or not models[name].is_tensor:
+            raise SchemeError(f"{place}.confidence.{name}: one of the nets of this deployment is wanted")
     for name in ("silences", "refresh"):
         if not isinstance(given.get(name, []), list):
             raise SchemeError(f"{place}.{name}: a list is wanted, not {given[name]!r:.60}")
@@ -201,7 +205,7 @@ def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> Mo
         mail = _mapping(f"{place}.mail", mail)
         to = mail.get("to", [])
         mail = _filled(f"{place}.mail", MailPlan, {**mail, "to": tuple(to) if isinstance(to, list) else (to,)})
-    whole = {**given, "references": references, "silences": silences, "mail": mail}
+    whole = {**given, "references": references, "silences": silences, "mail": mail, "confidence": confidence}
     whole["limits"] = _mapping(f"{place}.limits", given.get("limits") or {})
     return _filled(place, MonitorPlan, {**whole, "refresh": tuple(given.get("refresh", []))})
 

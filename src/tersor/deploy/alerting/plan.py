@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
@@ -17,6 +17,7 @@ Security: TypeAlias = Literal["starttls", "tls", "none"]
 LIVE = ("limits", "look_every_s", "silences", "webhook_env", "mail")
 """What a running gateway takes from a deployment that is reloaded."""
 Percent: TypeAlias = float
+CONFIDENCES = ("logits", "probabilities")
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 ADDRESS = re.compile(r"[^\s@<>,;:\"\\]{1,64}@[^\s@<>,;:\"\\]{1,255}", re.ASCII)
 
@@ -88,6 +89,7 @@ class MonitorPlan:
     refresh        command that is run when inputs drift, a word each; none: the commands to give are written down
     refresh_every_s  least seconds from one refresh of a model to the next
     compare        requests whose answer is compared with the fallback's while nothing is rolled out, percent; 0: none
+    confidence     net → "logits" or "probabilities" of classes, which its first output holds: accuracy is estimated
     """
 
     references: Mapping[str, str]
@@ -101,9 +103,13 @@ class MonitorPlan:
     refresh: tuple[str, ...] = ()
     refresh_every_s: float = 86_400.0
     compare: Percent = 0.0
+    confidence: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         changed(self.limits or {})
+        for name, kind in self.confidence.items():
+            if kind not in CONFIDENCES:
+                raise SchemeError(f"confidence.{name}: {' or '.join(CONFIDENCES)}, not {kind!r:.40}")
         if self.webhook_env and not VARIABLE.fullmatch(self.webhook_env):
             raise SchemeError("webhook_env: the name of an environment variable is wanted, and never the URL itself")
         if not all(type(word) is str and word and "\0" not in word for word in self.refresh):

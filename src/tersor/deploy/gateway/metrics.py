@@ -108,6 +108,12 @@ class Metrics:
         self.accuracy = gauge(
             "tersor_accuracy_ratio", "Labelled answers that are right, last hour.", by, registry=registry
         )
+        self.estimated = gauge(
+            "tersor_estimated_accuracy_ratio",
+            "Accuracy of the last answers by calibrated confidence; end: value, low or high of 95 %.",
+            (*by, "end"),
+            registry=registry,
+        )
         self.drifted = gauge(
             "tersor_drift_alarm",
             "Whether the last window drifted; side: input or output.",

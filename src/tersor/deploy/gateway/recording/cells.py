@@ -40,6 +40,7 @@ class Cell:
     apart, measured  sum of distances (tensors) or divergences (tokens, nats) of answers, and of how many
     floor_agreed, floors, floor_apart  the same of the reference's answers, set beside themselves
     right, labelled   answers whose label came, and those that were right
+    expected, estimated  how many of the answers are right by a calibrated estimate, and how many of them that is of
     memory_bytes     most that its engine held
     whole, first     step of `step_of` → answers: until the end, until the first part
     """
@@ -58,6 +59,8 @@ class Cell:
     floor_apart: float = 0.0
     right: int = 0
     labelled: int = 0
+    expected: float = 0.0
+    estimated: int = 0
     memory_bytes: int = 0
     whole: dict[int, int] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
@@ -162,6 +165,7 @@ def figures(cell: Cell, seconds: float) -> dict[str, float | None]:
         "apart": _apart(cell),
         "apart_floor": _share(cell.floor_apart, cell.floors),
         "accuracy": _share(cell.right, cell.labelled),
+        "estimated_accuracy": _share(cell.expected, cell.estimated),
     }
 
 

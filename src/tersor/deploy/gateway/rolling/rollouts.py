@@ -86,6 +86,15 @@ class Rollouts:
             return trial.answered(request, payload, caller)
         return self.primaries.answered(model, request, payload, self.fleet.deployment.monitor.compare)
 
+    def drawing(self, model: Served, reply: Reply, caller: Caller) -> str:
+        """Return the id of the rollout that drew lots for who gave a reply; empty: none did.
+
+        There were no lots where somebody chose the variant, or another answered in its place.
+        """
+        trial = self.trials.get(model.name)
+        is_drawn = trial is not None and 0 < trial.weight < 1 and not caller.choice and not reply.reason
+        return trial.now.id if trial is not None and is_drawn else ""
+
     def progress(self, name: str) -> Progress | None:
         """How far the rollout of a model is; None where it has no candidate."""
         plan = self.fleet.deployment.models.get(name)

@@ -17,6 +17,9 @@ shadow         {share, compared, agreement, failed, dropped, waiting, in_flight,
                by reason (full, busy, reference, error); distance of tensors relative to the reference, divergence of
                tokens in nats; null: none yet. Of agreement, distance and divergence the floor is taken off, which is
                {compared, agreement, distance, divergence} of the reference with itself
+feedback       {candidate, control, difference, effect, loss, needed, is_enough} of labels of answers that lots were
+               drawn for: {right, labelled} of each, intervals {value, low, high} of the difference of the shares and of
+               Cohen's h, and the candidate's labels that find a `loss`: see rollout.fixed.opinions
 history        [{at, state, step, weight, who, why}], the oldest first
 decisions      [{at, action, reason, state, step, weight, standings, alarms, rules, progress}], the oldest first:
                all but the waits
@@ -31,11 +34,13 @@ from typing import Any
 from tersor.core.records import plain
 from tersor.deploy.config import ModelPlan
 from tersor.deploy.gateway.recording.cells import less_noise
+from tersor.deploy.gateway.recording.recorder import Recorder
 from tersor.deploy.gateway.rolling.progress import Progress, weight_of
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
 from tersor.deploy.gateway.rolling.shadow import Shadow
 from tersor.deploy.gateway.rolling.trial import Trial
 from tersor.deploy.rollout.decision import StepRules
+from tersor.deploy.rollout.fixed import opinions
 from tersor.deploy.rollout.sequential import AnyTest, restored
 
 __all__ = ["rollout_of"]
@@ -65,6 +70,7 @@ def rollout_of(rollouts: Rollouts, name: str, plan: ModelPlan) -> dict[str, Any]
         "next": None if last is None else {"action": last.action, "reason": last.reason},
         "traffic": {"candidate": _traffic(trial, now.candidate), "control": _traffic(trial, now.primary)},
         "shadow": _shadow(trial, plan),
+        "feedback": _feedback(rollouts.fleet.metrics.recorder, now),
         "history": plain(now.history),
         "decisions": [_decision(row) for row in now.decisions],
     }  # fmt: skip
@@ -118,6 +124,23 @@ def _agreement(shadow: Shadow) -> float | None:
 def _excess(shadow: Shadow, name: str) -> float | None:
     found = shadow.mean(name)
     return None if found is None else max(0.0, found - (shadow.mean(f"floor {name}") or 0.0))
+
+
+def _feedback(recorder: Recorder, now: Progress) -> dict[str, Any]:
+    found = opinions(recorder.opinion(now.id, now.candidate), recorder.opinion(now.id, now.primary))
+    return {
+        **{
+            name: {"right": one.hits, "labelled": one.total}
+            for name, one in (("candidate", found.candidate), ("control", found.control))
+        },
+        **{
+            name: None if one is None else {"value": one.value, "low": one.low, "high": one.high}
+            for name, one in (("difference", found.difference), ("effect", found.effect))
+        },
+        "loss": found.loss,
+        "needed": found.needed,
+        "is_enough": found.is_enough,
+    }
 
 
 def _decision(row: Mapping[str, Any]) -> dict[str, Any]:
