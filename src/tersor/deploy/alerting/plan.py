@@ -90,6 +90,7 @@ class MonitorPlan:
     refresh_every_s  least seconds from one refresh of a model to the next
     compare        requests whose answer is compared with the fallback's while nothing is rolled out, percent; 0: none
     confidence     net → "logits" or "probabilities" of classes, which its first output holds: accuracy is estimated
+    clipping       requests of nets on integers whose activations are counted beyond their ranges, percent; 0: none
     """
 
     references: Mapping[str, str]
@@ -104,6 +105,7 @@ class MonitorPlan:
     refresh_every_s: float = 86_400.0
     compare: Percent = 0.0
     confidence: Mapping[str, str] = field(default_factory=dict)
+    clipping: Percent = 0.0
 
     def __post_init__(self) -> None:
         changed(self.limits or {})

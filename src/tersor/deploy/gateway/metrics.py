@@ -114,9 +114,15 @@ class Metrics:
             (*by, "end"),
             registry=registry,
         )
+        self.clipped = gauge(
+            "tersor_clipped_activations_ratio",
+            "Activations beyond the range of their quantizer, last window: the ten layers that are worst.",
+            (*by, "layer"),
+            registry=registry,
+        )
         self.drifted = gauge(
             "tersor_drift_alarm",
-            "Whether the last window drifted; side: input or output.",
+            "Whether the last window drifted; side: input, output or activations.",
             (*by, "side"),
             registry=registry,
         )

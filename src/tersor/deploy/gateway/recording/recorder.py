@@ -64,6 +64,7 @@ class Recorder:
     inputs   model → sample since the last look at drift
     outputs  model, variant → the same of answers
     opinions rollout → variant → [right, labelled], of answers that it had drawn lots for; the oldest rollout first
+    clipping model → layers that cut off more activations than on the calibration data; none: looked at, and well
     followers are given every answer: model, variant, request, payload, and the parts that were held back
     """
 
@@ -72,6 +73,7 @@ class Recorder:
     inputs: dict[str, Reservoir] = field(default_factory=dict)
     outputs: dict[tuple[str, str], Reservoir] = field(default_factory=dict)
     opinions: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    clipping: dict[str, tuple[str, ...]] = field(default_factory=dict)
     followers: list[Follower] = field(default_factory=list)
 
     def cell(self, model: str, variant: str) -> Cell:

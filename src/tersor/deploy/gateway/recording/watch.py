@@ -148,9 +148,14 @@ class Watch:
         found["memory_share"] = held / machine if held and machine else None
         found["engine_down"] = float(not served.variants[variant].is_ready)
         found["restarts"] = self._restarts(name, variant, served.variants[variant].starts, now)
-        found["input_drift"] = self.drifting.flag("input", name, "") if variant == served.plan.primary else None
+        found["input_drift"] = self._input_drift(name) if variant == served.plan.primary else None
         found["output_drift"] = self.drifting.flag("output", name, variant)
         return found
+
+    def _input_drift(self, model: str) -> float | None:
+        """Whether inputs drifted: in themselves, or in the activations that they cause; None: nobody has looked."""
+        flag, layers = self.drifting.flag("input", model, ""), self.recorder.clipping.get(model)
+        return flag if layers is None else max(flag or 0.0, float(bool(layers)))
 
     def _judged(self, name: str, variant: str, hour: Cell) -> dict[str, float | None]:
         """The shares of answers that were found right, where enough were looked at."""
@@ -181,7 +186,8 @@ class Watch:
 
     def _wish(self, alert: Alert, served: Served, store: Store) -> None:
         """Have the model made anew, or write down how."""
-        moment, features = self.recorder.clock(), self.drifting.drifted("input", alert.model, "")
+        layers = [f"activations of {layer}" for layer in self.recorder.clipping.get(alert.model, ())]
+        moment, features = self.recorder.clock(), (*self.drifting.drifted("input", alert.model, ""), *layers)
         told = {
             "features": list(features),
             "commands": list(commands(alert.model, served.plan, self.deployment.registry)),

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from tersor.core.errors import EngineError
 from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
+from tersor.deploy.gateway.recording.recorder import DAY_S
 from tersor.deploy.gateway.recording.samples import LABELS, MOST_BYTES
-from tersor.deploy.gateway.recording.store import Store
+from tersor.deploy.gateway.recording.store import Happening, Store
+from tersor.deploy.gateway.sampled.clips import Clips
 from tersor.deploy.gateway.sampled.confidences import Confidences, Held, predicted
+from tersor.deploy.monitor import FalseAlarmBudget
 from tersor.deploy.running.supervised import RequestError
 
 __all__ = ["Sampling"]
@@ -44,10 +47,13 @@ class Sampling:
     look_s: float = LOOK_S
     save_s: float = SAVE_S
     confidences: Confidences = field(init=False)
+    clips: dict[str, Clips] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.plan, self.recorder = self.deployment.monitor, self.metrics.recorder
         self.confidences = Confidences(self.recorder, self.plan.confidence)
+        self.budget = FalseAlarmBudget(self.plan.alarms, 30.0 * DAY_S, self.plan.drift_every_s)
+        self._uncounted: dict[str, Served] = {}
         self.recorder.followers.append(self._follow)
 
     @asynccontextmanager
@@ -59,7 +65,12 @@ class Sampling:
             self.confidences.restore(await asyncio.to_thread(store.get, "confidences"))
             self._identify()
             self.recorder.restore_opinions(await asyncio.to_thread(store.get, "opinions"))
-            work = ((self.look_s, self._look), (self.save_s, lambda: self._save(store)))
+            work = [(self.look_s, self._look), (self.save_s, lambda: self._save(store))]
+            if self.plan.clipping:
+                work += [
+                    (self.look_s, lambda: self._attend(store)),
+                    (self.plan.drift_every_s, lambda: self._cut(store)),
+                ]
             tasks = [asyncio.create_task(self._every(seconds, do)) for seconds, do in work]
             tasks.append(asyncio.create_task(self._learn()))
             yield
@@ -67,6 +78,8 @@ class Sampling:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for clips in self.clips.values():
+                await clips.close()
             try:
                 await self._save(store)
             except Exception:
@@ -75,15 +88,17 @@ class Sampling:
 
     async def _every(self, seconds: float, do: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(seconds)
             try:
                 await do()
             except Exception:  # the next time may go well; requests are answered meanwhile
                 _log.exception("looking at samples failed")
+            await asyncio.sleep(seconds)
 
     def _follow(self, model: str, variant: str, request: Mapping[str, Any], payload: bytes, held: Held) -> None:
-        del request, payload
         self.confidences.answered(model, variant, held)
+        clips = self.clips.get(model)
+        if clips is not None and variant == clips.served.plan.primary:
+            clips.offer(dict(request), payload)
 
     def _identify(self) -> None:
         """Have what was learned of an artefact forgotten where another is served under its name."""
@@ -109,6 +124,44 @@ class Sampling:
         for name, document in documents.items():
             await asyncio.to_thread(store.put, name, document)
 
+    # Activations
+
+    async def _attend(self, store: Store) -> None:
+        """Count the activations of each model that serves now, and of no other."""
+        now = {name: served for name, served in self.models().items() if Clips.fits(served)}
+        for name, clips in list(self.clips.items()):
+            if now.get(name) is not clips.served:
+                del self.clips[name]
+                await clips.close()
+        for name, served in now.items():
+            if name in self.clips or self._uncounted.get(name) is served:
+                continue
+            kept = await asyncio.to_thread(store.get, f"clipping {name}")
+            examples = await asyncio.to_thread(_requests, self.plan.references.get(name))
+            clips = Clips(served, self.metrics, self.plan.clipping, kept, examples)
+            self.clips[name] = clips  # before it has begun: the end of the gateway ends it
+            if not await clips.start():
+                del self.clips[name]
+                self._uncounted[name] = served
+
+    async def _cut(self, store: Store) -> None:
+        """Compare what was cut off with what is usual."""
+        for name, clips in self.clips.items():
+            found = await asyncio.to_thread(clips.look, self.budget)
+            await asyncio.to_thread(store.put, f"clipping {name}", clips.to_object())
+            if found is None:
+                continue
+            clips.show(found)
+            before = self.recorder.clipping.get(name, ())
+            self.recorder.clipping[name] = found.drifted
+            if set(found.drifted) != set(before):
+                details = {
+                    "variant": clips.served.plan.primary, "drifted": list(found.drifted),
+                    "layers": {layer: asdict(one) for layer, one in found.worst.items()},
+                }  # fmt: skip
+                row = Happening(self.recorder.clock(), "activations clipped", name, details)
+                await asyncio.to_thread(store.happen, row)
+
     # Labelled examples of references
 
     async def _learn(self) -> None:
@@ -126,11 +179,8 @@ class Sampling:
 
     async def _calibrate(self, served: Served, kind: str, rows: Mapping[str, np.ndarray], labels: np.ndarray) -> None:
         variant = served.variants[served.plan.primary]
-        for number, label in enumerate(labels.tolist()):
-            arrays = {name: np.ascontiguousarray(array[number : number + 1]) for name, array in rows.items()}
-            inputs = [{"name": name, "shape": list(one.shape), "dtype": one.dtype.str} for name, one in arrays.items()]
-            payload = b"".join(one.tobytes() for one in arrays.values())
-            async with aclosing(variant.run({"inputs": inputs, "outputs": None}, payload)) as parts:
+        for (request, payload), label in zip(_each(rows), labels.tolist(), strict=False):
+            async with aclosing(variant.run(request, payload)) as parts:
                 held = [part async for part in parts]
             found = predicted(held, kind)
             if found is not None:
@@ -145,3 +195,21 @@ def _examples(file: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
         labels = loaded[LABELS]
         step = max(1, -(-len(labels) // MOST_EXAMPLES))
         return {name: loaded[name][::step] for name in loaded.files if name != LABELS}, labels[::step]
+
+
+def _each(rows: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield a request of one row for each example."""
+    for number in range(min(map(len, rows.values()), default=0)):
+        arrays = {name: np.ascontiguousarray(array[number : number + 1]) for name, array in rows.items()}
+        inputs = [{"name": name, "shape": list(one.shape), "dtype": one.dtype.str} for name, one in arrays.items()]
+        yield {"inputs": inputs, "outputs": None}, b"".join(one.tobytes() for one in arrays.values())
+
+
+def _requests(file: str | None) -> list[tuple[dict[str, Any], bytes]]:
+    """Return some examples of a reference as requests; none where it holds no arrays."""
+    if file is None or not file.endswith(".npz") or Path(file).stat().st_size > MOST_BYTES:
+        return []
+    with np.load(file, allow_pickle=False) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files if name != LABELS}
+        step = max(1, -(-max(map(len, arrays.values())) // MOST_EXAMPLES))
+        return list(_each({name: one[::step] for name, one in arrays.items()}))
