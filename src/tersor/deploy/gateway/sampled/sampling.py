@@ -25,6 +25,7 @@ from tersor.deploy.gateway.recording.samples import LABELS, MOST_BYTES
 from tersor.deploy.gateway.recording.store import Happening, Store
 from tersor.deploy.gateway.sampled.clips import Clips
 from tersor.deploy.gateway.sampled.confidences import Confidences, Held, predicted
+from tersor.deploy.gateway.sampled.kept import Keeper, kept_path
 from tersor.deploy.monitor import FalseAlarmBudget
 from tersor.deploy.running.supervised import RequestError
 
@@ -53,6 +54,7 @@ class Sampling:
         self.plan, self.recorder = self.deployment.monitor, self.metrics.recorder
         self.confidences = Confidences(self.recorder, self.plan.confidence)
         self.budget = FalseAlarmBudget(self.plan.alarms, 30.0 * DAY_S, self.plan.drift_every_s)
+        self.keeper = Keeper(kept_path(self.deployment.record), self.plan.keep) if self.plan.keep else None
         self._uncounted: dict[str, Served] = {}
         self.recorder.followers.append(self._follow)
 
@@ -96,6 +98,8 @@ class Sampling:
 
     def _follow(self, model: str, variant: str, request: Mapping[str, Any], payload: bytes, held: Held) -> None:
         self.confidences.answered(model, variant, held)
+        if self.keeper is not None:
+            self.keeper.take(model, request, payload)
         clips = self.clips.get(model)
         if clips is not None and variant == clips.served.plan.primary:
             clips.offer(dict(request), payload)
@@ -123,6 +127,8 @@ class Sampling:
         }  # fmt: skip
         for name, document in documents.items():
             await asyncio.to_thread(store.put, name, document)
+        if self.keeper is not None:
+            await asyncio.to_thread(self.keeper.save, self.recorder.clock())
 
     # Activations
 
