@@ -96,6 +96,7 @@ class Gateway:
         self.watch = Watch(self.deployment, self.metrics, lambda: self.fleet.models)
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts, self.watch.alarms)
         self.pulse = Pulse(self.fleet, self.rollouts, lambda: self.draining)
+        self.watch.reload = self.hang_up
         self.sampling = Sampling(self.deployment, self.metrics, lambda: self.fleet.models)
         self.feedback = Feedback(self.metrics.recorder, self.sampling.confidences)
         self._started = int(time.time())

@@ -21,25 +21,25 @@ def row(numbers: list[float], name: str = "x") -> tuple[dict[str, object], bytes
     return {"inputs": [told], "outputs": ["y"], "user": "ann"}, array.tobytes()
 
 
-def test_the_newest_stay_some_of_each_minute_and_only_their_owner_reads_them(tmp_path: Path) -> None:
-    keeper = Keeper(kept_path(tmp_path / "deploy.record.db"), most=120)
-    for minute in range(100):
-        for number in range(50):
-            keeper.take("digits", *row([minute, number]))
-        keeper.save(60.0 * minute)
+def test_the_newest_stay_some_of_each_span_and_only_their_owner_reads_them(tmp_path: Path) -> None:
+    keeper = Keeper(kept_path(tmp_path / "deploy.record.db"), most=60)
+    for span in range(100):
+        for number in range(20):
+            keeper.take("digits", *row([span, number]))
+        keeper.save(5.0 * span)
     assert stat.S_IMODE(keeper.path.stat().st_mode) == 0o600
     found = read_kept(keeper.path, "digits")
-    assert len(found) == 120
+    assert len(found) == 60
     arrays = arrays_of(found)
-    assert arrays["x"].shape == (120, 2)
-    assert sorted(set(arrays["x"][:, 0])) == list(range(40, 100))  # two of each of the last sixty minutes
+    assert arrays["x"].shape == (60, 2)
+    assert sorted(set(arrays["x"][:, 0])) == list(range(40, 100))  # one of each of the last sixty times
     assert all(set(request) == {"inputs"} for request, _ in found)
     assert read_kept(keeper.path, "another") == []
 
 
 def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", 10_000)
-    keeper = Keeper(tmp_path / "requests.db", most=6000)
+    keeper = Keeper(tmp_path / "requests.db", most=72_000)
     for number in range(50):
         keeper.take("digits", *row([float(number)] * 200))
     keeper.take("digits", *row([0.0] * (1 << 19)))  # 2 MiB: too large to keep
@@ -50,7 +50,7 @@ def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_of_texts_the_words_are_kept_and_nothing_else(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path / "requests.db", most=600)
+    keeper = Keeper(tmp_path / "requests.db", most=7200)
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "ho"}]
     keeper.take("demo", {"operation": "completions", "body": {"prompt": "def f(", "user": "ann", "seed": 3}}, b"")
     keeper.take("demo", {"operation": "chat/completions", "body": {"messages": chat, "user": "ann"}}, b"")

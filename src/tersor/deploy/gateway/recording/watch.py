@@ -16,6 +16,7 @@ from typing import Any
 
 from tersor.deploy.alerting.alarms import Alarms
 from tersor.deploy.alerting.book import Alert
+from tersor.deploy.alerting.plan import AUTO
 from tersor.deploy.alerting.rules import LEAST_REQUESTS, WINDOW_S
 from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.metrics import Metrics
@@ -40,12 +41,14 @@ class Watch:
     """The watch of one gateway; `models` returns those that serve now.
 
     Making it raises what `Alarms` raises.
+    reload  has the deployment read anew, after a refresh has changed it
     """
 
     deployment: Deployment
     metrics: Metrics
     models: Callable[[], Mapping[str, Served]]
     save_s: float = SAVE_S
+    reload: Callable[[], None] = lambda: None
     alarms: Alarms = field(init=False)
     drifting: Drifting = field(init=False)
     _starts: dict[tuple[str, str], list[tuple[float, int]]] = field(default_factory=dict, init=False)
@@ -56,6 +59,7 @@ class Watch:
         plan = self.plan = self.deployment.monitor
         self.recorder = self.metrics.recorder
         self.alarms, self.refresh = Alarms(plan), Refresh(plan.refresh, plan.refresh_every_s)
+        self.refresh.file = self.deployment.file
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -206,6 +210,8 @@ class Watch:
             code = await self.refresh.run(model, features)
             details = {"command": list(self.plan.refresh), "exit_code": code}
             await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "refresh run", model, details))
+            if code == 0 and self.plan.refresh == (AUTO,):
+                self.reload()
 
     # What is written down
 

@@ -1,7 +1,8 @@
 """Recent requests, kept for recalibration where a deployment asks for it: what users wrote, so as little as will do.
 
 One SQLite file beside the record, readable by its owner alone, bounded in requests and bytes of each model. Of a
-request stay its prompt or its tensors, never who asked. So few of each minute are kept that the file spans an hour.
+request stay its prompt or its tensors, never who asked. So few of each five seconds are kept that the file spans an
+hour or more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ __all__ = ["Keeper", "Kept", "arrays_of", "kept_path", "read_kept", "texts_of"]
 Kept: TypeAlias = tuple[dict[str, Any], bytes]
 """A request and its payload."""
 APPLICATION = 0x74727371
-MINUTES = 60
+SPANS = 720
+"""In which an hour is cut; of each as many requests are kept."""
 MOST_BYTES, MOST_REQUEST_BYTES = 64 << 20, 1 << 20
 """Of one model, and of one request."""
 WORDS = ("prompt", "messages", "input")
@@ -41,34 +43,34 @@ def kept_path(record: str | Path) -> Path:
 
 @dataclass(eq=False)
 class Keeper:
-    """Takes requests, and writes those of a minute at once.
+    """Takes requests, and writes those of some seconds at once.
 
     most  requests of each model that stay
     """
 
     path: Path
     most: int
-    _minute: dict[str, tuple[int, list[Kept]]] = field(default_factory=dict, init=False)
+    _span: dict[str, tuple[int, list[Kept]]] = field(default_factory=dict, init=False)
 
     def take(self, model: str, request: Mapping[str, Any], payload: bytes) -> None:
-        """Keep a request, if it is in the sample of its minute."""
-        seen, rows = self._minute.get(model, (0, []))
-        self._minute[model] = seen + 1, rows
+        """Keep a request, if it is in the sample of these seconds."""
+        seen, rows = self._span.get(model, (0, []))
+        self._span[model] = seen + 1, rows
         if len(payload) > MOST_REQUEST_BYTES:
             return
-        room = max(1, self.most // MINUTES)
+        room = max(1, self.most // SPANS)
         if len(rows) < room:
             rows.append(_bare(request, payload))
         elif (place := int(random.random() * (seen + 1))) < room:  # noqa: S311  # a sample, no secret
             rows[place] = _bare(request, payload)
 
     def save(self, moment: float) -> None:
-        """Write down the minute, and drop the oldest of what is too much; Unix seconds `moment`."""
-        minute, self._minute = self._minute, {}
-        if not minute:
+        """Write down these seconds, and drop the oldest of what is too much; Unix seconds `moment`."""
+        span, self._span = self._span, {}
+        if not span:
             return
         with contextlib.closing(_opened(self.path)) as connection, connection:
-            for model, (_, rows) in minute.items():
+            for model, (_, rows) in span.items():
                 connection.executemany(
                     "INSERT INTO requests (model, at, request, payload) VALUES (?, ?, ?, ?)",
                     [(model, moment, json.dumps(request), payload) for request, payload in rows],

@@ -118,6 +118,12 @@ class Sampling:
                 for end in ENDS:
                     self.metrics.estimated.labels(model, variant, end).set(getattr(found.interval, end))
 
+        await self._keep()
+
+    async def _keep(self) -> None:
+        if self.keeper is not None:
+            await asyncio.to_thread(self.keeper.save, self.recorder.clock())
+
     async def _save(self, store: Store) -> None:
         estimates = await asyncio.to_thread(self.confidences.look)
         rows = [{"model": key[0], "variant": key[1], **one.to_object()} for key, one in estimates.items()]
@@ -127,8 +133,7 @@ class Sampling:
         }  # fmt: skip
         for name, document in documents.items():
             await asyncio.to_thread(store.put, name, document)
-        if self.keeper is not None:
-            await asyncio.to_thread(self.keeper.save, self.recorder.clock())
+        await self._keep()
 
     # Activations
 
