@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tersor.pipeline.deploy.refresh import refresh
 from ..conftest import live
 from ..operating.orders import JSON, asked, seen
 from .conftest import Digits, classify
-from .figures import wait_for
+from .figures import metric, wait_for
 
 YAML = """# what we serve
 registry: .
@@ -169,14 +170,15 @@ def test_drift_has_it_made_anew_and_tried_by_itself(folder: Path, digits: Digits
     (folder / "deploy.yaml").write_text(YAML.replace("MONITOR", AUTO))
     fill(folder, digits, count=240)
     with live(folder / "deploy.yaml") as gateway:
-        at = iter(np.tile(digits.images, (40, 1)))
+        images = itertools.cycle(digits.images)
 
-        def is_tried() -> bool:
-            for _ in range(40):
-                classify(gateway, next(at) * 2)
-            return seen(gateway, "digits")["rollout"] is not None
+        def has_drifted() -> bool:
+            for image in itertools.islice(images, 60):
+                classify(gateway, image * 2)
+            return metric(gateway, "tersor_alerts_firing", alert="InputDrift", model="digits") == 1
 
-        wait_for(is_tried, seconds=40)
+        wait_for(has_drifted, seconds=60)
+        wait_for(lambda: seen(gateway, "digits")["rollout"] is not None, seconds=120)
         wait_for(lambda: seen(gateway, "digits")["rollout"]["state"] in ("shadow", "canary", "promoted"))
     assert steps(folder) == ["wanted", "began", "quantized", "judged", "named", "run"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tersor.deploy.alerting.plan import AUTO
-from tersor.deploy.config import ModelPlan
+from tersor.deploy.config import Deployment, ModelPlan
 
 __all__ = ["Refresh", "commands", "words_of"]
 
@@ -21,12 +21,17 @@ LONGEST_S = 6 * 3600.0
 _log = logging.getLogger(__name__)
 
 
-def commands(name: str, plan: ModelPlan, registry: str) -> tuple[str, ...]:
-    """Return what calibrates, quantizes, judges and takes into service anew; words in capitals are the operator's."""
+def commands(name: str, plan: ModelPlan, deployment: Deployment) -> tuple[str, ...]:
+    """Return what calibrates, quantizes, judges and takes into service anew; words in capitals are the operator's.
+
+    Where requests are kept one command does all of it.
+    """
+    if deployment.monitor.keep:
+        return (f"tersor refresh {shlex.quote(deployment.file or 'DEPLOY.YAML')} --model {name}",)
     primary = Path(plan.variants[plan.primary].path)
     artefact = primary if primary.suffix else Path(f"{name}.gguf")
     fresh = shlex.quote(f"{artefact.stem}-fresh{artefact.suffix}")
-    folder = shlex.quote(registry or "REGISTRY")
+    folder = shlex.quote(deployment.registry or "REGISTRY")
     add = f"tersor registry add {fresh} --name {name} --baseline FULL --registry {folder}"
     if plan.is_tensor:
         return (

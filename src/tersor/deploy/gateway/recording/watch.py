@@ -194,7 +194,7 @@ class Watch:
         moment, features = self.recorder.clock(), (*self.drifting.drifted("input", alert.model, ""), *layers)
         told = {
             "features": list(features),
-            "commands": list(commands(alert.model, served.plan, self.deployment.registry)),
+            "commands": list(commands(alert.model, served.plan, self.deployment)),
         }
         is_run = bool(self.plan.refresh) and self.refresh.may(alert.model, moment)
         _log.warning("refresh wanted of %s: %s", alert.model, "; ".join(told["commands"]))
