@@ -17,6 +17,8 @@ TIMEOUT_S = 180.0
 """A reload loads engines."""
 MOST_BYTES = 4 << 20
 BEGINS_S = 10.0
+PASSING = ("created", "gated")
+"""States that a rollout goes through by itself, in a moment."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Gateway:
         while True:
             found = self._asked("GET", f"/v1/rollout/{model}", None).get("rollout")
             state = str(found.get("state", "")) if isinstance(found, dict) else ""
-            if state not in ("", "created") or time.monotonic() > deadline:
+            if state not in ("", *PASSING) or time.monotonic() > deadline:
                 return state
             time.sleep(0.2)
 
