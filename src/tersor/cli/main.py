@@ -20,6 +20,7 @@ from tersor.cli.demo import demo
 from tersor.cli.deploy.alerts import alerts
 from tersor.cli.deploy.gate import gate
 from tersor.cli.deploy.loadtest import loadtest
+from tersor.cli.deploy.refresh import refresh
 from tersor.cli.deploy.registry import registry
 from tersor.cli.deploy.serve import serve
 from tersor.cli.doctor import doctor
@@ -55,6 +56,7 @@ app.command(short_help="Write a page on artefacts, beside each other.")(report)
 app.command(short_help="Judge whether an artefact may serve.")(gate)
 app.command(short_help="Serve models, with full precision behind each.")(serve)
 app.command(short_help="List alerts, write them for Prometheus and Grafana.")(alerts)
+app.command(short_help="Make what serves anew from recent traffic.")(refresh)
 app.add_typer(registry, short_help="Keep what serves, what it passed, and since when.")
 app.command(short_help="Show what is inside a model.")(inspect)
 app.command(short_help="List number formats and file types.")(formats)

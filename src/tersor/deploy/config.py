@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
-from tersor.deploy.alerting.plan import MailPlan, MonitorPlan, Silence
+from tersor.deploy.alerting.plan import AUTO, MailPlan, MonitorPlan, Silence
 from tersor.deploy.load.exchange import Address
 from tersor.deploy.rollout.plan import RolloutPlan, read_plan
 from tersor.deploy.running.opening import BATCHING_ENGINES, ENGINES, TENSOR_ENGINES
@@ -128,6 +128,7 @@ class Deployment:
     record       file that keeps the figures of the last weeks, and alerts; empty: beside the deployment
     monitor      what is usual, whom alerts are told, what is done when inputs drift
     keys         none: everybody may ask
+    file         that it was read from
     """
 
     models: Mapping[str, ModelPlan]
@@ -142,6 +143,7 @@ class Deployment:
     record: str = ""
     monitor: MonitorPlan = field(default_factory=lambda: MonitorPlan({}))
     keys: tuple[Key, ...] = field(default=())
+    file: str = ""
 
 
 def read_deployment(path: Path) -> Deployment:
@@ -157,7 +159,7 @@ def read_deployment(path: Path) -> Deployment:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{path}: no YAML: {' '.join(str(error).split())[:200]}") from error
-    given = _mapping(path.name, found)
+    given = _top(path.name, found)
     models = {}
     for name, entry in _mapping("models", given.pop("models", None)).items():
         models[_name("models", name)] = _model(f"models.{name}", entry, path.parent)
@@ -178,10 +180,17 @@ def read_deployment(path: Path) -> Deployment:
         made = replace(made, registry=str(_inside("registry", made.registry, path.parent)))
     audit = _inside("audit", made.audit or f"{path.stem}.audit.jsonl", path.parent, must_exist=False)
     record = _inside("record", made.record or f"{path.stem}.record.db", path.parent, must_exist=False)
-    made = replace(made, audit=str(audit), record=str(record))
+    made = replace(made, audit=str(audit), record=str(record), file=str(path.resolve()))
     if made.host not in ("127.0.0.1", "::1", "localhost") and not made.keys:
         raise SchemeError(f"host {made.host} is open to others: give keys, or listen on 127.0.0.1")
     return made
+
+
+def _top(place: str, found: object) -> dict[str, Any]:
+    given = _mapping(place, found)
+    if "file" in given:  # it is known, and not said
+        raise SchemeError(f"{place}: unknown file")
+    return given
 
 
 def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> MonitorPlan:
@@ -192,6 +201,12 @@ def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> Mo
         if name not in models or not isinstance(file, str):
             raise SchemeError(f"{place}.references.{name}: one of the models and a file are wanted")
         references[name] = str(_inside(f"{place}.references.{name}", file, folder))
+    confidence = _mapping(f"{place}.confidence", given.get("confidence") or {})
+    for name in confidence:
+        if name not in models or not models[name].is_tensor:
+            raise SchemeError(f"{place}.confidence.{name}: one of the nets of this deployment is wanted")
+    if given.get("refresh") == AUTO:
+        given["refresh"] = [AUTO]
     for name in ("silences", "refresh"):
         if not isinstance(given.get(name, []), list):
             raise SchemeError(f"{place}.{name}: a list is wanted, not {given[name]!r:.60}")
@@ -201,7 +216,7 @@ def _monitor(entry: object, models: Mapping[str, ModelPlan], folder: Path) -> Mo
         mail = _mapping(f"{place}.mail", mail)
         to = mail.get("to", [])
         mail = _filled(f"{place}.mail", MailPlan, {**mail, "to": tuple(to) if isinstance(to, list) else (to,)})
-    whole = {**given, "references": references, "silences": silences, "mail": mail}
+    whole = {**given, "references": references, "silences": silences, "mail": mail, "confidence": confidence}
     whole["limits"] = _mapping(f"{place}.limits", given.get("limits") or {})
     return _filled(place, MonitorPlan, {**whole, "refresh": tuple(given.get("refresh", []))})
 
@@ -299,6 +314,8 @@ def _filled(place: str, kind: type[T], entry: object) -> T:
         if wanted == "float" and (type(value) not in (int, float) or not 0 < value < 1e6):
             unit = "milliseconds" if name.endswith("_ms") else "seconds"
             raise SchemeError(f"{place}.{name}: {unit} above 0, not {value!r}")
+        if wanted == "Percent" and (type(value) not in (int, float) or not 0 <= value <= 100):
+            raise SchemeError(f"{place}.{name}: a share of requests, percent, 0 to 100, not {value!r}")
         if wanted == "bool" and type(value) is not bool:
             raise SchemeError(f"{place}.{name}: true or false, not {value!r}")
         if wanted in ("str", "str | None") and not isinstance(value, str) and not (value is None and "None" in wanted):

@@ -77,8 +77,28 @@ PANELS = (
         },
         "Reasons of fallbacks, what sentinels found, and what was refused before any engine.",
     ),
-    Panel("Agreement", "percentunit", {NAMED: _gauge("tersor_agreement_ratio")}, "With full precision, last hour.", 1),
-    Panel("Accuracy", "percentunit", {NAMED: _gauge("tersor_accuracy_ratio")}, "Labelled answers, last hour.", 1),
+    Panel(
+        "Agreement", "percentunit",
+        {NAMED: _gauge("tersor_agreement_ratio"), f"full itself {NAMED}": _gauge("tersor_agreement_floor_ratio")},
+        "With full precision, last hour, and of full precision with itself.", 1,
+    ),
+    Panel(
+        "Distance", "short", {NAMED: _gauge("tersor_reference_distance")},
+        "From full precision beyond its own: relative norm of tensors, nats of tokens.",
+    ),
+    Panel(
+        "Accuracy", "percentunit",
+        {
+            f"labelled {NAMED}": _gauge("tersor_accuracy_ratio"),
+            f"estimated, {{{{end}}}} {NAMED}": _gauge("tersor_estimated_accuracy_ratio"),
+        },
+        "Labelled answers of the last hour; without labels by calibrated confidence.", 1,
+    ),
+    Panel(
+        "Activations clipped", "percentunit",
+        {f"{{{{layer}}}} {NAMED}": _gauge("tersor_clipped_activations_ratio")},
+        "Beyond the range of their quantizer, by layer, last window.",
+    ),
     Panel(
         "Shadow", "reqps",
         {

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
 from tersor.core.errors import SchemeError
 from tersor.deploy.alerting.rules import RULES, Rule, changed
 
-__all__ = ["LIVE", "MailPlan", "MonitorPlan", "Silence"]
+__all__ = ["AUTO", "LIVE", "MailPlan", "MonitorPlan", "Silence"]
 
 Security: TypeAlias = Literal["starttls", "tls", "none"]
 LIVE = ("limits", "look_every_s", "silences", "webhook_env", "mail")
 """What a running gateway takes from a deployment that is reloaded."""
+Percent: TypeAlias = float
+AUTO = "auto"
+MOST_KEPT = 100_000
+CONFIDENCES = ("logits", "probabilities")
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 ADDRESS = re.compile(r"[^\s@<>,;:\"\\]{1,64}@[^\s@<>,;:\"\\]{1,255}", re.ASCII)
 
@@ -84,8 +88,13 @@ class MonitorPlan:
     look_every_s   seconds from one look at all alerts to the next
     silences       what nobody is told of
     webhook_env    environment variable that holds the URL which alerts are posted to; empty: none
-    refresh        command that is run when inputs drift, a word each; none: the commands to give are written down
+    refresh        command that is run when inputs drift, a word each, or "auto": `tersor refresh`, and a reload; none:
+                   the commands to give are written down
     refresh_every_s  least seconds from one refresh of a model to the next
+    compare        requests whose answer is compared with the fallback's while nothing is rolled out, percent; 0: none
+    confidence     net → "logits" or "probabilities" of classes, which its first output holds: accuracy is estimated
+    clipping       requests of nets on integers whose activations are counted beyond their ranges, percent; 0: none
+    keep           requests of each model that are kept beside the record, to recalibrate with; 0: none
     """
 
     references: Mapping[str, str]
@@ -98,9 +107,18 @@ class MonitorPlan:
     mail: MailPlan | None = None
     refresh: tuple[str, ...] = ()
     refresh_every_s: float = 86_400.0
+    compare: Percent = 0.0
+    confidence: Mapping[str, str] = field(default_factory=dict)
+    clipping: Percent = 0.0
+    keep: int = 0
 
     def __post_init__(self) -> None:
         changed(self.limits or {})
+        if self.keep > MOST_KEPT:
+            raise SchemeError(f"keep: {MOST_KEPT:,} requests at most, not {self.keep:,}")
+        for name, kind in self.confidence.items():
+            if kind not in CONFIDENCES:
+                raise SchemeError(f"confidence.{name}: {' or '.join(CONFIDENCES)}, not {kind!r:.40}")
         if self.webhook_env and not VARIABLE.fullmatch(self.webhook_env):
             raise SchemeError("webhook_env: the name of an environment variable is wanted, and never the URL itself")
         if not all(type(word) is str and word and "\0" not in word for word in self.refresh):

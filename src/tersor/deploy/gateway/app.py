@@ -35,6 +35,7 @@ from tersor.deploy.gateway.recording.watch import Watch
 from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.retries import Retries
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
+from tersor.deploy.gateway.sampled.sampling import Sampling
 from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
 from tersor.kernels.lazy import LazyModule
@@ -99,7 +100,9 @@ class Gateway:
         )
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts, self.watch.alarms)
         self.pulse = Pulse(self.fleet, self.rollouts, Watched(self.watch), lambda: self.draining)
-        self.feedback = Feedback(self.metrics.recorder)
+        self.watch.reload = self.hang_up
+        self.sampling = Sampling(self.deployment, self.metrics, lambda: self.fleet.models)
+        self.feedback = Feedback(self.metrics.recorder, self.sampling.confidences)
         self._started = int(time.time())
         self._signalled: set[asyncio.Task[None]] = set()
 
@@ -107,7 +110,8 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Hold all engines; raises what `Fleet.running` raises."""
         begun = self.fleet.running(Author(self.user, "start"))
-        async with begun, self.rollouts.running(), self.watch.running(), self.pulse.running():
+        watched = self.watch.running()
+        async with begun, self.rollouts.running(), watched, self.sampling.running(), self.pulse.running():
             try:
                 yield
             finally:
@@ -286,7 +290,7 @@ class Gateway:
                 return await self._stream(operation, model, asked, given, caller)
             async with self._answered(model, asked, b"", caller) as reply:
                 made = await openai.finished(operation, model, reply, given)
-                self.feedback.remember(made.get("id", ""), model.name, reply.variant)
+                self._remember(made.get("id", ""), model, reply, caller)
                 return as_json(made, headers=self._told(model, reply))
 
         return answer
@@ -298,7 +302,7 @@ class Gateway:
         reply = await stack.enter_async_context(self._answered(model, asked, b"", caller))
 
         number = openai.number(operation)
-        self.feedback.remember(number, model.name, reply.variant)
+        self._remember(number, model, reply, caller)
 
         async def events() -> AsyncIterator[bytes]:
             async with stack:
@@ -307,6 +311,10 @@ class Gateway:
 
         headers = {**self._told(model, reply), "Cache-Control": "no-store"}
         return responses.StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    def _remember(self, number: str, model: Served, reply: Reply, caller: Caller) -> None:
+        rollout = self.rollouts.drawing(model, reply, caller)
+        self.feedback.remember(number, model.name, reply.variant, held=reply.held, rollout=rollout)
 
     async def _feedback(self, request: Request) -> Response:
         return as_json(self.feedback.take(json_of(await self._body(request))))
@@ -375,13 +383,14 @@ class Gateway:
         infer = tensors.parsed(body, size_of_json, model.facts.get("inputs", ()))
         wanted = None if infer.outputs is None else list(infer.outputs)
         asked = {"inputs": infer.inputs, "outputs": wanted}
-        async with self._answered(model, asked, infer.payload, self.access.caller(request)) as reply:
+        caller = self.access.caller(request)
+        async with self._answered(model, asked, infer.payload, caller) as reply:
             if not reply.held:
                 raise EngineError(f"{model.name}: the engine answered nothing")
             part, payload = reply.held[0]
             self.metrics.together.labels(model.name, reply.variant).observe(part.get("together", 1))
             if infer.number:
-                self.feedback.remember(infer.number, model.name, reply.variant)
+                self._remember(infer.number, model, reply, caller)
             body, size = tensors.written(model.name, VERSION, infer, part["outputs"], payload)
             headers = self._told(model, reply)
             if size is None:

@@ -96,12 +96,33 @@ class Metrics:
         self.agreement = gauge(
             "tersor_agreement_ratio", "Answers that agree with the reference, last hour.", by, registry=registry
         )
+        self.floor = gauge(
+            "tersor_agreement_floor_ratio", "Answers in which the reference agrees with itself.", by, registry=registry
+        )
+        self.apart = gauge(
+            "tersor_reference_distance",
+            "Mean distance from the reference, beyond its own: relative norm (tensors) or nats (tokens), last hour.",
+            by,
+            registry=registry,
+        )
         self.accuracy = gauge(
             "tersor_accuracy_ratio", "Labelled answers that are right, last hour.", by, registry=registry
         )
+        self.estimated = gauge(
+            "tersor_estimated_accuracy_ratio",
+            "Accuracy of the last answers by calibrated confidence; end: value, low or high of 95 %.",
+            (*by, "end"),
+            registry=registry,
+        )
+        self.clipped = gauge(
+            "tersor_clipped_activations_ratio",
+            "Activations beyond the range of their quantizer, last window: the ten layers that are worst.",
+            (*by, "layer"),
+            registry=registry,
+        )
         self.drifted = gauge(
             "tersor_drift_alarm",
-            "Whether the last window drifted; side: input or output.",
+            "Whether the last window drifted; side: input, output or activations.",
             (*by, "side"),
             registry=registry,
         )

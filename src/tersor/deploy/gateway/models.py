@@ -185,6 +185,8 @@ class Served:
             self.metrics.fell_back.labels(self.name, self.plan.primary).inc()
         recorder.asked(self.name, request, payload)
         recorder.told(self.name, reply.variant, reply.held, reply.tokens)
+        for follow in recorder.followers:
+            follow(self.name, reply.variant, request, payload, reply.held)
 
     def _record_failure(self, variant: str | None = None) -> None:
         self.metrics.recorder.failed(self.name, variant or self.answering)

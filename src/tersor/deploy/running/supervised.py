@@ -100,7 +100,7 @@ class Lived(ABC):
 class Running(Lived):
     """One engine; `start` it, and `close` it at the end.
 
-    kind      a key of `worker.KINDS`
+    kind      a key of `worker.KINDS` or `worker.COUNTERS`
     options   of the engine: "path", "threads", …
     on_state  is told every change: (state, reason)
     facts     what the engine said of itself when it was ready

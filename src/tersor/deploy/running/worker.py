@@ -30,6 +30,8 @@ KINDS = {
     "transformers": "tersor.deploy.running.causal.engine",
 }
 """What an engine is called in a deployment → the module whose `opened(options)` makes one."""
+COUNTERS = {"activations": "tersor.deploy.running.activations"}
+"""The same of what answers no client, and no deployment can name."""
 SET_PARENT_DEATH_SIGNAL = 1
 """Of prctl(2)."""
 BAD_REQUEST = 400
@@ -176,7 +178,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     kind, options = sys.argv[2], json.loads(sys.argv[3])
     try:
-        engine: Engine = importlib.import_module(KINDS[kind]).opened(options)
+        engine: Engine = importlib.import_module({**KINDS, **COUNTERS}[kind]).opened(options)
     except Exception as error:  # said to the gateway, whatever it is
         channel.sendall(packed({"error": f"{type(error).__name__}: {error}"}))
         os._exit(1)

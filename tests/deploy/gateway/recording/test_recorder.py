@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from tersor.deploy.gateway.recording.cells import Cell, figures, quantile, step_of
+from tersor.deploy.gateway.recording.cells import Cell, figures, less_noise, quantile, step_of
 from tersor.deploy.gateway.recording.features import of_answer, of_request, of_text
 from tersor.deploy.gateway.recording.feedback import Feedback
 from tersor.deploy.gateway.recording.recorder import DAYS, MOST_RECORDS, Recorder
@@ -74,7 +74,34 @@ def test_figures_are_shares_of_what_was_asked() -> None:
     assert Cell.of(7, cell.to_object()).to_object() == cell.to_object()
 
 
-@pytest.mark.parametrize("bad", [{"failed": -1}, {"whole": {"9999": 1}}, {"whole": {"x": 1}}, {"answered": "many"}])
+def test_noise_is_taken_off_agreement_and_distance_and_little_of_it_excuses_little() -> None:
+    recorder = Recorder(Clock())
+    for number in range(100):
+        recorder.compared("m", "q", agreed=float(number >= 10), apart=0.5)
+        recorder.floored("m", "q", agreed=float(number >= 8), apart=0.2)
+    cell = recorder.records["m", "q"].now
+    found = figures(Cell.of(0, cell.to_object()), 60)
+    assert found["agreement_floor"] == 0.92
+    assert found["apart_floor"] == pytest.approx(0.2)
+    assert 0.93 < (found["agreement"] or 0) < 0.98  # 0.90 and what of 0.08 is sure to be noise
+    assert found["apart"] == pytest.approx(0.3)
+    assert less_noise(0.5, 0.0, 1) == pytest.approx(0.5, abs=0.3)
+    assert less_noise(0.5, 5.0, 5) == 0.5
+    assert less_noise(None, 1.0, 1) is None
+    assert less_noise(0.99, 0.0, 100) == 1.0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"apart": -1.0},
+        {"agreed": float("nan")},
+        {"failed": -1},
+        {"whole": {"9999": 1}},
+        {"whole": {"x": 1}},
+        {"answered": "many"},
+    ],
+)
 def test_a_cell_that_was_damaged_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Cell.of(0, bad)

@@ -63,6 +63,8 @@ _TENSOR = _of(
 )  # fmt: skip
 _RATE = {"type": ["number", "null"]}
 _SERVED = _of({"requests": WHOLE, "errors": WHOLE})
+_INTERVAL = _or_null(_of({"value": NUMBER, "low": NUMBER, "high": NUMBER}))
+_LABELS = _of({"right": WHOLE, "labelled": WHOLE})
 _ROLLOUT = _of(
     {
         "candidate": TEXT,
@@ -89,7 +91,12 @@ _ROLLOUT = _of(
         "traffic": _of({"candidate": _SERVED, "control": _SERVED}),
         "shadow": _of(
             {"share": NUMBER, "compared": WHOLE, "agreement": _RATE, "failed": WHOLE, "dropped": ANY,
-             "waiting": WHOLE, "in_flight": WHOLE, "distance": _RATE, "divergence": _RATE}
+             "waiting": WHOLE, "in_flight": WHOLE, "distance": _RATE, "divergence": _RATE,
+             "floor": _of({"compared": WHOLE, "agreement": _RATE, "distance": _RATE, "divergence": _RATE})}
+        ),
+        "feedback": _of(
+            {"candidate": _LABELS, "control": _LABELS, "difference": _INTERVAL, "effect": _INTERVAL, "loss": NUMBER,
+             "needed": {"type": ["integer", "null"]}, "is_enough": FLAG}
         ),
         "history": _list(_of({"at": TEXT, "state": TEXT, "weight": NUMBER, "who": TEXT, "why": TEXT})),
         "decisions": _list(_of({"at": TEXT, "action": TEXT, "reason": TEXT, "state": TEXT, "standings": ANY})),

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["Cell", "added", "figures", "quantile", "step_of"]
+from tersor.evaluation.statistics import proportion_interval
+
+__all__ = ["Cell", "added", "figures", "less_noise", "quantile", "step_of"]
 
 LEAST_S = 1e-4
 RATIO = 1.05
@@ -33,8 +35,12 @@ class Cell:
     failed           requests that it was to answer, and that got none from anybody
     fell_back        requests that it was to answer, and that the fallback did
     tokens           in its answers
-    agreed, compared  answers that were set beside the reference's, and those that said the same
+    agreed, compared  answers that said the same as the reference's (rows of a batch count as parts), and all that were
+                     set beside them
+    apart, measured  sum of distances (tensors) or divergences (tokens, nats) of answers, and of how many
+    floor_agreed, floors, floor_apart  the same of the reference's answers, set beside themselves
     right, labelled   answers whose label came, and those that were right
+    expected, estimated  how many of the answers are right by a calibrated estimate, and how many of them that is of
     memory_bytes     most that its engine held
     whole, first     step of `step_of` → answers: until the end, until the first part
     """
@@ -44,10 +50,17 @@ class Cell:
     failed: int = 0
     fell_back: int = 0
     tokens: int = 0
-    agreed: int = 0
+    agreed: float = 0.0
     compared: int = 0
+    apart: float = 0.0
+    measured: int = 0
+    floor_agreed: float = 0.0
+    floors: int = 0
+    floor_apart: float = 0.0
     right: int = 0
     labelled: int = 0
+    expected: float = 0.0
+    estimated: int = 0
     memory_bytes: int = 0
     whole: dict[int, int] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
@@ -74,7 +87,7 @@ class Cell:
         """Read what `to_object` made; ValueError, TypeError or KeyError for anything else."""
         found = cls(at)
         for name in NUMBERS:
-            setattr(found, name, _count(given.get(name, 0)))
+            setattr(found, name, (_sum if name in SUMS else _count)(given.get(name, 0)))
         steps = {
             name: {int(step): _count(count) for step, count in dict(given.get(name, {})).items()}
             for name in ("whole", "first")
@@ -87,12 +100,19 @@ class Cell:
 
 NUMBERS = tuple(one.name for one in fields(Cell) if one.name not in ("at", "whole", "first"))
 COUNTS = tuple(name for name in NUMBERS if name != "memory_bytes")
+SUMS = tuple(one.name for one in fields(Cell) if one.type == "float")
 
 
 def _count(value: object) -> int:
     if type(value) is not int or not 0 <= value < 1 << 62:
         raise ValueError(f"{value!r:.40} is no count")
     return value
+
+
+def _sum(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r:.40} is no sum")
+    return float(value)
 
 
 def added(cells: Iterable[Cell]) -> Cell:
@@ -121,10 +141,11 @@ def quantile(steps: Mapping[int, int], share: float) -> float | None:
 
 
 def figures(cell: Cell, seconds: float) -> dict[str, float | None]:
-    """Return the seven figures of a span of `seconds`; None where nothing tells of one.
+    """Return the figures of a span of `seconds`; None where nothing tells of one.
 
-    Times in seconds, memory in bytes, rates per second, the rest shares of 1. A fallback counts as asked and answered
-    by somebody else.
+    Times in seconds, memory in bytes, rates per second, the rest shares of 1; `apart` is the mean distance or
+    divergence. A fallback counts as asked and answered by somebody else. Of agreement and apart the floor is taken off:
+    what the reference differs from itself by.
     """
     asked = cell.answered + cell.failed + cell.fell_back
     return {
@@ -139,10 +160,36 @@ def figures(cell: Cell, seconds: float) -> dict[str, float | None]:
         "memory_bytes": float(cell.memory_bytes) if cell.memory_bytes else None,
         "error_share": _share(cell.failed, asked),
         "fallback_share": _share(cell.fell_back, asked),
-        "agreement": _share(cell.agreed, cell.compared),
+        "agreement": less_noise(_share(cell.agreed, cell.compared), cell.floor_agreed, cell.floors),
+        "agreement_floor": _share(cell.floor_agreed, cell.floors),
+        "apart": _apart(cell),
+        "apart_floor": _share(cell.floor_apart, cell.floors),
         "accuracy": _share(cell.right, cell.labelled),
+        "estimated_accuracy": _share(cell.expected, cell.estimated),
     }
 
 
-def _share(part: int, whole: int) -> float | None:
+def less_noise(agreement: float | None, floor_agreed: float, floors: int) -> float | None:
+    """Return an agreement without the disagreement that is noise: as much of that as `floors` measurements show.
+
+    Few of them show little, so that one odd measurement excuses nothing: the lower end of a 95 % interval is taken.
+
+    >>> less_noise(0.95, 100.0, 100), less_noise(0.5, 0.0, 1)
+    (0.95, 0.52...)
+    """
+    if agreement is None or floors == 0:
+        return agreement
+    noise = floors - math.ceil(floor_agreed)
+    surely = proportion_interval([1.0] * noise + [0.0] * (floors - noise)).low if noise else 0.0
+    return min(1.0, agreement + surely)
+
+
+def _apart(cell: Cell) -> float | None:
+    if not cell.measured:
+        return None
+    floor = cell.floor_apart / cell.floors if cell.floors else 0.0
+    return max(0.0, cell.apart / cell.measured - floor)
+
+
+def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None

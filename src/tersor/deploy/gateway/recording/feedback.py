@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tersor.deploy.gateway.recording.recorder import Recorder
+from tersor.deploy.gateway.sampled.confidences import Confidences, Held
 from tersor.deploy.running.supervised import RequestError
 
 __all__ = ["Feedback"]
@@ -16,17 +17,31 @@ MOST = 100_000
 LONGEST = 128
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    model: str
+    variant: str
+    sure: float | None
+    rollout: str
+
+
 @dataclass(eq=False)
 class Feedback:
     """The last answers by their id, at most 100 000; each is judged once."""
 
     recorder: Recorder
+    confidences: Confidences | None = None
     most: int = MOST
-    _answers: OrderedDict[str, tuple[str, str]] = field(default_factory=OrderedDict)
+    _answers: OrderedDict[str, _Answer] = field(default_factory=OrderedDict)
 
-    def remember(self, number: str, model: str, variant: str) -> None:
-        """Keep who gave an answer; the oldest is forgotten where there are too many."""
-        self._answers[number] = model, variant
+    def remember(self, number: str, model: str, variant: str, *, held: Held = (), rollout: str = "") -> None:
+        """Keep who gave an answer; the oldest is forgotten where there are too many.
+
+        held     the answer, for nets
+        rollout  that had drawn lots for the variant; empty: none
+        """
+        sure = None if self.confidences is None else self.confidences.of(model, held)
+        self._answers[number] = _Answer(model, variant, sure, rollout)
         if len(self._answers) > self.most:
             self._answers.popitem(last=False)
 
@@ -43,6 +58,9 @@ class Feedback:
         found = self._answers.pop(given["id"], None)
         if found is None:
             raise RequestError("no such answer: it is unknown, too old, or was judged already", NOT_FOUND)
-        model, variant = found
-        self.recorder.labelled(model, variant, is_right=given["right"])
-        return {"model": model, "variant": variant}
+        self.recorder.labelled(found.model, found.variant, is_right=given["right"])
+        if found.rollout:
+            self.recorder.said(found.rollout, found.variant, is_right=given["right"])
+        if self.confidences is not None and found.sure is not None:
+            self.confidences.labelled(found.model, found.variant, found.sure, is_right=given["right"])
+        return {"model": found.model, "variant": found.variant}

@@ -6,17 +6,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+from tersor.core.errors import SchemeError
 from tersor.deploy.gateway.recording.cells import Cell, added, step_of
 from tersor.deploy.gateway.recording.features import of_answer, of_request
 from tersor.deploy.gateway.recording.samples import Reservoir
+from tersor.deploy.rollout.sequential.counts import Count
 
 __all__ = ["DAY_S", "MINUTE_S", "Record", "Recorder"]
 
 MINUTE_S, DAY_S = 60, 86_400
 MINUTES, DAYS = 60, 35
 MOST_RECORDS = 256
+MOST_ROLLOUTS = 64
+Follower: TypeAlias = Callable[[str, str, Mapping[str, Any], bytes, Sequence[tuple[Mapping[str, Any], bytes]]], None]
 
 
 @dataclass(slots=True)
@@ -59,12 +63,18 @@ class Recorder:
     clock    Unix seconds
     inputs   model → sample since the last look at drift
     outputs  model, variant → the same of answers
+    opinions rollout → variant → [right, labelled], of answers that it had drawn lots for; the oldest rollout first
+    clipping model → layers that cut off more activations than on the calibration data; none: looked at, and well
+    followers are given every answer: model, variant, request, payload, and the parts that were held back
     """
 
     clock: Callable[[], float] = time.time
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     inputs: dict[str, Reservoir] = field(default_factory=dict)
     outputs: dict[tuple[str, str], Reservoir] = field(default_factory=dict)
+    opinions: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    clipping: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    followers: list[Follower] = field(default_factory=list)
 
     def cell(self, model: str, variant: str) -> Cell:
         """Return the minute of a variant that lasts."""
@@ -93,17 +103,55 @@ class Recorder:
         """Count a request that the fallback answered in place of `variant`."""
         self.cell(model, variant).fell_back += 1
 
-    def compared(self, model: str, variant: str, *, agreed: bool) -> None:
-        """Count an answer that was set beside the reference's."""
+    def compared(self, model: str, variant: str, *, agreed: float, apart: float | None = None) -> None:
+        """Count an answer that was set beside the reference's: the share that agreed, and how far they are apart."""
         cell = self.cell(model, variant)
         cell.compared += 1
         cell.agreed += agreed
+        if apart is not None:
+            cell.measured += 1
+            cell.apart += apart
+
+    def floored(self, model: str, variant: str, *, agreed: float, apart: float | None = None) -> None:
+        """Count an answer of the reference's that was set beside another of its own, while `variant` was compared."""
+        cell = self.cell(model, variant)
+        cell.floors += 1
+        cell.floor_agreed += agreed
+        cell.floor_apart += apart or 0.0
+
+    def estimated(self, model: str, variant: str, *, expected: float, answers: int) -> None:
+        """Count how many of some answers are expected to be right, where no label came."""
+        cell = self.cell(model, variant)
+        cell.expected += expected
+        cell.estimated += answers
 
     def labelled(self, model: str, variant: str, *, is_right: bool) -> None:
         """Count an answer whose label came."""
         cell = self.cell(model, variant)
         cell.labelled += 1
         cell.right += is_right
+
+    def said(self, rollout: str, variant: str, *, is_right: bool) -> None:
+        """Count the label of an answer whose variant a rollout had drawn lots for."""
+        known = self.opinions.setdefault(rollout, {}).setdefault(variant, [0, 0])
+        known[0] += is_right
+        known[1] += 1
+        while len(self.opinions) > MOST_ROLLOUTS:
+            del self.opinions[next(iter(self.opinions))]
+
+    def opinion(self, rollout: str, variant: str) -> Count:
+        """Return how many answers of a variant in a rollout were right, of those whose label came."""
+        return Count(*self.opinions.get(rollout, {}).get(variant, (0, 0)))
+
+    def restore_opinions(self, document: object) -> None:
+        """Take up opinions that another gateway kept; what is anything else is left out."""
+        try:
+            given = {rollout: dict(rows) for rollout, rows in dict(document or {}).items()}  # type: ignore[call-overload]
+            for rollout, rows in given.items():
+                counts = {str(name): Count(*map(int, one)) for name, one in rows.items()}
+                self.opinions[str(rollout)] = {name: [one.hits, one.total] for name, one in counts.items()}
+        except (TypeError, ValueError, SchemeError):
+            return
 
     def holds(self, model: str, variant: str, memory_bytes: int) -> None:
         """Tell what an engine holds now."""

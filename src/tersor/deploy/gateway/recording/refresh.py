@@ -7,24 +7,31 @@ import contextlib
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tersor.deploy.config import ModelPlan
+from tersor.deploy.alerting.plan import AUTO
+from tersor.deploy.config import Deployment, ModelPlan
 
-__all__ = ["Refresh", "commands"]
+__all__ = ["Refresh", "commands", "words_of"]
 
 LONGEST_S = 6 * 3600.0
 _log = logging.getLogger(__name__)
 
 
-def commands(name: str, plan: ModelPlan, registry: str) -> tuple[str, ...]:
-    """Return what calibrates, quantizes, judges and takes into service anew; words in capitals are the operator's."""
+def commands(name: str, plan: ModelPlan, deployment: Deployment) -> tuple[str, ...]:
+    """Return what calibrates, quantizes, judges and takes into service anew; words in capitals are the operator's.
+
+    Where requests are kept one command does all of it.
+    """
+    if deployment.monitor.keep:
+        return (f"tersor refresh {shlex.quote(deployment.file or 'DEPLOY.YAML')} --model {name}",)
     primary = Path(plan.variants[plan.primary].path)
     artefact = primary if primary.suffix else Path(f"{name}.gguf")
     fresh = shlex.quote(f"{artefact.stem}-fresh{artefact.suffix}")
-    folder = shlex.quote(registry or "REGISTRY")
+    folder = shlex.quote(deployment.registry or "REGISTRY")
     add = f"tersor registry add {fresh} --name {name} --baseline FULL --registry {folder}"
     if plan.is_tensor:
         return (
@@ -40,17 +47,26 @@ def commands(name: str, plan: ModelPlan, registry: str) -> tuple[str, ...]:
     )
 
 
+def words_of(words: Sequence[str], file: str, model: str) -> tuple[str, ...]:
+    """Return the program and its arguments; for "auto" they are those of `tersor refresh`."""
+    if tuple(words) != (AUTO,):
+        return tuple(words)
+    return (sys.executable, "-m", "tersor", "refresh", file, "--model", model, "--who", "gateway")
+
+
 @dataclass(eq=False)
 class Refresh:
     """Runs the command, one at a time, and each model's not too often.
 
     words    program and arguments; no shell reads them. The model is in TERSOR_MODEL, what drifted in TERSOR_FEATURES
+    file     of the deployment
     every_s  least seconds from one run for a model to the next
     """
 
     words: Sequence[str]
     every_s: float
     longest_s: float = LONGEST_S
+    file: str = ""
     _last: dict[str, float] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -63,14 +79,15 @@ class Refresh:
 
     async def run(self, model: str, features: Sequence[str]) -> int | None:
         """Run it, and return its exit code; None where it cannot be begun, or took too long and was ended."""
+        words = words_of(self.words, self.file, model)
         environment = {**os.environ, "TERSOR_MODEL": model, "TERSOR_FEATURES": ",".join(features)}
         async with self._turn:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *self.words, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+                    *words, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
                 )
             except OSError as error:
-                _log.error("refresh of %s: %s cannot be run (%s)", model, self.words[0], error.strerror)
+                _log.error("refresh of %s: %s cannot be run (%s)", model, words[0], error.strerror)
                 return None
             try:
                 async with asyncio.timeout(self.longest_s):

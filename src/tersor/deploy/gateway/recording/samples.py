@@ -16,7 +16,17 @@ from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.deploy.gateway.recording.features import Features, of_row, of_text
 from tersor.deploy.monitor import Drift, FalseAlarmBudget, Histogram, alarming, drift
 
-__all__ = ["FIRST", "Findings", "Reference", "Reservoir", "compared", "reference_of", "reference_of_file"]
+__all__ = [
+    "FIRST",
+    "LABELS",
+    "MOST_BYTES",
+    "Findings",
+    "Reference",
+    "Reservoir",
+    "compared",
+    "reference_of",
+    "reference_of_file",
+]
 
 MOST = 1000
 FIRST = 500
@@ -26,6 +36,8 @@ LEAST = 50
 MOST_FEATURES = 64
 MOST_BYTES = 256 << 20
 CELLS = 20
+LABELS = "labels"
+"""Array of an .npz that holds the right classes, and is no input."""
 
 
 @dataclass(slots=True)
@@ -114,7 +126,8 @@ def compared(reference: Reference, window: Sequence[Features], budget: FalseAlar
 def reference_of_file(path: Path) -> Reference:
     """Return the reference of the data that a model was calibrated with.
 
-    path  .npz or .npy, a row an example (npz: an array an input, named like it); else UTF-8 text, a line a request
+    path  .npz or .npy, a row an example (npz: an array an input, named like it, and `labels`, which is none); else
+          UTF-8 text, a line a request
 
     Raises MissingError, FormatError for what is none of them, SchemeError for too few examples.
     """
@@ -142,7 +155,7 @@ def _rows(path: Path) -> Iterable[Features]:
     with path.open("rb") as file:  # numpy leaves a file open that turns out broken
         loaded = np.load(file, allow_pickle=False)
         is_one = isinstance(loaded, np.ndarray)
-        arrays = {path.stem: loaded} if is_one else {name: loaded[name] for name in loaded.files}
+        arrays = {path.stem: loaded} if is_one else {name: loaded[name] for name in loaded.files if name != LABELS}
     if not arrays or any(one.dtype.kind not in "biuf" or not one.ndim for one in arrays.values()):
         raise ValueError("arrays of numbers are wanted, a row an example")
     length = min(map(len, arrays.values()))

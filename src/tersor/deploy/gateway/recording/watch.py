@@ -17,6 +17,7 @@ from typing import Any
 from tersor import __version__
 from tersor.deploy.alerting.alarms import Alarms
 from tersor.deploy.alerting.book import Alert
+from tersor.deploy.alerting.plan import AUTO
 from tersor.deploy.alerting.rules import LEAST_REQUESTS, WINDOW_S
 from tersor.deploy.config import Deployment
 from tersor.deploy.gateway.metrics import Metrics
@@ -43,6 +44,7 @@ class Watch:
 
     drifts  what the last window of each side showed, as the record keeps it
     Making it raises what `Alarms` raises.
+    reload  has the deployment read anew, after a refresh has changed it
     """
 
     deployment: Deployment
@@ -50,6 +52,7 @@ class Watch:
     models: Callable[[], Mapping[str, Served]]
     tried: Callable[[], Iterable[Served]] = tuple
     save_s: float = SAVE_S
+    reload: Callable[[], None] = lambda: None
     alarms: Alarms = field(init=False)
     drifting: Drifting = field(init=False)
     incidents: Incidents = field(init=False)
@@ -63,6 +66,7 @@ class Watch:
         self.recorder = self.metrics.recorder
         self.alarms, self.refresh = Alarms(plan), Refresh(plan.refresh, plan.refresh_every_s)
         self.incidents = Incidents(self.metrics, self.recorder.clock)
+        self.refresh.file = self.deployment.file
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -165,9 +169,14 @@ class Watch:
         found["memory_share"] = held / machine if held and machine else None
         found["engine_down"] = float(not served.variants[variant].is_ready)
         found["restarts"] = self._restarts(name, variant, served.variants[variant].starts, now)
-        found["input_drift"] = self.drifting.flag("input", name, "") if variant == served.plan.primary else None
+        found["input_drift"] = self._input_drift(name) if variant == served.plan.primary else None
         found["output_drift"] = self.drifting.flag("output", name, variant)
         return found
+
+    def _input_drift(self, model: str) -> float | None:
+        """Whether inputs drifted: in themselves, or in the activations that they cause; None: nobody has looked."""
+        flag, layers = self.drifting.flag("input", model, ""), self.recorder.clipping.get(model)
+        return flag if layers is None else max(flag or 0.0, float(bool(layers)))
 
     def _judged(self, name: str, variant: str, hour: Cell) -> dict[str, float | None]:
         """The shares of answers that were found right, where enough were looked at."""
@@ -175,6 +184,8 @@ class Watch:
         found: dict[str, float | None] = {}
         for figure, count, gauge in (
             ("agreement", hour.compared, self.metrics.agreement),
+            ("agreement_floor", hour.compared if hour.floors else 0, self.metrics.floor),
+            ("apart", hour.measured, self.metrics.apart),
             ("accuracy", hour.labelled, self.metrics.accuracy),
         ):
             share = found[figure] = shares[figure] if count >= LEAST_REQUESTS else None
@@ -196,10 +207,11 @@ class Watch:
 
     def _wish(self, alert: Alert, served: Served, store: Store) -> None:
         """Have the model made anew, or write down how."""
-        moment, features = self.recorder.clock(), self.drifting.drifted("input", alert.model, "")
+        layers = [f"activations of {layer}" for layer in self.recorder.clipping.get(alert.model, ())]
+        moment, features = self.recorder.clock(), (*self.drifting.drifted("input", alert.model, ""), *layers)
         told = {
             "features": list(features),
-            "commands": list(commands(alert.model, served.plan, self.deployment.registry)),
+            "commands": list(commands(alert.model, served.plan, self.deployment)),
         }
         is_run = bool(self.plan.refresh) and self.refresh.may(alert.model, moment)
         _log.warning("refresh wanted of %s: %s", alert.model, "; ".join(told["commands"]))
@@ -215,6 +227,8 @@ class Watch:
             code = await self.refresh.run(model, features)
             details = {"command": list(self.plan.refresh), "exit_code": code}
             await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "refresh run", model, details))
+            if code == 0 and self.plan.refresh == (AUTO,):
+                self.reload()
 
     # What is written down
 

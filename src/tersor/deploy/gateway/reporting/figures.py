@@ -24,7 +24,7 @@ __all__ = ["FIGURES", "Compared", "Figure", "Value", "compared"]
 
 TAIL = 0.025
 """On either side of an interval."""
-Unit: TypeAlias = Literal["seconds", "bytes", "requests/s", "tokens/s", "share"]
+Unit: TypeAlias = Literal["seconds", "bytes", "requests/s", "tokens/s", "share", "nats or share"]
 Better: TypeAlias = Literal["lower", "higher", "neither"]
 
 
@@ -72,7 +72,22 @@ FIGURES: tuple[Figure, ...] = (
         "agreement", "agreement with full precision", "share", "no answers were compared",
         "higher", of=("agreed", "compared"), is_of_reference=False,
     ),
+    Figure(
+        "agreement_floor", "… of full precision with itself", "share", "none was compared with itself",
+        "neither", of=("floor_agreed", "floors"), is_of_reference=False,
+    ),
+    Figure(
+        "apart", "distance from full precision", "nats or share", "no answers were compared", is_of_reference=False
+    ),
+    Figure(
+        "apart_floor", "… of full precision from itself", "nats or share", "none was compared with itself", "neither",
+        is_of_reference=False,
+    ),
     Figure("accuracy", "accuracy by labels", "share", "no labels came", "higher", of=("right", "labelled")),
+    Figure(
+        "estimated_accuracy", "accuracy, estimated without labels", "share", "no confidence is calibrated", "higher",
+        of=("expected", "estimated"),
+    ),
 )  # fmt: skip
 """In the order in which they are shown."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from tersor.deploy.gateway.variants import Variant
 from tersor.deploy.gateway.watching import TOP
 from tersor.deploy.running.supervised import Answer, RequestError
 
-__all__ = ["Compared", "Exchange", "NoReferenceError", "compared"]
+__all__ = ["Compared", "Exchange", "NoReferenceError", "Rest", "compared", "floor"]
 
 CLOSE = 0.05
 """Of a row with one value: how far, relative to the largest of that output, still counts as the same."""
@@ -51,6 +51,11 @@ class Compared:
     distance: float | None = None
     divergence: float | None = None
     failed: str = ""
+
+    @property
+    def apart(self) -> float | None:
+        """Distance or divergence, whichever there is."""
+        return self.distance if self.divergence is None else self.divergence
 
 
 @dataclass
@@ -94,6 +99,25 @@ class Exchange:
         return {"operation": operation, "body": {"prompt": prompt, **greedy, "logprobs": TOP}}
 
 
+class Rest:
+    """The rest of a reply, of which notes are taken; those of the parts that were `held` are taken at once."""
+
+    def __init__(self, held: Sequence[Answer], parts: AsyncIterator[Answer], exchange: Exchange) -> None:
+        self._parts, self._exchange, self.has_failed = parts, exchange, False
+        for part, _ in held:
+            exchange.add(part)
+
+    async def parts(self) -> AsyncIterator[Answer]:
+        """Yield it."""
+        try:
+            async for part in self._parts:
+                self._exchange.add(part[0])
+                yield part
+        except EngineError:
+            self.has_failed = True
+            raise
+
+
 async def compared(
     exchange: Exchange, reference: Variant, candidate: Variant, chance: random.Random, patience_s: float
 ) -> Compared:
@@ -107,17 +131,37 @@ async def compared(
     try:
         async with asyncio.timeout(patience_s):
             given = await _answer(candidate, question, exchange.payload)
-        if "outputs" in wanted[0]:
-            return _tensors(_arrays(wanted), _arrays(given))
-        if "data" in wanted[0]:
-            return _tensors(_vectors(wanted), _vectors(given))
-        return _tokens(_likely(wanted), _likely(given))
+        return _beside(wanted, given)
     except TimeoutError:
         return Compared(0.0, failed=f"no answer in {patience_s:g} s")
     except (EngineError, RequestError) as error:
         return Compared(0.0, failed=str(error) or type(error).__name__)
     except (KeyError, ValueError, TypeError, IndexError) as error:  # an answer of another form than the reference's
         return Compared(0.0, failed=f"another form of answer: {error!r:.100}")
+
+
+async def floor(exchange: Exchange, reference: Variant, chance: random.Random, patience_s: float) -> Compared:
+    """Ask full precision alone, and then twice at once, which engines may compute together: what differs is noise.
+
+    Raises NoReferenceError.
+    """
+    question = exchange.question(chance)
+    try:
+        async with asyncio.timeout(patience_s):
+            alone = await _answer(reference, question, exchange.payload)
+            again = [_answer(reference, question, exchange.payload) for _ in range(2)]
+            together, _ = await asyncio.gather(*again)
+        return _beside(alone, together)
+    except (EngineError, RequestError, TimeoutError) as error:
+        raise NoReferenceError(str(error)) from error
+
+
+def _beside(wanted: Answer, given: Answer) -> Compared:
+    if "outputs" in wanted[0]:
+        return _tensors(_arrays(wanted), _arrays(given))
+    if "data" in wanted[0]:
+        return _tensors(_vectors(wanted), _vectors(given))
+    return _tokens(_likely(wanted), _likely(given))
 
 
 async def _answer(variant: Variant, question: dict[str, Any], payload: bytes) -> Answer:

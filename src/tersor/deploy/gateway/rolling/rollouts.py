@@ -28,6 +28,7 @@ from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.identity import Identities
 from tersor.deploy.gateway.rolling.progress import LIVE, Move, Progress
 from tersor.deploy.gateway.rolling.trial import Trial
+from tersor.deploy.gateway.sampled.primaries import Primaries
 from tersor.deploy.registry.texts import timestamp
 from tersor.deploy.rollout.decision import StepProgress, decide
 from tersor.deploy.rollout.sequential import stored
@@ -48,6 +49,7 @@ class Rollouts:
 
     fleet: Fleet
     trials: dict[str, Trial] = field(default_factory=dict, init=False)
+    primaries: Primaries = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _closing: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _kept: dict[str, float] = field(default_factory=dict, init=False)
@@ -55,6 +57,9 @@ class Rollouts:
     _known: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     """Artefacts of each model with a candidate, as of the deployment that is followed."""
     _followed: Deployment | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.primaries = Primaries(self.fleet.metrics)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -73,6 +78,7 @@ class Rollouts:
                 with contextlib.suppress(TersorError):
                     await self._keep(name, self._counted(trial))
                 await trial.close()
+            await self.primaries.close()
 
     def answered(
         self, model: Served, request: dict[str, Any], payload: bytes, caller: Caller
@@ -82,7 +88,18 @@ class Rollouts:
         is_tried = trial is not None and trial.control is model and trial.is_loaded and not model.is_rolled_back
         if caller.choice and caller.choice not in (model.plan.primary, *([trial.candidate] if trial else [])):
             raise SchemeError(f"{model.name}: no variant {caller.choice!r:.80} can be asked for now")
-        return trial.answered(request, payload, caller) if trial and is_tried else model.answered(request, payload)
+        if trial and is_tried:
+            return trial.answered(request, payload, caller)
+        return self.primaries.answered(model, request, payload, self.fleet.deployment.monitor.compare)
+
+    def drawing(self, model: Served, reply: Reply, caller: Caller) -> str:
+        """Return the id of the rollout that drew lots for who gave a reply; empty: none did.
+
+        There were no lots where somebody chose the variant, or another answered in its place.
+        """
+        trial = self.trials.get(model.name)
+        is_drawn = trial is not None and 0 < trial.weight < 1 and not caller.choice and not reply.reason
+        return trial.now.id if trial is not None and is_drawn else ""
 
     def progress(self, name: str) -> Progress | None:
         """How far the rollout of a model is; None where it has no candidate."""

@@ -1,46 +1,34 @@
-"""Comparisons behind the answers: a bounded queue that never makes a client wait.
+"""Comparisons with full precision, behind the answers.
 
-What does not fit is dropped and counted. A comparison takes a processor from whoever is answered meanwhile, and of
-requests that come at random as large a part meets one as comparisons take of the time: that part is bounded. With less
-than one in a hundred, the 99th percentile of latency cannot move far, whatever a candidate does and wherever it runs.
-Nothing is begun while the model has much to do, and rather while it answers nobody.
+A comparison takes a processor from whoever is answered meanwhile: how much of the time is bounded by the backlog.
+Full precision differs from itself, since sums are rounded in another order where requests are computed together: that
+is the floor, and it is measured as well, on some of the requests.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import random
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tersor.deploy.gateway.admission import Admission
 from tersor.deploy.gateway.metrics import Metrics
-from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, NoReferenceError, compared
+from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, NoReferenceError, compared, floor
+from tersor.deploy.gateway.sampled.backlog import Backlog
 from tersor.deploy.gateway.variants import Variant
 
 __all__ = ["Shadow"]
 
-QUEUE = 64
-AT_ONCE = 1
 PATIENCE_S = 30.0
 """Of one comparison; the candidate is at fault where it takes longer."""
-BUSY_SHARE = 0.5
-"""Of the requests that a model takes at once: with more than that, comparisons wait."""
-POLL_S = 0.01
-IDLE_POLLS = 5
-"""As long as a comparison waits for a moment in which the model answers nobody; many models have none."""
-MOST_POLLS = 500
-MOST_DEBT_S = 10.0
-"""Of one comparison that counts against the share of time: a candidate that hangs takes no processor."""
-_log = logging.getLogger(__name__)
+FLOOR_EVERY = 16
+"""Comparisons for each in which full precision is compared with itself; the first is one of them."""
 
 
 @dataclass(eq=False)
 class Shadow:
-    """The comparisons of one candidate.
+    """The comparisons of one variant.
 
     admission  of the model: how busy it is
     told       is told each comparison
@@ -52,104 +40,83 @@ class Shadow:
     candidate: Variant
     admission: Admission
     metrics: Metrics
-    told: Callable[[Compared], None]
+    told: Callable[[Compared], None] = lambda _found: None
     time_share: float = 1.0
     patience_s: float = PATIENCE_S
-    dropped: Counter[str] = field(default_factory=Counter, init=False)
     compared: int = field(default=0, init=False)
     agreed: float = field(default=0.0, init=False)
     failed: int = field(default=0, init=False)
-    in_flight: int = field(default=0, init=False)
     sums: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
-    _queue: deque[Exchange] = field(default_factory=deque, init=False)
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list, init=False)
-    _more: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _backlog: Backlog = field(init=False)
     _chance: random.Random = field(default_factory=random.SystemRandom, init=False)
-    _free_at: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._backlog = Backlog(
+            f"shadow {self.model}", self.admission, self._compare, self._dropped, time_share=self.time_share
+        )
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Reason → how many were not compared."""
+        return self._backlog.dropped
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self._queue)
+        return self._backlog.waiting
+
+    @property
+    def in_flight(self) -> int:
+        """How many are being compared."""
+        return self._backlog.in_flight
 
     def start(self) -> None:
         """Begin to work."""
-        self._tasks = [asyncio.create_task(self._work(), name=f"shadow {self.model}") for _ in range(AT_ONCE)]
+        self._backlog.start()
 
     async def close(self) -> None:
         """End; what waits is forgotten."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
-        self._queue.clear()
+        await self._backlog.close()
 
     def mean(self, name: str) -> float | None:
-        """Return the mean distance or divergence so far; None: there was none."""
+        """Return the mean so far of distance or divergence, or of floor agreement and so on; None: there was none."""
         count, total = self.sums.get(name, (0, 0.0))
         return total / count if count else None
 
+    def count(self, name: str) -> int:
+        """Return of how many numbers `mean` is."""
+        return self.sums.get(name, (0, 0.0))[0]
+
     def offer(self, exchange: Exchange) -> None:
         """Take what was answered, if there is room."""
-        if len(self._queue) >= QUEUE or not exchange.is_small:
-            self._drop("full")
-            return
-        if self._queue and time.monotonic() < self._free_at:
-            self._drop("time")  # one is at hand when the next may be made, and fresh
-            return
-        self._queue.append(exchange)
-        self._more.set()
+        self._backlog.offer(exchange)
 
-    def _drop(self, reason: str) -> None:
-        self.dropped[reason] += 1
+    def _dropped(self, reason: str) -> None:
         self.metrics.shadow_dropped.labels(self.model, self.candidate.name, reason).inc()
 
-    async def _work(self) -> None:
-        while True:
-            while not self._queue:
-                self._more.clear()
-                await self._more.wait()
-            await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
-            exchange = self._queue.popleft()
-            if not await self._is_quiet():
-                self._drop("busy")
-                continue
-            self.in_flight += 1
-            began = time.monotonic()
-            try:
-                await self._compare(exchange)
-            except Exception:  # a comparison is no client's: the next one may go well
-                _log.exception("%s: a comparison failed", self.model)
-                self._drop("error")
-            finally:
-                self.in_flight -= 1
-                now = time.monotonic()
-                self._free_at = now + min(MOST_DEBT_S, now - began) * (1 / self.time_share - 1)
-
-    async def _is_quiet(self) -> bool:
-        """Wait until the model has nothing to do, or little after a while; not for ever."""
-        for number in range(MOST_POLLS):
-            most = 0 if number < IDLE_POLLS else BUSY_SHARE * self.admission.in_flight
-            if not self.admission.waiting and self.admission.active <= most:
-                return True
-            await asyncio.sleep(POLL_S)
-        return False
-
     async def _compare(self, exchange: Exchange) -> None:
+        labels = self.model, self.candidate.name
         try:
             found = await compared(exchange, self.reference, self.candidate, self._chance, self.patience_s)
+            if self.compared % FLOOR_EVERY == 0:
+                noise = await floor(exchange, self.reference, self._chance, self.patience_s)
+                self._sum("floor ", noise)
+                self.metrics.recorder.floored(*labels, agreed=noise.agreement, apart=noise.apart)
         except NoReferenceError:
-            self._drop("reference")
+            self._backlog.drop("reference")
             return
         self.compared += 1
         self.agreed += found.agreement
         self.failed += bool(found.failed)
-        labels = self.model, self.candidate.name
         self.metrics.shadow_compared.labels(*labels).inc()
         self.metrics.shadow_agreed.labels(*labels).inc(found.agreement)
-        for name in ("distance", "divergence"):
+        self.metrics.recorder.compared(*labels, agreed=found.agreement, apart=found.apart)
+        self._sum("", found)
+        self.told(found)
+
+    def _sum(self, kind: str, found: Compared) -> None:
+        for name in ("agreement", "distance", "divergence"):
             value = getattr(found, name)
             if value is not None:
-                count, total = self.sums.get(name, (0, 0.0))
-                self.sums[name] = (count + 1, total + value)
-        self.told(found)
+                count, total = self.sums.get(kind + name, (0, 0.0))
+                self.sums[kind + name] = (count + 1, total + value)

@@ -13,9 +13,13 @@ tests          [{name, verdict, to_harm, to_safe, samples, required, numbers}]: 
                undecided; to_harm and to_safe say how near a boundary is, 0 … 1; numbers by name, null: none yet
 next           {action, reason} of the last look: WAIT, and what for; null before the first
 traffic        {candidate, control}: {requests, errors}, of this attempt since the gateway began
-shadow         {share, compared, agreement, failed, dropped, waiting, in_flight, distance, divergence}: dropped by
-               reason (full, time, busy, reference, error); distance of tensors relative to the reference, divergence
-               of tokens in nats; null: none yet
+shadow         {share, compared, agreement, failed, dropped, waiting, in_flight, distance, divergence, floor}: dropped
+               by reason (full, time, busy, reference, error); distance of tensors relative to the reference,
+               divergence of tokens in nats; null: none yet. Of agreement, distance and divergence the floor is taken
+               off, which is {compared, agreement, distance, divergence} of the reference with itself
+feedback       {candidate, control, difference, effect, loss, needed, is_enough} of labels of answers that lots were
+               drawn for: {right, labelled} of each, intervals {value, low, high} of the difference of the shares and of
+               Cohen's h, and the candidate's labels that find a `loss`: see rollout.fixed.opinions
 history        [{at, state, step, weight, who, why}], the oldest first
 decisions      [{at, action, reason, state, step, weight, standings, alarms, rules, progress}], the oldest first:
                all but the waits
@@ -29,14 +33,19 @@ from typing import Any
 
 from tersor.core.records import plain
 from tersor.deploy.config import ModelPlan
+from tersor.deploy.gateway.recording.cells import less_noise
+from tersor.deploy.gateway.recording.recorder import Recorder
 from tersor.deploy.gateway.rolling.progress import Progress, weight_of
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
+from tersor.deploy.gateway.rolling.shadow import Shadow
 from tersor.deploy.gateway.rolling.trial import Trial
 from tersor.deploy.rollout.decision import StepRules
+from tersor.deploy.rollout.fixed import opinions
 from tersor.deploy.rollout.sequential import AnyTest, restored
 
 __all__ = ["rollout_of"]
 
+FLOOR = ("agreement", "distance", "divergence")
 DECISION = ("action", "reason", "standings", "alarms", "rules", "progress")
 
 
@@ -61,6 +70,7 @@ def rollout_of(rollouts: Rollouts, name: str, plan: ModelPlan) -> dict[str, Any]
         "next": None if last is None else {"action": last.action, "reason": last.reason},
         "traffic": {"candidate": _traffic(trial, now.candidate), "control": _traffic(trial, now.primary)},
         "shadow": _shadow(trial, plan),
+        "feedback": _feedback(rollouts.fleet.metrics.recorder, now),
         "history": plain(now.history),
         "decisions": [_decision(row) for row in now.decisions],
     }  # fmt: skip
@@ -92,13 +102,44 @@ def _shadow(trial: Trial | None, plan: ModelPlan) -> dict[str, Any]:
     return {
         "share": plan.rollout.shadow / 100,
         "compared": shadow.compared if shadow else 0,
-        "agreement": shadow.agreed / shadow.compared if shadow and shadow.compared else None,
+        "agreement": _agreement(shadow) if shadow else None,
         "failed": shadow.failed if shadow else 0,
         "dropped": dict(shadow.dropped) if shadow else {},
         "waiting": shadow.waiting if shadow else 0,
         "in_flight": shadow.in_flight if shadow else 0,
-        "distance": shadow.mean("distance") if shadow else None,
-        "divergence": shadow.mean("divergence") if shadow else None,
+        "distance": _excess(shadow, "distance") if shadow else None,
+        "divergence": _excess(shadow, "divergence") if shadow else None,
+        "floor": {
+            "compared": shadow.count("floor agreement") if shadow else 0,
+            **{name: shadow.mean(f"floor {name}") if shadow else None for name in FLOOR},
+        },
+    }
+
+
+def _agreement(shadow: Shadow) -> float | None:
+    floors = shadow.count("floor agreement")
+    return less_noise(shadow.mean("agreement"), (shadow.mean("floor agreement") or 0.0) * floors, floors)
+
+
+def _excess(shadow: Shadow, name: str) -> float | None:
+    found = shadow.mean(name)
+    return None if found is None else max(0.0, found - (shadow.mean(f"floor {name}") or 0.0))
+
+
+def _feedback(recorder: Recorder, now: Progress) -> dict[str, Any]:
+    found = opinions(recorder.opinion(now.id, now.candidate), recorder.opinion(now.id, now.primary))
+    return {
+        **{
+            name: {"right": one.hits, "labelled": one.total}
+            for name, one in (("candidate", found.candidate), ("control", found.control))
+        },
+        **{
+            name: None if one is None else {"value": one.value, "low": one.low, "high": one.high}
+            for name, one in (("difference", found.difference), ("effect", found.effect))
+        },
+        "loss": found.loss,
+        "needed": found.needed,
+        "is_enough": found.is_enough,
     }
 
 

@@ -18,14 +18,14 @@ from tersor.core.errors import EngineError
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
 from tersor.deploy.gateway.rolling.cohorts import Caller, draw
-from tersor.deploy.gateway.rolling.comparison import Compared, Exchange
+from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, Rest
 from tersor.deploy.gateway.rolling.progress import Progress, weight_of
 from tersor.deploy.gateway.rolling.shadow import Shadow
 from tersor.deploy.guard.budget import Budget, PurseRules
 from tersor.deploy.guard.ladder import Ladder
 from tersor.deploy.rollout.decision import Decision
 from tersor.deploy.rollout.sequential import Agreement, AnyTest, Count, ErrorRate, Latency, restored
-from tersor.deploy.running.supervised import Answer, RequestError
+from tersor.deploy.running.supervised import RequestError
 
 __all__ = ["Tally", "Trial"]
 
@@ -159,10 +159,9 @@ class Trial:
         try:
             async with self._begun(served, request, payload) as reply:
                 seconds, has_failed = time.monotonic() - began, reply.reason not in EXCUSED
-                for part, _ in reply.held:
-                    exchange.add(part)
-                rest = _Rest(reply.rest, exchange)
-                yield replace(reply, rest=rest.parts())
+                rest = Rest(reply.held, reply.rest, exchange)
+                reply.rest = rest.parts()  # the very reply: who passes it on tells it what became of it
+                yield reply
                 has_failed = has_failed or rest.has_failed
         except (EngineError, TooLateError):
             has_failed = True
@@ -189,7 +188,10 @@ class Trial:
                     raise
                 reply = await stack.enter_async_context(self.control.answered(request, payload))
                 self.metrics.fallbacks.labels(self.control.name, REFUSED).inc()
-                reply = replace(reply, reason=reply.reason or REFUSED)
+                shown = replace(reply, reason=reply.reason or REFUSED)
+                yield shown
+                reply.tokens, reply.is_cut = shown.tokens, shown.is_cut
+                return
             yield reply
 
     def _is_sampled(self) -> bool:
@@ -235,19 +237,3 @@ class Trial:
             return []
         last = ladder.breaker.transitions[-1] if ladder.breaker.transitions else None
         return [f"the breaker of {self.candidate} opened: {last.reason if last else 'too many failures'}"]
-
-
-class _Rest:
-    """The rest of a reply, of which notes are taken."""
-
-    def __init__(self, parts: AsyncIterator[Answer], exchange: Exchange) -> None:
-        self._parts, self._exchange, self.has_failed = parts, exchange, False
-
-    async def parts(self) -> AsyncIterator[Answer]:
-        try:
-            async for part in self._parts:
-                self._exchange.add(part[0])
-                yield part
-        except EngineError:
-            self.has_failed = True
-            raise

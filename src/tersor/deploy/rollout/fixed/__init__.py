@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tersor.deploy.rollout.fixed.feedback import Opinions, opinions
 from tersor.deploy.rollout.fixed.paired import (
     Pairs,
     mcnemar,
@@ -18,11 +19,13 @@ from tersor.deploy.rollout.fixed.sizes import (
 )
 
 __all__ = [
+    "Opinions",
     "Pairs",
     "difference_interval",
     "h_interval",
     "mcnemar",
     "odds_ratio_interval",
+    "opinions",
     "paired_bootstrap",
     "paired_difference_interval",
     "pairs_for_mcnemar",
