@@ -183,7 +183,8 @@ def test_another_file_in_the_same_place_inherits_no_promotion(tmp_path: Path, *,
         (nets.plain if is_same else nets.picky)(tmp_path / "new.onnx")
         assert ordered(gateway, "reload")[0] == 200
         end = time.monotonic() + 30
-        while not is_same and seen(gateway, "net")["rollout"]["state"] != "shadow":
+        # Until the new file's contents are known there is no rollout at all.
+        while not is_same and (seen(gateway, "net")["rollout"] or {"state": ""})["state"] != "shadow":
             assert time.monotonic() < end
             time.sleep(0.05)
         found = seen(gateway, "net")["rollout"]
