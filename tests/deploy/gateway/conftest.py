@@ -25,7 +25,7 @@ pytest.importorskip("xllamacpp", reason="runs a GGUF: pip install 'tersor[llama]
 pytest.importorskip("starlette", reason="speaks HTTP: pip install 'tersor[serve]'")
 pytest.importorskip("uvicorn", reason="listens: pip install 'tersor[serve]'")
 
-YAML = """
+DEMO = """
 models:
   demo:
     primary: quantized
@@ -34,12 +34,14 @@ models:
       quantized: {engine: llama.cpp, path: small.gguf, context: 512}
       full: {engine: llama.cpp, path: full.gguf, context: 512}
     limits: {in_flight: 4, queue: 4, deadline_s: 20}
+"""
+YAML = f"""{DEMO}\
   twice:
     primary: quantized
     fallback: full
     variants:
-      quantized: {engine: onnxruntime, path: twice.onnx}
-      full: {engine: onnxruntime, path: twice.onnx}
+      quantized: {{engine: onnxruntime, path: twice.onnx}}
+      full: {{engine: onnxruntime, path: twice.onnx}}
 """
 
 

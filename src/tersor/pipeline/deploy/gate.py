@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.verify import verify
 
-__all__ = ["MARGIN", "Filed", "gate", "gate_registered"]
+__all__ = ["MARGIN", "OUTCOMES", "Filed", "gate", "gate_registered", "recorded"]
 
 OUTCOMES: Mapping[Outcome, evaluation.Outcome] = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "inconclusive"}
 """What a gate says → what a registry calls it."""
@@ -63,10 +63,15 @@ def gate(
         full = None if bounds is None or bounds.slowdown is None else _in_full(source, Path(folder))
         checks += check_serving(path, threads=threads, bounds=bounds or Bounds(), full=full)
     checks.append(_quality(path, source, data, max_kl, windows))
+    return recorded(path, source.name, checks, command)
+
+
+def recorded(artefact: Path, baseline: str, checks: Sequence[GateCheck], command: str) -> GateRecord:
+    """Return what was found of an artefact, with its hash, today's date and this machine."""
     return GateRecord(
-        artefact=path.name,
-        baseline=source.name,
-        files={path.name: sha256(path)},
+        artefact=artefact.name,
+        baseline=baseline,
+        files={artefact.name: sha256(artefact)},
         checks=tuple(checks),
         versions=provenance.versions(),
         machine=provenance.machine(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,9 @@ from tersor.deploy.gating.record import GateCheck, GateRecord, Outcome
 from tersor.deploy.rollout.fixed import Pairs, paired_difference_interval
 from tersor.evaluation.nets.calling import scores_of
 from tersor.evaluation.statistics import proportion_interval
-from tersor.files.hashing import sha256
 from tersor.graph.sessions import QUIET, Feeds
 from tersor.kernels.lazy import LazyModule
-from tersor.pipeline.steps import provenance
+from tersor.pipeline.deploy.gate import recorded
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,16 +48,7 @@ def gate_net(
             checks.append(_beside(said, _said(present, batches), full))
     except TersorError as error:
         checks = [GateCheck("running", "FAIL", "it cannot be compared", (str(error).split("\n", maxsplit=1)[0],))]
-    return GateRecord(
-        artefact=artefact.name,
-        baseline=against.name,
-        files={artefact.name: sha256(artefact)},
-        checks=tuple(checks),
-        versions=provenance.versions(),
-        machine=provenance.machine(),
-        date=datetime.now(UTC).date().isoformat(),
-        command=command,
-    )
+    return recorded(artefact, against.name, checks, command)
 
 
 def _said(path: Path, batches: Iterable[Feeds]) -> np.ndarray[Any, Any]:

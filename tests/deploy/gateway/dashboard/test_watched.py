@@ -117,6 +117,22 @@ def test_minutes_are_drawn_where_something_was_counted() -> None:
     assert (line[58], line[59]) == (None, 0.0)  # what was before lies too far back
 
 
+def test_minutes_that_have_ended_are_made_once_and_stay_the_same() -> None:
+    clock, known = Clock(), dict[tuple[str, str, int], tuple[float | None, ...]]()
+    clock.now = clock.now // 60 * 60
+    recorder = Recorder(clock)
+    for minute in range(70):
+        recorder.compared("m", "q", agreed=minute % 3 > 0)
+        recorder.answered("m", "q", 0.01 * (minute + 1), 0.2)
+        now = clock.now + 30
+        told = minutes_of(recorder.records, {"m": ["q"]}, now, known)
+        assert told == minutes_of(recorder.records, {"m": ["q"]}, now)
+        clock.now += 60
+    assert sorted(key[2] for key in known) == told["at"][:-1]  # neither what lasts, nor what is an hour old
+    recorder.records["m", "q"].minutes.clear()
+    assert minutes_of(recorder.records, {"m": ["q"]}, now, known) == told
+
+
 @pytest.mark.parametrize("odd", [None, 3, "text", {}, [None, 3, {}, {"side": "input"}]])
 def test_windows_that_were_not_kept_as_they_should_are_left_out(odd: object) -> None:
     assert drift_rows(odd) == {}

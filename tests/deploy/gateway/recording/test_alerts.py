@@ -16,20 +16,10 @@ from tests.deploy.alerting.receivers import Hook
 
 from tersor.deploy.gateway.recording.store import read_happenings
 
-from ..conftest import Live, live
+from ..conftest import DEMO, Live, live
 from ..operating.orders import BODY, JSON, asked, ordered
 from ..test_faults import engine_of, metric, until
 
-DEMO = """
-models:
-  demo:
-    primary: quantized
-    fallback: full
-    variants:
-      quantized: {engine: llama.cpp, path: small.gguf, context: 512}
-      full: {engine: llama.cpp, path: full.gguf, context: 512}
-    limits: {in_flight: 4, queue: 4, deadline_s: 20}
-"""
 WATCH = "monitor:\n  webhook_env: HOOK\n  look_every_s: 0.1\n  limits: {EngineDown: {for_s: 0.3}}\n"
 SILENCE = "  silences: [{alert: EngineDown, model: demo, until: 2999-01-01T00:00:00Z}]\n"
 

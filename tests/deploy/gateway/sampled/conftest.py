@@ -17,6 +17,16 @@ from ..operating.orders import JSON, asked
 datasets = pytest.importorskip("sklearn.datasets", reason="has the digits: pip install scikit-learn")
 neural_network = pytest.importorskip("sklearn.neural_network", reason="trains a net: pip install scikit-learn")
 
+YAML = """
+models:
+  digits:
+    primary: int8
+    fallback: full
+    variants:
+      int8: {engine: onnxruntime, path: int8.onnx}
+      full: {engine: onnxruntime, path: full.onnx}
+"""
+
 
 @dataclass(frozen=True)
 class Digits:

@@ -19,18 +19,9 @@ from tersor.deploy.gateway.sampled.confidences import Confidences, predicted
 from ..conftest import live
 from ..operating.orders import seen
 from ..recording.test_recorder import Clock
-from .conftest import Digits, classify, tell
+from .conftest import YAML, Digits, classify, tell
 from .figures import metric, wait_for
 
-YAML = """
-models:
-  digits:
-    primary: int8
-    fallback: full
-    variants:
-      int8: {engine: onnxruntime, path: int8.onnx}
-      full: {engine: onnxruntime, path: full.onnx}
-"""
 TRIED = """
 models:
   digits:

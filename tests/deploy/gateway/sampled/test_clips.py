@@ -9,19 +9,10 @@ from pathlib import Path
 from tersor.deploy.gateway.recording.store import read_happenings
 
 from ..conftest import live
-from .conftest import Digits, classify
+from .conftest import YAML, Digits, classify
 from .figures import metric, wait_for
 
-YAML = """
-models:
-  digits:
-    primary: int8
-    fallback: full
-    variants:
-      int8: {engine: onnxruntime, path: int8.onnx}
-      full: {engine: onnxruntime, path: full.onnx}
-monitor: {clipping: 100, drift_every_s: 2, alarms: 1000, references: {digits: labelled.npz}}
-"""
+WATCHED = YAML + "monitor: {clipping: 100, drift_every_s: 2, alarms: 1000, references: {digits: labelled.npz}}\n"
 # A look every 2 s with one false alarm in 30 days would take p-values of millions of draws: many alarms are accepted.
 HERE = {"model": "digits", "variant": "int8"}
 
@@ -29,7 +20,7 @@ HERE = {"model": "digits", "variant": "int8"}
 def test_activations_beyond_their_ranges_are_told_by_layer_and_are_drift(digits: Digits, tmp_path: Path) -> None:
     for file in digits.folder.iterdir():
         shutil.copy(file, tmp_path)
-    (tmp_path / "deploy.yaml").write_text(YAML)
+    (tmp_path / "deploy.yaml").write_text(WATCHED)
     images = itertools.cycle(digits.images)
     with live(tmp_path / "deploy.yaml") as gateway:
 

@@ -19,7 +19,7 @@ from tersor.deploy.alerting.book import Alert
 from tersor.deploy.alerting.plan import Silence
 from tersor.deploy.alerting.rules import RULES
 from tersor.deploy.config import ModelPlan
-from tersor.deploy.gateway.dashboard.minutes import minutes_of
+from tersor.deploy.gateway.dashboard.minutes import Points, minutes_of
 from tersor.deploy.gateway.recording.store import Happening, read_happenings
 from tersor.deploy.gateway.recording.watch import Watch
 from tersor.deploy.gateway.reporting.incidents import incidents_of, time_of
@@ -41,6 +41,7 @@ class Watched:
 
     watch: Watch
     _figures: dict[str, tuple[float, Markup]] = field(default_factory=dict, init=False)
+    _points: Points = field(default_factory=dict, init=False)
 
     def alerts(self) -> Markup:
         """Return the alerts that fire and those that are pending."""
@@ -80,7 +81,7 @@ class Watched:
                 *(two for one, two in recorder.records if one == name),
             ]
             orders[name] = list(dict.fromkeys(variant for variant in known if variant))
-        return minutes_of(recorder.records, orders, recorder.clock())
+        return minutes_of(recorder.records, orders, recorder.clock(), self._points)
 
     def drift(self, name: str) -> Markup:
         """Return what the last window of each side showed."""

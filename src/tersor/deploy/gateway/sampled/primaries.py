@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,17 +25,22 @@ class Primaries:
     metrics: Metrics
     shadows: dict[str, tuple[Served, Shadow]] = field(default_factory=dict, init=False)
 
-    @asynccontextmanager
-    async def answered(
+    def answered(
         self, model: Served, request: dict[str, Any], payload: bytes, share: float
-    ) -> AsyncIterator[Reply]:
-        """Yield a reply as `Served.answered` does, and compare it afterwards where it is in the sample.
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Return what holds a reply, as `Served.answered` does; it is compared afterwards where it is in the sample.
 
         share  of requests that are, percent
         """
-        is_sampled = model.plan.fallback is not None and _chance.random() * 100 < share
+        is_sampled = share > 0 and model.plan.fallback is not None and _chance.random() * 100 < share
+        return self._followed(model, request, payload, share) if is_sampled else model.answered(request, payload)
+
+    @asynccontextmanager
+    async def _followed(
+        self, model: Served, request: dict[str, Any], payload: bytes, share: float
+    ) -> AsyncIterator[Reply]:
         async with model.answered(request, payload) as reply:
-            if not is_sampled or reply.variant != model.plan.primary:
+            if reply.variant != model.plan.primary:
                 yield reply
                 return
             exchange = Exchange(request, payload)

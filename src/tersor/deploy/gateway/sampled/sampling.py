@@ -67,7 +67,9 @@ class Sampling:
             self.confidences.restore(await asyncio.to_thread(store.get, "confidences"))
             self._identify()
             self.recorder.restore_opinions(await asyncio.to_thread(store.get, "opinions"))
-            work = [(self.look_s, self._look), (self.save_s, lambda: self._save(store))]
+            work: list[tuple[float, Callable[[], Awaitable[None]]]] = [(self.save_s, lambda: self._save(store))]
+            if self.plan.confidence or self.keeper is not None:
+                work.append((self.look_s, self._look))
             if self.plan.clipping:
                 work += [
                     (self.look_s, lambda: self._attend(store)),
@@ -117,7 +119,6 @@ class Sampling:
             if found.interval is not None:
                 for end in ENDS:
                     self.metrics.estimated.labels(model, variant, end).set(getattr(found.interval, end))
-
         await self._keep()
 
     async def _keep(self) -> None:
