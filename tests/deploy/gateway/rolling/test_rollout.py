@@ -115,10 +115,15 @@ def test_a_stream_that_is_asked_for_again_is_the_same_and_one_that_was_left_is_n
         assert streamed("one", 8) == first
         assert streamed("two", 8) != first
         assert seen(gateway)["counts"]["requests"] == {"old": 2, "new": 0}
-        left = streamed("three", 400, 200)
-        again = streamed("three", 400)
-        assert not again.startswith(left)
-        assert streamed("three", 400) == again
+        for number in range(20):  # whoever leaves when all is sent already has not left
+            name = f"left {number}"
+            left = streamed(name, 400, 200)
+            again = streamed(name, 400)
+            if not again.startswith(left):
+                break
+        else:
+            raise AssertionError("every answer that was left was kept")
+        assert streamed(name, 400) == again
 
 
 def test_a_hung_candidate_in_the_shadow_holds_nobody_up(place: Path) -> None:
