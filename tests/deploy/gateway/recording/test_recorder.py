@@ -140,11 +140,11 @@ def test_features_of_tensors_are_those_of_their_first_row() -> None:
 
 def test_feedback_judges_an_answer_once_and_forgets_the_oldest() -> None:
     recorder = Recorder(Clock())
-    feedback = Feedback(recorder, most=2)
-    for number in ("a", "b", "c"):
-        feedback.remember(number, "m", "q")
-    assert feedback.take({"id": "b", "right": True}) == {"model": "m", "variant": "q"}
-    for gone in ("a", "b", "zzz"):
+    feedback = Feedback(recorder, least=2)
+    for number, variant in (("a", "p"), ("b", "q"), ("c", "p"), ("d", "q"), ("e", "p")):
+        feedback.remember(number, "m", variant)
+    assert feedback.take({"id": "d", "right": True}) == {"model": "m", "variant": "q"}
+    for gone in ("a", "b", "d", "zzz"):
         with pytest.raises(RequestError, match="no such answer"):
             feedback.take({"id": gone, "right": True})
     oddities: tuple[object, ...] = (
@@ -160,3 +160,4 @@ def test_feedback_judges_an_answer_once_and_forgets_the_oldest() -> None:
             feedback.take(odd)
     cell = recorder.records["m", "q"].now
     assert (cell.labelled, cell.right) == (1, 1)
+    assert feedback.take({"id": "e", "right": False}) == {"model": "m", "variant": "p"}
