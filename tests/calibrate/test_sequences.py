@@ -77,3 +77,15 @@ def test_conversations_go_through_the_template() -> None:
 def test_senseless_sizes_are_refused() -> None:
     with pytest.raises(SchemeError, match="at least 1 sequence of 8 tokens, got 0 of 64"):
         pack(corpus(TEXT), Letters(), count=0, length=64)
+
+
+def test_too_little_text_is_cut_shorter_where_that_is_allowed() -> None:
+    found = pack(corpus(TEXT), Letters(begin=2), count=16, length=512, shortest=64)
+    assert found.ids.shape == (8, 126)  # 1000 letters in eight, and what opens each
+    stream = [ord(letter) for letter in TEXT]
+    assert found.ids[:, 1:].ravel().tolist() == stream
+    assert found.notes == ("c has only 8 sequences of 126 tokens, not 16 of 512",)
+    assert pack(corpus(TEXT), Letters(), count=4, length=512, shortest=64).ids.shape == (4, 250)
+    assert pack(corpus(TEXT), Letters(), count=10, length=50, shortest=8).ids.shape == (10, 50)
+    with pytest.raises(MissingError, match="needs at least 8"):
+        pack(corpus(TEXT), Letters(), count=16, length=512, shortest=127)

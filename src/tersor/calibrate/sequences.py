@@ -57,13 +57,15 @@ def pack(
     count: int,
     length: int,
     seed: int = 0,
+    shortest: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Sequences:
     """Concatenate the documents and cut `count` sequences of `length` tokens, spread evenly over all of the text.
 
     Documents come in an order that `seed` shuffles; 0 keeps theirs. Every sequence opens with the model's own
     beginning, if it has one. Where the text has fewer, all are taken and a note says so; below LEAST_SEQUENCES (or
-    `count`, if that is less) MissingError says how much text is missing.
+    `count`, if that is less) MissingError says how much text is missing; with `shortest` sequences are cut shorter
+    before that, to so many tokens at the least, and a note says so.
     """
     if count < 1 or length < 8:
         raise SchemeError(f"calibration needs at least 1 sequence of 8 tokens, got {count} of {length}")
@@ -80,16 +82,20 @@ def pack(
             progress(len(stream))
         if len(stream) >= enough:
             break
-    there = len(stream) // step
-    if there < min(LEAST_SEQUENCES, count):
+    there, least, asked = len(stream) // step, min(LEAST_SEQUENCES, count), length
+    if shortest is not None and there < least and len(stream) // least + len(head) >= shortest:
+        step = len(stream) // least
+        there, length = len(stream) // step, step + len(head)
+    if there < least:
         raise MissingError(
             f"{corpus.name} has {len(stream):,} tokens, {there} sequences of {length}; calibration needs at least "
-            f"{min(LEAST_SEQUENCES, count)}: give more text or shorter sequences"
+            f"{least}: give more text or shorter sequences"
         )
     taken = min(count, there)
     starts = np.linspace(0, there - 1, taken).round().astype(np.int64) if taken > 1 else np.zeros(1, np.int64)
     rows = [[*head, *stream[start * step : (start + 1) * step]] for start in starts.tolist()]
-    notes = () if taken == count else (f"{corpus.name} has only {taken} sequences of {length} tokens, not {count}",)
+    wanted = f"{count}" if length == asked else f"{count} of {asked}"
+    notes = () if taken == count else (f"{corpus.name} has only {taken} sequences of {length} tokens, not {wanted}",)
     return Sequences(np.array(rows, dtype=np.int64), corpus.name, corpus.sha256, notes)
 
 

@@ -60,6 +60,7 @@ class Calibration:
     seed       shuffles the documents; 0: their own order
     chunk      sequences that go through a block at once
     spill      hidden states in a file (True), in memory (False), or as the free memory allows (None)
+    shortest   tokens that a sequence may be cut down to where there is too little text; None: then it is an error
     """
 
     source: str | Path = BUILT_IN
@@ -69,6 +70,7 @@ class Calibration:
     seed: int = 0
     chunk: int = 4
     spill: bool | None = None
+    shortest: int | None = None
 
 
 @dataclass
@@ -246,7 +248,14 @@ def read_sequences(model: Model, calibration: Calibration) -> Sequences:
         )
     corpus = read_corpus(calibration.source, field=calibration.field)
     with open_encoder(model) as encoder:
-        return pack(corpus, encoder, count=calibration.sequences, length=length, seed=calibration.seed)
+        return pack(
+            corpus,
+            encoder,
+            count=calibration.sequences,
+            length=length,
+            seed=calibration.seed,
+            shortest=calibration.shortest,
+        )
 
 
 def divided(sequences: Sequences) -> tuple[Sequences, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:

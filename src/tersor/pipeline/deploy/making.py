@@ -13,6 +13,7 @@ from tersor.core.errors import SchemeError
 from tersor.deploy.gating.record import GateRecord
 from tersor.graph.net import Net
 from tersor.graph.ptq import Recipe
+from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.conversion import quantize
 from tersor.pipeline.deploy.gate import gate
 from tersor.pipeline.deploy.net_gate import gate_net
@@ -25,6 +26,8 @@ __all__ = ["gate_fresh", "make_fresh"]
 _METHOD = re.compile(r"ptq for (\S+), ranges (\S+), weights (\w+)")
 _DROP = re.compile(r"largest drop of ([\d.]+) points")
 COMMAND = "tersor refresh"
+SHORTEST = 64
+"""Tokens of a sequence to calibrate a language model with."""
 
 
 def make_fresh(full: Path, card: Card, data: Sequence[Path], output: Path) -> None:
@@ -45,7 +48,8 @@ def make_fresh(full: Path, card: Card, data: Sequence[Path], output: Path) -> No
     text.chmod(0o600)
     try:
         method = None if made.method == "rtn" else made.method
-        quantize(str(full), made.format, output=output, method=method, calibration=text, command=COMMAND)
+        recent = Calibration(text, shortest=SHORTEST)  # prompts are often short, and fifty of them a page
+        quantize(str(full), made.format, output=output, method=method, calibration=recent, command=COMMAND)
     finally:
         text.unlink()
 
