@@ -37,7 +37,7 @@ def test_from_prompts_to_a_rollout(artefacts: Path, tmp_path: Path) -> None:
     usual.write_text(text[-14_000:])
     shutil.copy(artefacts / "full.gguf", tmp_path)
     small = tmp_path / "small.gguf"
-    tersor.quantize(reference_model.PATH, "q4_0", output=small, method="awq", calibration=usual)
+    tersor.quantize(reference_model.PATH, "q4_0", output=small, method="gptq", calibration=usual)
     place = tmp_path / "deploy.yaml"
     place.write_text(YAML)
     prompts = [text[at : at + LETTERS] for at in range(0, 60 * LETTERS, LETTERS)]
