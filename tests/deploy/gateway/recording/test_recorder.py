@@ -16,12 +16,13 @@ from tersor.deploy.running.supervised import RequestError
 
 
 class Clock:
-    """Time that a test sets."""
+    """Time that a test sets, and how often it was asked for."""
 
     def __init__(self) -> None:
-        self.now = 1_800_000_000.0
+        self.now, self.asked = 1_800_000_000.0, 0
 
     def __call__(self) -> float:
+        self.asked += 1
         return self.now
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,5 +141,31 @@ def test_engines_that_start_again_and_again_are_told_and_the_first_time_does_not
             assert watched.written() == []
             variant.starts = 4
             await until(lambda: watched.written() == ["EngineRestarts firing"])
+
+    asyncio.run(run())
+
+
+def test_a_refresh_is_tried_again_while_inputs_drift_when_it_is_due(tmp_path: Path) -> None:
+    async def run() -> None:
+        command = (sys.executable, "-c", "raise SystemExit(3)")
+        watched = Watched(tmp_path, replace(plan(), refresh=command, refresh_every_s=3600.0))
+        watched.metrics.recorder.clipping["m"] = ("conv 1",)
+
+        def codes() -> list[int]:
+            rows = read_happenings(watched.record)
+            return [row.details["exit_code"] for row in rows if row.what == "refresh run"]
+
+        async with watched.running() as until:
+            await until(lambda: codes() == [3])
+            looks = watched.clock.asked
+            await until(lambda: watched.clock.asked > looks + 20)  # it has looked again, many times
+            assert codes() == [3]
+            watched.clock.now += 3601
+            await until(lambda: codes() == [3, 3])
+            watched.metrics.recorder.clipping["m"] = ()
+            await until(lambda: watched.written() == ["InputDrift firing", "InputDrift resolved"])
+            looks, watched.clock.now = watched.clock.asked, watched.clock.now + 3601
+            await until(lambda: watched.clock.asked > looks + 20)
+        assert codes() == [3, 3]
 
     asyncio.run(run())

@@ -146,9 +146,9 @@ class Watch:
             rows = [Happening(moment, f"alert {one.state}", one.model, one.to_object()) for one in changed]
             # Together: a kill in between would let a restart tell of the same alert again, or never of its end.
             await asyncio.to_thread(store.happen, *rows, alerts=self.alarms.book.to_object())
-        for alert in changed:
+        for alert in self.alarms.book.alerts.values():
             if (alert.rule, alert.state) == ("InputDrift", "firing") and alert.model in models:
-                self._wish(alert, models[alert.model], store)
+                self._wish(alert, models[alert.model], store, is_new=alert in changed)
 
     def _seen(self, name: str, served: Served, variant: str, now: float, moment: float) -> dict[str, float | None]:
         """The figures of a variant: of five minutes, those that come rarely of an hour.
@@ -205,15 +205,17 @@ class Watch:
             del known[0]
         return float(max(0, starts - known[0][1]))
 
-    def _wish(self, alert: Alert, served: Served, store: Store) -> None:
-        """Have the model made anew, or write down how."""
+    def _wish(self, alert: Alert, served: Served, store: Store, *, is_new: bool) -> None:
+        """Have the model made anew, or write down how; while inputs drift on it is tried again when it is due."""
+        is_run = bool(self.plan.refresh) and self.refresh.may(alert.model, self.recorder.clock())
+        if not (is_new or is_run):
+            return
         layers = [f"activations of {layer}" for layer in self.recorder.clipping.get(alert.model, ())]
-        moment, features = self.recorder.clock(), (*self.drifting.drifted("input", alert.model, ""), *layers)
+        features = (*self.drifting.drifted("input", alert.model, ""), *layers)
         told = {
             "features": list(features),
             "commands": list(commands(alert.model, served.plan, self.deployment)),
         }
-        is_run = bool(self.plan.refresh) and self.refresh.may(alert.model, moment)
         _log.warning("refresh wanted of %s: %s", alert.model, "; ".join(told["commands"]))
         task = asyncio.create_task(self._refresh(alert.model, features, told, store, is_run=is_run))
         self._refreshing.add(task)
