@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -162,6 +166,24 @@ def test_a_process_that_ends_while_loading_is_told_with_its_last_words(tmp_path:
             await engine.start()
 
     played(scene)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.parametrize("is_orphan", [True, False])
+def test_a_process_whose_gateway_died_before_it_could_ask_ends_by_itself(doubling: Path, *, is_orphan: bool) -> None:
+    ours, theirs = socket.socketpair()
+    parent = os.getppid() if is_orphan else os.getpid()
+    entry = "from tersor.deploy.running.worker import main; main()"
+    words = [str(theirs.fileno()), "onnxruntime", json.dumps({"path": str(doubling)}), str(parent)]
+    with ours, subprocess.Popen([sys.executable, "-c", entry, *words], pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        ours.settimeout(60)
+        assert bool(ours.recv(1)) is not is_orphan  # it says that it is ready, or nothing at all
+        if is_orphan:
+            assert process.wait(timeout=60) == 1
+        else:
+            ours.shutdown(socket.SHUT_RDWR)
+            assert process.wait(timeout=60) == 0
 
 
 def test_the_table_of_engines_names_modules_that_are_there() -> None:

@@ -275,7 +275,8 @@ class Running(Lived):
         entry = f"import sys; sys.path.append({str(_ROOT)!r}); from tersor.deploy.running.worker import main; main()"
         threads = str(self.options.get("threads", 1))
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", entry, str(channel.fileno()), self.kind, json.dumps(dict(self.options)),
+            sys.executable, "-I", "-c", entry,
+            str(channel.fileno()), self.kind, json.dumps(dict(self.options)), str(os.getpid()),
             pass_fds=(channel.fileno(),),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,

@@ -166,15 +166,20 @@ class _Loop:
             os._exit(0)
 
 
-def _die_with_the_gateway() -> None:
-    """Ask Linux to end this process with its parent: one that hangs would never see the socket close."""
+def _die_with(parent: int) -> None:
+    """Ask Linux to end this process with its parent: one that hangs would never see the socket close.
+
+    A parent that was killed before it was asked has left this process to another one already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def main() -> None:
     """Open the engine, say so, and serve."""
-    _die_with_the_gateway()
+    _die_with(int(sys.argv[4]))
     channel = socket.socket(fileno=int(sys.argv[1]))
     kind, options = sys.argv[2], json.loads(sys.argv[3])
     try:
