@@ -74,6 +74,10 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, *, scale
     batch, heads, tokens, head = query.shape
     group = heads // key.shape[1]
     stacked = query.reshape(batch, key.shape[1], group * tokens, head)
-    scores = (stacked @ key.transpose(2, 3)).mul_(scale / cap).tanh_().mul_(cap)
+    scores = stacked @ key.transpose(2, 3)
+    # In place where no gradient needs what is overwritten: scores are the largest thing here.
+    scores = (
+        (scores * (scale / cap)).tanh() * cap if scores.requires_grad else scores.mul_(scale / cap).tanh_().mul_(cap)
+    )
     scores.view(batch, key.shape[1], group, tokens, -1).masked_fill_(~visible, -torch.inf)
     return (torch.softmax(scores, dim=-1) @ value).reshape(batch, heads, tokens, head)

@@ -55,10 +55,17 @@ def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def activate(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """Return activation(gate) · up, "silu" or "gelu" (tanh form); both may be overwritten."""
+    """Return activation(gate) · up, "silu" or "gelu" (tanh form); both may be overwritten where no gradient is kept."""
+    if gate.requires_grad or up.requires_grad:
+        made = torch.nn.functional.silu(gate) if activation == "silu" else _gelu(gate)
+        return made * up
     if activation == "silu":
         return torch.nn.functional.silu(gate, inplace=True).mul_(up)
-    return torch.nn.functional.gelu(gate, approximate="tanh").mul_(up)
+    return _gelu(gate).mul_(up)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
 
 
 class Block:
@@ -93,9 +100,13 @@ class Block:
         observe   called once for each distinct input of weight matrices; for each expert with its own tokens, none too
         """
         with torch.no_grad():
-            for half in self.halves:
-                hidden = _drained(half(hidden), observe)
-            return hidden
+            return self.traced(hidden, observe)
+
+    def traced(self, hidden: Tensor, observe: Observer | None = None) -> Tensor:
+        """Return what `forward` does, with gradients of what in `hidden` and the weights requires them."""
+        for half in self.halves:
+            hidden = _drained(half(hidden), observe)
+        return hidden
 
     def attention(self, hidden: Tensor) -> Generator[Seen, None, Tensor]:
         """Mix the tokens; see Half."""

@@ -55,6 +55,16 @@ class Decoder:
         self.vocabulary = settings.axes["vocabulary"]
         self.matrix = "output.weight" if "output.weight" in self._tensors else "token_embd.weight"
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the rows of the table are multiplied with."""
+        return float(self.hidden**0.5) if self._settings.family.scales_embeddings else 1.0
+
+    @property
+    def logit_cap(self) -> float | None:
+        """The soft cap of the logits, None where there is none."""
+        return self._settings.logit_cap
+
     def embed(self, ids: Tensor) -> Tensor:
         """Return [batch, tokens, hidden] for token ids [batch, tokens]; only rows near those asked for are read."""
         wanted, places = np.unique(ids.cpu().numpy(), return_inverse=True)
@@ -70,8 +80,8 @@ class Decoder:
         for run in _runs(wanted):
             first = int(wanted[run.start])
             rows[run] = table.read(first, int(wanted[run.stop - 1]) + 1)[wanted[run] - first]
-        if self._settings.family.scales_embeddings:
-            rows *= np.float32(self.hidden**0.5)
+        if self.embedding_scale != 1:
+            rows *= np.float32(self.embedding_scale)
         return torch.from_numpy(rows[places.reshape(ids.shape)]).to(self._device)
 
     def block(self, layer: int) -> Block:

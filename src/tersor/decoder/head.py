@@ -43,9 +43,15 @@ class Head:
     def forward(self, hidden: Tensor, observe: Observer | None = None) -> Tensor:
         """Return the logits [batch, tokens, rows of the matrix], soft cap included; `hidden` is not modified."""
         with torch.no_grad():
-            x = self._normed(hidden)
-            if observe is not None:
-                observe((self.matrix,), x.flatten(0, -2), None)
-            logits = torch.nn.functional.linear(x, self.weights[self.matrix])
-            cap = self._settings.logit_cap
-            return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+            return self.traced(hidden, observe)
+
+    def traced(self, hidden: Tensor, observe: Observer | None = None) -> Tensor:
+        """Return what `forward` does, with gradients of what in `hidden` and the weights requires them."""
+        x = self._normed(hidden)
+        if observe is not None:
+            observe((self.matrix,), x.flatten(0, -2), None)
+        logits = torch.nn.functional.linear(x, self.weights[self.matrix])
+        cap = self._settings.logit_cap
+        if cap is None:
+            return logits
+        return (logits / cap).tanh() * cap if logits.requires_grad else logits.div_(cap).tanh_().mul_(cap)

@@ -61,7 +61,11 @@ class Rope:
             made = torch.view_as_real(pairs * table.both[:tokens]).flatten(-2)
             return made if turned == x.shape[-1] else torch.cat((made, x[..., turned:]), -1)
         cos, sin, half = table.cos[:tokens], table.sin[:tokens], turned // 2
-        first, second, made = x[..., :half], x[..., half:turned], torch.empty_like(x)
+        first, second = x[..., :half], x[..., half:turned]
+        if x.requires_grad:
+            parts = (first * cos - second * sin, second * cos + first * sin, x[..., turned:])
+            return torch.cat(parts, -1)
+        made = torch.empty_like(x)
         torch.mul(first, cos, out=made[..., :half]).addcmul_(second, sin, value=-1)
         torch.mul(second, cos, out=made[..., half:turned]).addcmul_(first, sin)
         made[..., turned:] = x[..., turned:]
