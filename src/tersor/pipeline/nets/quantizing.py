@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["FORMATS", "NetHow", "QuantizedResult", "is_network", "quantize_network"]
+__all__ = ["FORMATS", "NetHow", "QuantizedResult", "is_network", "labelled_data", "open_source", "quantize_network"]
 
 FORMATS = ("int8", "int4", "int3", "int2")
 """By the bits of the weights; activations have 8. With -g32 or another group: weights alone, a scale for each group."""
@@ -147,15 +147,15 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     """
     began, recipe = time.perf_counter(), _recipe(how, format)
     how = replace(how, calibration=_kept(how.calibration, how.limit), data=_kept(how.data))
-    source, files = _opened(net, how)
+    source, files = open_source(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
     quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
     plain, trained = quantized.source, None
     if how.training is not None:
         given = how.training
-        kept = None if given.validation is None else _labelled(given.validation, how)
-        training = replace(given, data=_labelled(given.data, how), validation=kept)
+        kept = None if given.validation is None else labelled_data(given.validation, how)
+        training = replace(given, data=labelled_data(given.data, how), validation=kept)
         quantized, trained = train_quantized(quantized, training, how.progress)
     returned = None if how.max_drop is None else _meeting(quantized, plain, batches, how, how.max_drop)
     quantized = quantized if returned is None else returned.net
@@ -193,7 +193,7 @@ def _kept(data: Any, limit: int | None = None) -> Any:
     return list(itertools.islice(data, limit)) if isinstance(data, Iterator) else data
 
 
-def _opened(net: Any, how: NetHow) -> tuple[Net, dict[str, str]]:
+def open_source(net: Any, how: NetHow) -> tuple[Net, dict[str, str]]:
     """Return the graph, and the files it came from with their hashes."""
     if isinstance(net, Net):
         return net, {}
@@ -241,7 +241,8 @@ def _first(how: NetHow) -> Any:
     return tuple(map(torch.as_tensor, first)) if isinstance(first, (tuple, list)) else torch.as_tensor(first)
 
 
-def _labelled(data: Any, how: NetHow) -> Iterable[Any]:
+def labelled_data(data: Any, how: NetHow) -> Iterable[Any]:
+    """Return batches of (inputs, labels): those of a path, or what was given."""
     if not isinstance(data, (str, Path)):
         return data  # type: ignore[no-any-return]  # whatever yields batches
     return open_images(Path(data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
@@ -251,7 +252,7 @@ def _meeting(quantized: QuantizedNet, plain: Net, batches: Sequence[Feeds], how:
     if not 0 <= max_drop <= 100:
         raise SchemeError(f"max_drop is in percentage points, from 0 to 100, got {max_drop}")
     is_labelled = how.data is not None
-    judge = Judge.open(plain, _labelled(how.data, how) if is_labelled else batches, labelled=is_labelled)
+    judge = Judge.open(plain, labelled_data(how.data, how) if is_labelled else batches, labelled=is_labelled)
 
     def rank() -> tuple[Sensitivity, ...]:
         return sensitivities(quantized, _few(batches), progress=how.progress)
@@ -286,7 +287,7 @@ def _evaluations(quantized: QuantizedNet, plain: Net, how: NetHow) -> Iterator[E
     if how.data is None:
         return
     pair = [scores_by(net, how.threads) for net in (quantized.net, plain)]
-    found = evaluate_net(pair[0], against=pair[1], data=_labelled(how.data, how))
+    found = evaluate_net(pair[0], against=pair[1], data=labelled_data(how.data, how))
     engines = {"subject": "onnxruntime, integers", "reference": "onnxruntime, float32"}
     yield replace(found, reference=f"{quantized.source.name} in float", engines=engines, command=how.command)
 

@@ -1,0 +1,139 @@
+"""The ladder of language models: GGUF for processors, compressed-tensors for GPUs.
+
+Each format is rounded plainly first, for that costs nothing; then with what calibration knows. What is lost is the
+mean KL divergence from full precision on text that no rung has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tersor.core.card import Card
+from tersor.core.errors import MissingError
+from tersor.core.evaluation import Metric
+from tersor.models import Model
+from tersor.pipeline.advising.ladder import Made, Rung
+from tersor.pipeline.bench import bench
+from tersor.pipeline.conversion import quantize
+from tersor.pipeline.evaluate import evaluate
+
+__all__ = ["Task", "rungs_of_language"]
+
+GAINS: Mapping[str, str] = {
+    "rtn": "plain rounding, seconds, no data",
+    "gptq": "errors of a column are made good by those after it: half of the loss, for some passes over calibration text",
+    "best": "the better of two orders, errors of earlier layers made good too: a third of the loss, for twice the time",
+}
+"""Of each method, beside plain rounding."""
+FULL = "f16"
+WINDOWS = 40
+SPEED_ROUNDS = 6  # the fewest that give an interval
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A format of the ladder: its name, and the methods that are tried, cheapest first."""
+
+    name: str
+    methods: tuple[str, ...] = ("rtn", "gptq", "best")
+
+
+GGUF = (Form("f16", ("rtn",)), Form("q8_0", ("rtn",)), *map(Form, ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")))
+GROUPS = (Form("int8-channel"), Form("int4-g32"), Form("int4-g128"))
+"""For engines on GPUs, in compressed-tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What all rungs share.
+
+    calibration  text to calibrate with
+    data         held-out text to judge by; None: that of the embedded model
+    windows      of text at most
+    needs_speed  whether the goal asks for it; it is measured beside 16 bits
+    """
+
+    model: Model
+    calibration: str | Path
+    data: Path | None = None
+    windows: int = WINDOWS
+    needs_speed: bool = False
+    threads: int = 0
+    is_gpu: bool = False
+
+
+def rungs_of_language(task: Task) -> tuple[Rung, ...]:
+    """Return the rungs for a model, the largest first, with sizes as they will be."""
+    return tuple(_rungs(task, GROUPS if task.is_gpu else GGUF))
+
+
+def _rungs(task: Task, forms: Sequence[Form]) -> Iterator[Rung]:
+    for level, form in enumerate(forms):
+        expected = None if task.is_gpu else quantize(task.model, form.name, output="planned.gguf", dry_run=True).nbytes
+        for method in form.methods:
+            make = _in_checkpoint(task, form.name, method) if task.is_gpu else _in_gguf(task, form.name, method)
+            yield Rung(f"{form.name}, {method}", GAINS[method], level, make, expected)
+
+
+def _in_gguf(task: Task, name: str, method: str) -> Callable[[Path], Made]:
+    def make(folder: Path) -> Made:
+        path = folder / f"{task.model.name}-{name}-{method}.gguf"
+        calibration = None if method == "rtn" else task.calibration
+        card = quantize(
+            task.model,
+            name,
+            output=path,
+            method=method,
+            calibration=calibration,
+            force=method != "rtn",  # what gains nothing is measured, and told to
+            threads=task.threads,
+            command="tersor advise",
+        )
+        found = evaluate(path, against=task.model, data=task.data, windows=task.windows, command="tersor advise")
+        loss = found.metric("kl_mean")
+        if loss is None:
+            raise MissingError(f"{path.name}: the divergence from full precision could not be measured")
+        return Made(path.name, card.nbytes, loss, _speed(task, path, folder), card.notes)
+
+    return make
+
+
+def _speed(task: Task, path: Path, folder: Path) -> Metric | None:
+    """Tokens a second beside those of 16 bits, in turn."""
+    if not task.needs_speed:
+        return None
+    full = folder / f"{task.model.name}-{FULL}-rtn.gguf"
+    if path == full:
+        return Metric("speed", 1.0)
+    if not full.is_file():
+        quantize(task.model, FULL, output=full, command="tersor advise")
+    found = bench(path, against=full, threads=task.threads, prompt=64, generate=32, batches=(1,), rounds=SPEED_ROUNDS)
+    return next((ratio for ratio in found[0].ratios if ratio.name == "generation_tokens_per_s"), None)
+
+
+def _in_checkpoint(task: Task, name: str, method: str) -> Callable[[Path], Made]:
+    def make(folder: Path) -> Made:
+        path = folder / f"{task.model.name}-{name}-{method}"
+        card = quantize(
+            task.model,
+            name,
+            output=path,
+            method=method,
+            calibration=task.calibration,
+            container="compressed-tensors",
+            force=True,
+            command="tersor advise",
+        )
+        return Made(path.name, card.nbytes, _held_out(card), None, card.notes)
+
+    return make
+
+
+def _held_out(card: Card) -> Metric:
+    """The divergence on calibration sequences that were kept back: no engine for GPUs is needed for that."""
+    found = next((metric for one in card.evaluations if (metric := one.metric("kl_mean")) is not None), None)
+    if found is None:
+        raise MissingError(f"{card.name}: too little calibration text to keep some back and judge by")
+    return found
