@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from tersor.core.quantities import percent
 from tersor.deploy.gateway.reporting.figures import Compared
 from tersor.deploy.gateway.reporting.report import DeploymentReport, ModelReport
-from tersor.deploy.gateway.reporting.sections import Block, Section, gateway_section, model_sections, span
+from tersor.deploy.gateway.reporting.sections import gateway_section, model_sections, span
+from tersor.pages import blocks
+from tersor.pages.blocks import Block, Section, plain_text, written
 from tersor.pages.document import document, header, main
 from tersor.pages.markup import Markup, join, tag
-from tersor.pages.tables import table
 
 __all__ = ["drawn", "markdown", "page"]
 
 TONES = {
-    "better": "✓ pass", "worse": "✗ fail", "not shown": "? inconclusive", "safe": "✓ pass", "harmful": "✗ fail",
-    "undecided": "? inconclusive", "pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive",
-    "critical": "✗ fail", "warning": "! inconclusive", "the same": "✓ pass",
+    **blocks.TONES, "better": "✓ pass", "worse": "✗ fail", "not shown": "? inconclusive", "safe": "✓ pass",
+    "harmful": "✗ fail", "undecided": "? inconclusive", "critical": "✗ fail", "warning": "! inconclusive",
+    "the same": "✓ pass",
 }  # fmt: skip
-"""Cells that are shown as a word with a sign and a colour."""
 KEYS = ("latency_p50_s", "latency_p99_s", "error_share", "fallback_share", "agreement", "accuracy")
-TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)", re.ASCII)
-ESCAPED = re.compile(r"([\\`*_\[\]<>|#])")
 
 
 def markdown(report: DeploymentReport) -> str:
     """Return a report as Markdown; names and texts of others cannot mark anything up."""
-    lines = [f"# Report on {_plain(report.name)}", _subtitle(report)]
+    lines = [f"# Report on {plain_text(report.name)}", _subtitle(report)]
     for model in report.models:
-        lines.append(f"## {_plain(model.name)}")
+        lines.append(f"## {plain_text(model.name)}")
         for section in model_sections(model, has_registry=report.has_registry):
-            lines += [f"### {section.title}", *map(_markdown, section.blocks)]
+            lines += [f"### {section.title}", *map(written, section.blocks)]
     gateway = gateway_section(report)
-    lines += [f"## {gateway.title}", *map(_markdown, gateway.blocks)]
+    lines += [f"## {gateway.title}", *map(written, gateway.blocks)]
     return "\n\n".join(lines) + "\n"
-
-
-def _markdown(block: Block) -> str:
-    if isinstance(block, str):
-        return _plain(block)
-    names = [_plain(column.removeprefix(">")) for column in block.columns]
-    ruler = ["---:" if column.startswith(">") else "---" for column in block.columns]
-    rows = [names, ruler, *([_line(cell) for cell in row] for row in block.rows)]
-    drawn = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"**{_plain(block.caption)}**\n\n{drawn}"
-
-
-def _line(cell: str) -> str:
-    first, _, more = cell.partition("\n")
-    return f"{_plain(first)} ({_plain(more)})" if more else _plain(first)
-
-
-def _plain(text: str) -> str:
-    """A text on one line of which Markdown takes nothing for its own."""
-    words = " ".join(text.split())
-    return ESCAPED.sub(r"\\\1", "".join(letter if letter.isprintable() else "\ufffd" for letter in words))
 
 
 def _subtitle(report: DeploymentReport) -> str:
@@ -129,21 +105,4 @@ def _key_figure(one: Compared) -> Markup:
 
 def drawn(block: Block) -> Markup:
     """Return a paragraph or a table as HTML."""
-    if isinstance(block, str):
-        return tag("p", block, class_="note")
-    rows = [[_cell(cell, is_first=not index) for index, cell in enumerate(row)] for row in block.rows]
-    return table(block.caption, block.columns, rows)
-
-
-def _cell(text: str, *, is_first: bool) -> object:
-    """A cell: states as badges, times that break between day and hour alone, a second line smaller."""
-    first, _, more = text.partition("\n")
-    shown: object = first if is_first else _state(first) or first
-    if match := TIME.fullmatch(first):
-        shown = tag("time", tag("span", match[1]), " ", tag("span", match[2]), datetime=f"{match[1]}T{match[2]}Z")
-    return join([shown, tag("span", _state(more) or more, class_="more")]) if more else shown
-
-
-def _state(word: str) -> Markup | None:
-    sign, _, tone = TONES.get(word, "").partition(" ")
-    return tag("span", f"{sign} {word}", class_=f"badge {tone}") if tone else None
+    return blocks.drawn(block, TONES)

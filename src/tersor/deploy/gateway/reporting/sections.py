@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from tersor.core.quantities import number, percent, size
 from tersor.deploy.gateway.reporting.figures import Compared, Value
 from tersor.deploy.gateway.reporting.incidents import Incident, time_of
 from tersor.deploy.gateway.reporting.report import Beside, Decided, DeploymentReport, ModelReport, Window
 from tersor.deploy.rollout.sequential.standing import Standing
+from tersor.pages.blocks import Block, Section, Table
 
-__all__ = ["Block", "Section", "Table", "drift_blocks", "figure_table", "gateway_section", "incident_table",
+__all__ = ["drift_blocks", "figure_table", "gateway_section", "incident_table",
            "model_sections", "span"]  # fmt: skip
 
 MOST = 60
 """Rows of a table of what happened; JSON holds all."""
 MOST_SHOWN = 3
 """Features of a window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A name that begins with ">" stands over numbers; a cell may have a second line, which says more of the first."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-Block: TypeAlias = str | Table
-"""A paragraph or a table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """`name` is for links."""
-
-    title: str
-    name: str
-    blocks: tuple[Block, ...]
 
 
 def gateway_section(report: DeploymentReport) -> Section:
