@@ -27,6 +27,7 @@ from tersor.cli.doctor import doctor
 from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
+from tersor.cli.planning.advise import advise
 from tersor.cli.quantize import quantize
 from tersor.cli.report import report
 from tersor.cli.screen.output import print_json
@@ -47,6 +48,7 @@ app = typer.Typer(
     epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage, 3 inconclusive.",
 )
 app.command(short_help="Turn a model into a GGUF that llama.cpp runs.")(quantize)
+app.command(short_help="Find out which way to make a model small is enough.")(advise)
 app.command(short_help="Save what a model sees, for many quantizations.")(calibrate)
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
 app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)

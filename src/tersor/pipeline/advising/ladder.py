@@ -138,8 +138,8 @@ def walk(
     rungs   level by level, larger artefacts first
     folder  where artefacts are made; those that are not chosen stay there
     tell    is told what became of each
-    MissingError, UnsupportedError and SchemeError of a rung make that one impossible, with the reason: a net that cannot
-    be trained, an engine that is absent. All others are raised.
+    MissingError, UnsupportedError and SchemeError of a rung make that one impossible, with the reason: a net that
+    cannot be trained, an engine that is absent. All others are raised.
     """
     findings: list[Finding] = []
     best: Finding | None = None
@@ -196,9 +196,9 @@ def _tried(rung: Rung, goal: Goal, folder: Path, clock: Callable[[], float]) -> 
 
 def _judged(made: Made, goal: Goal) -> tuple[Verdict, str]:
     """What the goal says of an artefact: quality first, for without it the rest is of no use."""
-    quality = judge(made.loss, goal.most_loss)
+    quality, most = judge(made.loss, goal.most_loss), f"{goal.most_loss:g} {goal.unit}"
     if quality.outcome == "fail" or made.loss.value > goal.most_loss:
-        return "loses too much", quality.reason
+        return "loses too much", f"{made.loss.value:.3g} {goal.unit} are lost, not at most {most}"
     if goal.most_bytes is not None and made.nbytes > goal.most_bytes:
         return "too large", f"{size(made.nbytes)} are above the {size(goal.most_bytes)} that are allowed"
     if goal.least_speed is not None:
@@ -206,7 +206,12 @@ def _judged(made: Made, goal: Goal) -> tuple[Verdict, str]:
             return "too slow", "its speed could not be measured"
         if made.speed.value < goal.least_speed:
             return "too slow", f"{made.speed.value:.2f}× the speed of full precision, not {goal.least_speed:g}×"
-    return "met" if quality.outcome == "pass" else "likely met", quality.reason
+    if quality.outcome == "pass":
+        return "met", f"{made.loss.value:.3g} {goal.unit} are lost, at most {most} are allowed"
+    needed = (
+        "" if quality.needed is None else f": it rests on {made.loss.units:,}, about {quality.needed:,} would settle it"
+    )
+    return "likely met", f"{made.loss.value:.3g} {goal.unit} are lost, but its interval reaches beyond {most}{needed}"
 
 
 def _passed_over(rung: Rung, reason: str) -> Finding:

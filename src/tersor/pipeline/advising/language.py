@@ -22,11 +22,11 @@ from tersor.pipeline.evaluate import evaluate
 __all__ = ["Task", "rungs_of_language"]
 
 GAINS: Mapping[str, str] = {
-    "rtn": "plain rounding, seconds, no data",
-    "gptq": "errors of a column are made good by those after it: half of the loss, for some passes over calibration text",
-    "best": "the better of two orders, errors of earlier layers made good too: a third of the loss, for twice the time",
+    "rtn": "each weight to its nearest point: no data, seconds",
+    "gptq": "columns make good the errors of those before them, as calibration text has them",
+    "best": "GPTQ that makes good the errors of earlier layers as well, with searched scales",
 }
-"""Of each method, beside plain rounding."""
+"""What each method does for the quality."""
 FULL = "f16"
 WINDOWS = 40
 SPEED_ROUNDS = 6  # the fewest that give an interval

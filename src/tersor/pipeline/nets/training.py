@@ -217,5 +217,5 @@ def _batch(batch: Any, inputs: int, number: int) -> Batch:
     if len(given) not in (inputs, inputs + 1):
         raise SchemeError(f"training batch {number}: {len(given)} arrays for {inputs} inputs and a label")
     tensors = tuple(torch.as_tensor(item) for item in given[:inputs])
-    label = None if len(given) == inputs else torch.as_tensor(given[inputs]).long()
+    label = None if len(given) == inputs or given[inputs] is None else torch.as_tensor(given[inputs]).long()
     return tensors, label

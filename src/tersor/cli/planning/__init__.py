@@ -1,0 +1,1 @@
+"""Verbs that choose: which plan, which format, which machine."""

@@ -1,0 +1,96 @@
+"""`tersor advise` as one call: which way to make a model small meets a goal, with every rung's result."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tersor.core.card import Card, card_path
+from tersor.core.errors import SchemeError
+from tersor.files.atomic import atomic_writer, replace_folder
+from tersor.models import Model, load
+from tersor.pipeline.advising.ladder import Advice, Finding, Goal, Rung, walk
+from tersor.pipeline.advising.language import Task, rungs_of_language
+from tersor.pipeline.advising.nets import NetTask, rungs_of_net
+from tersor.pipeline.advising.rendering import FORMS, written
+from tersor.pipeline.nets.quantizing import NetHow, is_network
+from tersor.pipeline.steps.cards import save_card
+
+__all__ = ["TARGETS", "advise", "save_report"]
+
+TARGETS = ("cpu", "gpu")
+"""Where it is to run: processors (GGUF in llama.cpp, ONNX), or GPUs (compressed-tensors in vLLM and others)."""
+
+
+def advise(
+    model: str | Path | Model | Any,
+    goal: Goal,
+    *,
+    output: Path | None = None,
+    target: str = "cpu",
+    how: NetHow | None = None,
+    language: Callable[[Model], Task] | None = None,
+    tell: Callable[[Finding], None] = lambda _finding: None,
+) -> Advice:
+    """Walk the ladder for `model` until `goal` is met, and return what was found.
+
+    output    the artefact that meets it is put there, with its Card; None: nothing is kept
+    target    "cpu" or "gpu"; nets have one ladder, ONNX
+    how       for nets: calibration, data to judge by, training
+    language  for language models: given the model, returns calibration text, text to judge by and more
+    tell      is told what became of each rung
+
+    Raises SchemeError for a goal or a target that do not fit, and what loading and quantizing raise.
+    """
+    if target not in TARGETS:
+        raise SchemeError(f"the target is {' or '.join(TARGETS)}, not {target!r:.40}")
+    if output is not None and output.exists() and output.is_dir() != (target == "gpu" and not is_network(model)):
+        raise SchemeError(f"{output} is there already, and of another kind than what is made")
+    name, rungs = _ladder(model, goal, target, how, language)
+    with tempfile.TemporaryDirectory(prefix=".tersor-advise-", dir=None if output is None else output.parent) as made:
+        advice = walk(name, rungs, goal, Path(made), clock=time.monotonic, tell=tell)
+        if output is not None and advice.chosen is not None and advice.chosen.made is not None:
+            _keep(Path(made) / advice.chosen.made.name, output)
+    return advice
+
+
+def _ladder(
+    model: Any, goal: Goal, target: str, how: NetHow | None, language: Callable[[Model], Task] | None
+) -> tuple[str, tuple[Rung, ...]]:
+    needs_speed = goal.least_speed is not None
+    if is_network(model):
+        if how is None:
+            raise SchemeError("a net needs data to calibrate with: NetHow(calibration=…)")
+        task = NetTask(model, how, needs_speed=needs_speed)
+        return task.source.name, rungs_of_net(task, goal)
+    source = model if isinstance(model, Model) else load(model)
+    given = Task(source, "builtin") if language is None else language(source)
+    given = replace(given, needs_speed=needs_speed, is_gpu=target == "gpu")
+    if given.is_gpu and needs_speed:
+        raise SchemeError("speed on a GPU is not measured here: ask for a size, and measure with `tersor bench` there")
+    return source.name, rungs_of_language(given)
+
+
+def _keep(made: Path, output: Path) -> None:
+    """Put the chosen artefact and its Card where they were asked for."""
+    if made.is_dir():
+        replace_folder(made, output)
+        return
+    place = card_path(made, "json")
+    card = Card.from_json(place.read_text(encoding="utf-8"), place=place.name)
+    shutil.move(made, output)
+    save_card(replace(card, artefacts=tuple(replace(one, name=output.name) for one in card.artefacts)), output)
+
+
+def save_report(advice: Advice, path: Path) -> None:
+    """Write the advice as .html, .md or .json, by the name of the file; SchemeError for another."""
+    form = path.suffix.lower()
+    if form not in FORMS:
+        raise SchemeError(f"a report ends in {', '.join(FORMS)}, not {form or 'nothing'!r}")
+    with atomic_writer(path) as file:
+        file.write(written(advice, form).encode())

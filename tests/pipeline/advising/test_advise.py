@@ -1,0 +1,193 @@
+"""The ladder on real models: what it makes runs, is what it says, and is kept where it was asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersor import reference_model
+from tersor.cli.main import main
+from tersor.core.card import Card, card_path
+from tersor.core.errors import SchemeError
+from tersor.files.hashing import sha256
+from tersor.graph.capture import capture
+from tersor.graph.net import Net
+from tersor.graph.sessions import Session
+from tersor.models import Model, load
+from tersor.pipeline.advising.advise import advise, save_report
+from tersor.pipeline.advising.ladder import Advice, Finding, Goal
+from tersor.pipeline.advising.language import Task
+from tersor.pipeline.advising.nets import NetTask, rungs_of_net
+from tersor.pipeline.nets.quantizing import NetHow
+from tersor.pipeline.nets.training import Training
+
+from ..nets.conftest import images
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
+torch = pytest.importorskip("torch", reason="nets are torch modules: pip install 'tersor[torch]'")
+
+
+@pytest.fixture
+def how(folder: Path) -> NetHow:
+    assert folder.is_dir()
+    return NetHow(calibration="calibration.npz", data="test.npz", threads=1)
+
+
+def verdicts(advice: Advice) -> dict[str, str]:
+    return {one.rung: one.verdict for one in advice.findings}
+
+
+@pytest.fixture(scope="module")
+def wide() -> Net:
+    """A trained net whose weights weigh more than the graph."""
+    torch.manual_seed(0)
+    layers = (torch.nn.Flatten(), torch.nn.Linear(192, 128), torch.nn.ReLU(), torch.nn.Linear(128, 4))
+    net = torch.nn.Sequential(*layers)
+    pixels, labels = images(256, 1)
+    x, y = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 255), torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(net.parameters(), 0.003)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return capture(net.eval(), x[:2])
+
+
+def test_a_net_goes_down_to_integers_and_is_kept_with_its_card(wide: Net, how: NetHow, folder: Path) -> None:
+    goal = Goal(5.0, "points", most_bytes=int(0.4 * len(wide.to_bytes())))
+    advice = advise(wide, goal, how=how, output=folder / "small.onnx")
+    assert advice.chosen is not None
+    assert (advice.chosen.rung, verdicts(advice)["f16 weights"]) == ("int8 weights", "passed over")
+    assert advice.chosen.made is not None
+    card = Card.from_json(card_path(folder / "small.onnx", "json").read_text())
+    assert (card.artefacts[0].name, card.artefacts[0].sha256) == ("small.onnx", sha256(folder / "small.onnx"))
+    assert card.artefacts[0].nbytes == advice.chosen.made.nbytes <= goal.most_bytes  # type: ignore[operator]
+    with np.load("test.npz") as arrays:
+        x = arrays["images"].astype(np.float32).transpose(0, 3, 1, 2) / 255
+        labels = arrays["labels"]
+    (name,) = (str(value.name) for value in wide.inputs)
+    small = onnxruntime.InferenceSession(folder / "small.onnx", providers=["CPUExecutionProvider"])
+    scores = (Session(wide).first({name: x}), small.run(None, {name: x})[0])
+    right = [float((one.argmax(axis=1) == labels).mean()) for one in scores]
+    assert 100 * (right[0] - right[1]) == pytest.approx(advice.chosen.made.loss.value, abs=1e-6)
+    assert not list(folder.glob(".tersor-advise-*"))
+
+
+def test_cures_are_tried_where_too_much_is_lost(graph: Net, how: NetHow) -> None:
+    with np.load("calibration.npz") as arrays:
+        x = arrays["images"].astype(np.float32).transpose(0, 3, 1, 2) / 255
+    batches = [(x[at : at + 16], None) for at in range(0, 96, 16)]
+    hard = replace(how, training=Training(batches, epochs=1))
+    task = NetTask(graph, hard)
+    rungs = {rung.name: rung for rung in rungs_of_net(task, Goal(0.0, "points"))}
+    assert list(rungs) == [
+        "f16 weights",
+        "int8 weights",
+        "int8, ptq",
+        "int8, ptq, mixed precision",
+        "int8, qat",
+        "int4, ptq",
+        "int4, ptq, mixed precision",
+        "int4, qat",
+    ]
+    assert [rung.level for rung in rungs.values()] == [0, 1, 2, 2, 2, 3, 3, 3]
+    plain, mixed, trained = (
+        rungs[name].make(Path()) for name in ("int4, ptq", "int4, ptq, mixed precision", "int4, qat")
+    )
+    assert mixed.loss.value <= plain.loss.value
+    assert mixed.nbytes >= plain.nbytes
+    assert trained.nbytes <= 1.1 * plain.nbytes
+    assert all(Path(one.name).is_file() for one in (plain, mixed, trained))
+
+
+def test_without_labels_agreement_with_the_float_net_is_what_counts(graph: Net, how: NetHow) -> None:
+    advice = advise(graph, Goal(100.0, "points", most_bytes=10**6), how=replace(how, data=None))
+    assert advice.chosen is not None
+    assert advice.chosen.made is not None
+    assert (advice.chosen.rung, advice.chosen.made.loss.name) == ("f16 weights", "disagreement")
+    assert advice.chosen.made.loss.units == 96
+
+
+def test_speed_is_measured_beside_float_where_it_is_asked_for(graph: Net, how: NetHow) -> None:
+    rung = rungs_of_net(NetTask(graph, how, needs_speed=True), Goal(1.0, "points"))[0]
+    made = rung.make(Path())
+    assert made.speed is not None
+    assert 0 < made.speed.value < 100
+
+
+def language(source: Model) -> Task:
+    return Task(source, "builtin", windows=2, threads=1)
+
+
+def test_a_language_model_is_rounded_and_compared(tmp_path: Path) -> None:
+    goal = Goal(0.05, "nats", most_bytes=3_000_000)
+    output, told = tmp_path / "small.gguf", list[Finding]()
+    advice = advise(reference_model.PATH, goal, output=output, language=language, tell=told.append)
+    assert advice.chosen is not None
+    assert (advice.chosen.rung, verdicts(advice)["q5_k_m, best"]) == ("q4_k_m, rtn", "passed over")
+    assert tuple(told) == advice.findings
+    assert output.stat().st_size <= 3_000_000
+    assert any(tensor.source_dtype == "Q4_K" for tensor in load(output).tensors)
+    card = Card.from_json(card_path(output, "json").read_text())
+    metric = card.evaluations[0].metric("kl_mean")
+    assert metric is not None
+    assert advice.chosen.made is not None
+    assert metric.value == advice.chosen.made.loss.value
+
+
+def test_for_a_gpu_it_is_a_checkpoint(tmp_path: Path) -> None:
+    text = tmp_path / "few.txt"
+    text.write_text((reference_model.PATH / "held_out.txt").read_text()[:60_000])
+
+    def few(source: Model) -> Task:
+        return Task(source, text)
+
+    advice = advise(
+        reference_model.PATH, Goal(1.0, "nats", most_bytes=10**8), output=tmp_path / "m", target="gpu", language=few
+    )
+    assert advice.chosen is not None
+    assert advice.chosen.rung == "int8-channel, rtn"
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    with pytest.raises(SchemeError, match="speed on a GPU"):
+        advise(reference_model.PATH, Goal(1.0, "nats", least_speed=2.0), target="gpu", language=few)
+    with pytest.raises(SchemeError, match="the target is"):
+        advise(reference_model.PATH, Goal(1.0, "nats"), target="tpu")
+
+
+def test_the_command_tells_writes_and_exits(folder: Path, capsys: pytest.CaptureFixture[str], graph: Net) -> None:
+    graph.save(folder / "net.onnx")
+    words = ["advise", "net.onnx", "--calibration", "calibration.npz", "--data", "test.npz", "--threads", "1"]
+    assert main([*words, "--max-drop", "5", "--max-size", "1MiB", "-o", "out.onnx", "--report", "a.html"]) == 0
+    shown = capsys.readouterr()
+    assert "f16 weights" in shown.out
+    assert "wrote out.onnx" in shown.out
+    assert (folder / "out.onnx").is_file()
+    page = (folder / "a.html").read_text()
+    assert "Advice on" in page
+    assert "What to do now" in page
+    assert main([*words, "--max-drop", "100", "--max-size", "1", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema"], document["is_met"]) == ("tersor.advice/1", False)
+    for wrong in (["--max-kl", "1"], ["--max-size", "much"], ["--min-speedup", "0"]):
+        assert main([*words, *wrong]) == 1
+    assert main(["advise", "net.onnx"]) == 1
+    assert "--calibration" in capsys.readouterr().err
+
+
+def test_a_report_is_written_by_the_ending_of_its_name(graph: Net, how: NetHow, folder: Path) -> None:
+    advice = advise(graph, Goal(100.0, "points", most_bytes=10**6), how=how)
+    for form in ("md", "html", "json"):
+        save_report(advice, folder / f"a.{form}")
+        assert advice.model in (folder / f"a.{form}").read_text()
+    with pytest.raises(SchemeError, match=r"\.html"):
+        save_report(advice, folder / "a.pdf")
+
+
+def test_a_net_without_data_is_refused(graph: Any) -> None:
+    with pytest.raises(SchemeError, match="data to calibrate"):
+        advise(graph, Goal(1.0, "points"))
