@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tersor import reference_model
-from tersor.cli.main import main
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
 from tersor.files.hashing import sha256
@@ -157,26 +156,6 @@ def test_for_a_gpu_it_is_a_checkpoint(tmp_path: Path) -> None:
         advise(reference_model.PATH, Goal(1.0, "nats", least_speed=2.0), target="gpu", language=few)
     with pytest.raises(SchemeError, match="the target is"):
         advise(reference_model.PATH, Goal(1.0, "nats"), target="tpu")
-
-
-def test_the_command_tells_writes_and_exits(folder: Path, capsys: pytest.CaptureFixture[str], graph: Net) -> None:
-    graph.save(folder / "net.onnx")
-    words = ["advise", "net.onnx", "--calibration", "calibration.npz", "--data", "test.npz", "--threads", "1"]
-    assert main([*words, "--max-drop", "5", "--max-size", "1MiB", "-o", "out.onnx", "--report", "a.html"]) == 0
-    shown = capsys.readouterr()
-    assert "f16 weights" in shown.out
-    assert "wrote out.onnx" in shown.out
-    assert (folder / "out.onnx").is_file()
-    page = (folder / "a.html").read_text()
-    assert "Advice on" in page
-    assert "What to do now" in page
-    assert main([*words, "--max-drop", "100", "--max-size", "1", "--json"]) == 1
-    document = json.loads(capsys.readouterr().out)
-    assert (document["schema"], document["is_met"]) == ("tersor.advice/1", False)
-    for wrong in (["--max-kl", "1"], ["--max-size", "much"], ["--min-speedup", "0"]):
-        assert main([*words, *wrong]) == 1
-    assert main(["advise", "net.onnx"]) == 1
-    assert "--calibration" in capsys.readouterr().err
 
 
 def test_a_report_is_written_by_the_ending_of_its_name(graph: Net, how: NetHow, folder: Path) -> None:

@@ -126,10 +126,15 @@ def _tell(finding: Finding) -> None:
 
 def _show(advice: Advice, output: Path | None, report: Path | None) -> None:
     rows: Any = table(*COLUMNS[:-1])
-    for *cells, _ in rows_of(advice.findings):
-        rows.add_row(*cells)
-    screen = console()
+    screen, left = console(), list[str]()
+    for *cells, reason in rows_of(advice.findings):
+        if cells[1] == "passed over":
+            left.append(f"{cells[0]}: {reason}")
+        else:
+            rows.add_row(*cells)
     screen.print(rows)
+    for one in left:
+        screen.print(f"passed over  {one}")
     screen.print(f"\n{verdict_of(advice)}")
     for one in advice.next:
         screen.print(f"→ {one}")

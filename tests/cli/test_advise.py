@@ -1,0 +1,51 @@
+"""advise from the command line; what it finds is tested in tests/pipeline/advising."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.pipeline.nets.conftest import folder, graph, net
+
+from tersor.graph.net import Net
+
+from .conftest import Run
+
+__all__ = ["folder", "graph", "net"]
+WORDS = ("advise", "net.onnx", "--calibration", "calibration.npz", "--data", "test.npz", "--threads", "1")
+
+
+def test_it_tells_writes_and_exits(folder: Path, graph: Net, run: Run) -> None:  # a fixture
+    graph.save(folder / "net.onnx")
+    done = run(*WORDS, "--max-drop", "5", "--max-size", "1MiB", "-o", "out.onnx", "--report", "a.html")
+    assert done.code == 0, done.err
+    assert "f16 weights: met" in done.err
+    assert "passed over  int8 weights" in done.out
+    assert "wrote out.onnx" in done.out
+    assert (folder / "out.onnx").is_file()
+    assert "What to do now" in (folder / "a.html").read_text()
+    missed = run(*WORDS, "--max-drop", "100", "--max-size", "1", "--json")
+    assert (missed.code, missed.document["schema"], missed.document["is_met"]) == (1, "tersor.advice/1", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--max-kl", "1"), "give --max-drop"),
+        (("--max-size", "much"), "is not a size"),
+        (("--min-speedup", "0"), "least speed"),
+        (("--target", "tpu"), "the target is"),
+    ],
+)
+def test_goals_that_do_not_fit_are_refused(
+    words: tuple[str, ...],
+    told: str,
+    folder: Path,
+    graph: Net,
+    run: Run,  # fixtures
+) -> None:
+    graph.save(folder / "net.onnx")
+    outcome = run(*WORDS, *words)
+    assert outcome.code == 1
+    assert told in outcome.err
+    assert "--calibration" in run("advise", "net.onnx").err
