@@ -103,7 +103,7 @@ def _test(told: Mapping[str, Any]) -> Markup:
         " ",
         tag("span", WORDS.get(verdict, verdict), class_=f"badge {TONES.get(verdict, 'fail')}"),
     ]
-    if told.get("required") is False:
+    if told.get("required") is False and verdict != "harmful":  # harm rolls back, required or not
         head.append(tag("span", " not required", class_="soft"))
     note = tag("p", ", ".join(seen), class_="note") if seen else None
     return tag("div", tag("p", *head), *bars, note, class_="test")

@@ -69,6 +69,7 @@
     const axis = { stroke: colour("--soft"), grid: { stroke: colour("--rule"), width: 1 }, ticks: { show: false } };
     const plot = new uPlot({
       width: Math.max(place.clientWidth, 200), height: 160,
+      padding: [8, 26, 0, 0],  // half of the last time's width, which stands centred under the edge
       legend: { show: false }, cursor: { y: false, drag: { x: false } },
       scales: { y: { range: (u, low, high) => found.range(low, high) } },
       axes: [{ ...axis, space: 72, size: 30, values: [
