@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tersor import reference_model
+from tersor.calibrate.workspace import workspace_path
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
 from tersor.files.hashing import sha256
@@ -74,7 +75,32 @@ def test_a_net_goes_down_to_integers_and_is_kept_with_its_card(wide: Net, how: N
     scores = (Session(wide).first({name: x}), small.run(None, {name: x})[0])
     right = [float((one.argmax(axis=1) == labels).mean()) for one in scores]
     assert 100 * (right[0] - right[1]) == pytest.approx(advice.chosen.made.loss.value, abs=1e-6)
-    assert not list(folder.glob(".tersor-advise-*"))
+    assert not workspace_path(folder / "small.onnx").exists()
+
+
+def test_a_walk_that_was_ended_goes_on(wide: Net, how: NetHow, folder: Path) -> None:
+    wide.save(folder / "wide.onnx")
+    goal, output, seen = Goal(5.0, "points", least_speed=999.0), folder / "small.onnx", list[str]()
+
+    class Ended(Exception):  # noqa: N818
+        pass
+
+    def tell(finding: Finding) -> None:
+        seen.append(finding.rung)
+        if len(seen) == 2:
+            raise Ended
+
+    with pytest.raises(Ended):
+        advise("wide.onnx", goal, how=how, output=output, tell=tell)
+    kept = {path.name: path.stat().st_mtime_ns for path in workspace_path(output).glob("*.onnx")}
+    assert len(kept) == 2
+    other = replace(how, data="calibration.npz")
+    with pytest.raises(SchemeError, match="another data"):
+        advise("wide.onnx", goal, how=other, output=output, resume=True)
+    whole = advise("wide.onnx", goal, how=how, output=output, resume=True, tell=lambda one: seen.append(one.rung))
+    assert whole.chosen is None
+    assert seen[2:4] == seen[:2]
+    assert not workspace_path(output).exists()
 
 
 def test_cures_are_tried_where_too_much_is_lost(graph: Net, how: NetHow) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,15 @@ import pytest
 from tersor.core.errors import MissingError, SchemeError
 from tersor.core.evaluation import Metric
 from tersor.core.records import to_json_text
-from tersor.pipeline.advising.ladder import Advice, Finding, Goal, Made, Rung, walk
-
-FOLDER = Path("made")
+from tersor.pipeline.advising.ladder import Advice, Finding, Goal, Rung, walk
+from tersor.pipeline.advising.made import Made
 
 
 class Ladder:
     """Rungs that remember which of them were made."""
 
-    def __init__(self) -> None:
-        self.rungs: list[Rung] = []
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rungs = folder, list[Rung]()
         self.made: list[str] = []
 
     def add(
@@ -29,22 +29,23 @@ class Ladder:
         expected: int | None = None, failure: Exception | None = None,
     ) -> None:  # fmt: skip
         def make(folder: Path) -> Made:
-            assert folder == FOLDER
+            assert folder == self.folder
             self.made.append(name)
             if failure is not None:
                 raise failure
+            (folder / name).touch()
             metric = Metric("kl_mean", loss, "nats", loss - error, loss + error, 10)
             return Made(name, nbytes, metric, None if speed is None else Metric("speed", speed))
 
         self.rungs.append(Rung(name, f"{name}'s gain", level, make, expected))
 
     def walked(self, goal: Goal, tell: Callable[[Finding], None] = lambda _one: None) -> Advice:
-        return walk("m", self.rungs, goal, FOLDER, clock=itertools.count().__next__, tell=tell)
+        return walk("m", self.rungs, goal, self.folder, clock=itertools.count().__next__, tell=tell)
 
 
 @pytest.fixture
-def ladder() -> Ladder:
-    made = Ladder()
+def ladder(tmp_path: Path) -> Ladder:
+    made = Ladder(tmp_path)
     made.add(0, "f16", 200, 0.0, 1.0)
     made.add(1, "q8", 100, 0.001, 1.8)
     made.add(2, "q4", 50, 0.05, 2.5)
@@ -113,20 +114,20 @@ def test_without_a_size_or_speed_the_smallest_is_taken(ladder: Ladder) -> None:
     assert advice.next[0].startswith("what is smaller loses too much: q2 best: ")
 
 
-def test_an_estimate_within_a_wide_interval_is_likely_and_asks_for_more_data() -> None:
-    ladder = Ladder()
+def test_an_estimate_within_a_wide_interval_is_likely_and_asks_for_more_data(tmp_path: Path) -> None:
+    ladder = Ladder(tmp_path)
     ladder.add(0, "int8", 10, 0.4, error=0.3)
     advice = ladder.walked(Goal(0.5, "points", most_bytes=10))
     assert advice.chosen is not None
     assert advice.chosen.verdict == "likely met"
     assert "give more data" in advice.next[0]
-    ladder = Ladder()
-    ladder.add(0, "int8", 10, 0.6, error=0.3)
+    ladder = Ladder(tmp_path)
+    ladder.add(0, "int8 again", 10, 0.6, error=0.3)
     assert ladder.walked(Goal(0.5, "points", most_bytes=10)).chosen is None
 
 
-def test_what_cannot_be_made_is_told_and_its_cure_is_tried() -> None:
-    ladder = Ladder()
+def test_what_cannot_be_made_is_told_and_its_cure_is_tried(tmp_path: Path) -> None:
+    ladder = Ladder(tmp_path)
     ladder.add(0, "static", 10, 0.1, failure=MissingError("no calibration data\nmore"))
     ladder.add(0, "weights alone", 10, 0.1)
     advice = ladder.walked(Goal(0.5, "nats", most_bytes=10))
@@ -152,3 +153,20 @@ def test_every_finding_is_told_as_it_comes_and_written_as_json(ladder: Ladder) -
 def test_goals_that_are_none_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SchemeError):
         Goal(**{"most_loss": 0.1, "unit": "nats", **wrong})  # type: ignore[arg-type]
+
+
+def test_what_was_finished_before_a_kill_is_not_made_again(ladder: Ladder) -> None:
+    goal = Goal(0.03, "nats", most_bytes=60)
+    first = ladder.walked(goal)
+    made, ladder.made = ladder.made, []
+    again = ladder.walked(goal)
+    assert ladder.made == []
+    assert again.chosen is not None
+    assert [replace(one, seconds=0) for one in again.findings] == [replace(one, seconds=0) for one in first.findings]
+    assert all(one.seconds >= old.seconds for one, old in zip(again.findings, first.findings, strict=True))
+    (ladder.folder / "q4").unlink()  # its artefact is gone
+    next(ladder.folder.glob("rung-*.json")).write_text("{")  # and this one is not whole
+    ladder.walked(goal)
+    assert 1 <= len(ladder.made) <= 2
+    assert set(ladder.made) <= set(made)
+    assert "q4" in ladder.made

@@ -69,6 +69,9 @@ def advise(
     std: StdOption = "1,1,1",
     size_of: NetSizeOption = "",
     threads: ThreadsOption = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the rungs that an ended run for the same -o had finished.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what was found as .html, .md or .json.")
     ] = None,
@@ -107,7 +110,7 @@ def advise(
     def language(source: Model) -> Task:
         return Task(source, calibration or "builtin", text, windows, threads=threads)
 
-    advice = advised(model, goal, output=output, target=target, how=how, language=language, tell=_tell)
+    advice = advised(model, goal, output=output, target=target, how=how, language=language, resume=resume, tell=_tell)
     if report is not None:
         save_report(advice, report)
     if as_json:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tersor.calibrate.workspace import Workspace, workspace_path
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
 from tersor.files.atomic import atomic_writer, replace_folder
@@ -35,6 +36,7 @@ def advise(
     target: str = "cpu",
     how: NetHow | None = None,
     language: Callable[[Model], Task] | None = None,
+    resume: bool = False,
     tell: Callable[[Finding], None] = lambda _finding: None,
 ) -> Advice:
     """Walk the ladder for `model` until `goal` is met, and return what was found.
@@ -43,6 +45,7 @@ def advise(
     target    "cpu" or "gpu"; nets have one ladder, ONNX
     how       for nets: calibration, data to judge by, training
     language  for language models: given the model, returns calibration text, text to judge by and more
+    resume    go on with the rungs that a walk for the same `output` had finished when it was ended
     tell      is told what became of each rung
 
     Raises SchemeError for a goal or a target that do not fit, and what loading and quantizing raise.
@@ -52,11 +55,30 @@ def advise(
     if output is not None and output.exists() and output.is_dir() != (target == "gpu" and not is_network(model)):
         raise SchemeError(f"{output} is there already, and of another kind than what is made")
     name, rungs = _ladder(model, goal, target, how, language)
-    with tempfile.TemporaryDirectory(prefix=".tersor-advise-", dir=None if output is None else output.parent) as made:
-        advice = walk(name, rungs, goal, Path(made), clock=time.monotonic, tell=tell)
-        if output is not None and advice.chosen is not None and advice.chosen.made is not None:
-            _keep(Path(made) / advice.chosen.made.name, output)
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="tersor-advise-") as made:
+            return walk(name, rungs, goal, Path(made), clock=time.monotonic, tell=tell)
+    work = Workspace(workspace_path(output), _described(model, rungs, how), resume=resume)
+    advice = walk(name, rungs, goal, work.folder, clock=time.monotonic, tell=tell)
+    if advice.chosen is not None and advice.chosen.made is not None:
+        _keep(work.folder / advice.chosen.made.name, output)
+    work.remove()
     return advice
+
+
+def _described(model: Any, rungs: Sequence[Rung], how: NetHow | None) -> dict[str, Any]:
+    """What shapes the artefacts and what is measured of them, as far as it has a name."""
+    given = [] if how is None else [how.calibration, how.data, how.weights, how.training and how.training.data]
+    return {"model": _state(model), "rungs": [rung.name for rung in rungs], "data": [_state(one) for one in given]}
+
+
+def _state(given: Any) -> list[Any]:
+    """Which file it is, and of when; for what is no file its kind."""
+    path = Path(given) if isinstance(given, (str, Path)) else None
+    if path is None or not path.exists():
+        return [str(given) if isinstance(given, (str, Path)) else type(given).__name__]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
 
 
 def _ladder(

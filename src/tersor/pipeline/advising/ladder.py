@@ -17,8 +17,9 @@ from tersor.core.evaluation import Metric
 from tersor.core.quantities import size
 from tersor.core.records import plain
 from tersor.evaluation.limits import judge
+from tersor.pipeline.advising.made import Made, keep_made, kept_made
 
-__all__ = ["Advice", "Finding", "Goal", "Made", "Rung", "Verdict", "walk"]
+__all__ = ["Advice", "Finding", "Goal", "Rung", "Verdict", "walk"]
 
 Verdict: TypeAlias = Literal[
     "met", "likely met", "too large", "too slow", "loses too much", "passed over", "impossible"
@@ -54,22 +55,6 @@ class Goal:
     def is_open(self) -> bool:
         """Whether nothing but quality is asked, so that smaller is always better."""
         return self.most_bytes is None and self.least_speed is None
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """An artefact of a rung, measured.
-
-    name   of the file in the folder that it was made in
-    loss   against full precision, in the unit of the goal, with its 95 % interval
-    speed  × full precision's; None: not measured
-    """
-
-    name: str
-    nbytes: int
-    loss: Metric
-    speed: Metric | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +121,7 @@ def walk(
     """Make and measure one rung after the other, until one meets the goal or none below can.
 
     rungs   level by level, larger artefacts first
-    folder  where artefacts are made; those that are not chosen stay there
+    folder  where artefacts are made, and what was measured of each is kept: what is there already is not made again
     tell    is told what became of each
     MissingError, UnsupportedError and SchemeError of a rung make that one impossible, with the reason: a net that
     cannot be trained, an engine that is absent. All others are raised.
@@ -187,11 +172,13 @@ def _level(
 def _tried(rung: Rung, goal: Goal, folder: Path, clock: Callable[[], float]) -> Finding:
     began = clock()
     try:
-        made = rung.make(folder)
+        made, earlier = kept_made(folder, rung.name) or (rung.make(folder), 0.0)
     except (MissingError, UnsupportedError, SchemeError) as error:
         return Finding(rung.name, rung.gain, "impossible", _first_line(error), clock() - began)
     verdict, reason = _judged(made, goal)
-    return Finding(rung.name, rung.gain, verdict, reason, clock() - began, made)
+    found = Finding(rung.name, rung.gain, verdict, reason, clock() - began + earlier, made)
+    keep_made(folder, rung.name, made, found.seconds)
+    return found
 
 
 def _judged(made: Made, goal: Goal) -> tuple[Verdict, str]:

@@ -14,7 +14,8 @@ from tersor.core.card import Card
 from tersor.core.errors import MissingError
 from tersor.core.evaluation import Metric
 from tersor.models import Model
-from tersor.pipeline.advising.ladder import Made, Rung
+from tersor.pipeline.advising.ladder import Rung
+from tersor.pipeline.advising.made import Made
 from tersor.pipeline.bench import bench
 from tersor.pipeline.conversion import quantize
 from tersor.pipeline.evaluate import evaluate

@@ -21,7 +21,8 @@ from tersor.evaluation.nets.latency import race_nets
 from tersor.graph.net import Net
 from tersor.graph.observe import batches_of
 from tersor.graph.sessions import Feeds
-from tersor.pipeline.advising.ladder import Goal, Made, Rung
+from tersor.pipeline.advising.ladder import Goal, Rung
+from tersor.pipeline.advising.made import Made
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.halving import save_halved
 from tersor.pipeline.nets.judge import scores_by
