@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def names(findings: tuple[Finding, ...]) -> list[str]:
 
 def plain(count: int, **fields: Any) -> list[Token]:
     """Tokens that all differ."""
-    return [replace(Token(number, b"a", -1.0), **fields) for number in range(count)]
+    return [Token(number, b"a", -1.0)._replace(**fields) for number in range(count)]
 
 
 def test_a_reply_without_numbers_is_judged_by_its_tokens_and_text_alone() -> None:
@@ -100,16 +99,16 @@ def test_top_logprobs_bound_the_entropy_on_both_sides(logits: list[float], kept:
 
 def test_a_uniform_distribution_is_seen_as_garbage_by_five_logprobs() -> None:
     top = tuple((number, -math.log(VOCABULARY)) for number in range(5))
-    findings = watch(*[replace(token, top=top, top1=token.id) for token in plain(16)])
+    findings = watch(*[token._replace(top=top, top1=token.id) for token in plain(16)])
     assert names(findings) == ["entropy_garbage", "low_margin"]
     assert findings[0].value == pytest.approx(1.0)
 
 
 def test_a_certain_distribution_is_seen_as_collapse_by_two_logprobs_only_with_a_vocabulary() -> None:
-    tokens = [replace(token, top=((token.id, -1e-9), (2000, -21.0))) for token in plain(16)]
+    tokens = [token._replace(top=((token.id, -1e-9), (2000, -21.0))) for token in plain(16)]
     assert names(watch(*tokens)) == ["entropy_collapse"]
     # Without one, what is left might be spread over any number of tokens.
-    tokens = [replace(token, top=((token.id, math.log(0.999999)), (2000, -21.0))) for token in plain(16)]
+    tokens = [token._replace(top=((token.id, math.log(0.999999)), (2000, -21.0))) for token in plain(16)]
     assert names(watch(*tokens, vocabulary=None)) == []
 
 
@@ -117,15 +116,15 @@ def test_the_same_first_choice_in_a_row_is_a_fault_though_what_is_drawn_differs(
     assert names(watch(*plain(15, top1=7))) == []
     (finding,) = watch(*plain(20, top1=7))
     assert finding == Finding("constant_top1", 15, 16.0, 16.0, "fault")
-    mixed = [replace(token, top1=7 + (token.id % 15 == 14)) for token in plain(200)]
+    mixed = [token._replace(top1=7 + (token.id % 15 == 14)) for token in plain(200)]
     assert watch(*mixed) == ()
     by_top = plain(16, top=((7, -1.0), (8, -2.0), (9, -3.0)))
     assert "constant_top1" in names(watch(*by_top))
 
 
 def test_a_low_margin_is_a_hint_about_the_first_window_only() -> None:
-    near = tuple(replace(token, top=((token.id, -1.0), (token.id + 1, -1.001)), entropy=2.0) for token in plain(16))
-    far = tuple(replace(token, top=((token.id, -0.5), (token.id + 1, -3.0)), entropy=2.0) for token in plain(16))
+    near = tuple(token._replace(top=((token.id, -1.0), (token.id + 1, -1.001)), entropy=2.0) for token in plain(16))
+    far = tuple(token._replace(top=((token.id, -0.5), (token.id + 1, -3.0)), entropy=2.0) for token in plain(16))
     (finding,) = watch(*near)
     assert (finding.sentinel, finding.place, finding.severity) == ("low_margin", 15, "hint")
     assert finding.value == pytest.approx(math.exp(-1) - math.exp(-1.001))

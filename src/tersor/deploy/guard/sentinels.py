@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from tersor.core.errors import SchemeError
 from tersor.deploy.guard.findings import Finding, found
@@ -24,10 +23,11 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 ABOVE_ZERO = 1e-3
 """Log-probabilities this far above 0 are rounding of float16, not a fault."""
+LEFT = 1e-12
+"""Probability of all other tokens below which there are none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):  # made for every token of every answer: a frozen dataclass takes three times as long
     """One token of a reply, and what the engine tells of the distribution that it was drawn from.
 
     piece    its text; bytes where a character may be split over tokens
@@ -58,11 +58,33 @@ def entropy_bounds(logprobs: list[float], vocabulary: int | None) -> tuple[float
     probabilities = [math.exp(value) for value in logprobs]
     known = -sum(p * value for p, value in zip(probabilities, logprobs, strict=True) if p > 0)
     rest = max(0.0, 1.0 - sum(probabilities))
-    if rest < 1e-12:
+    if rest < LEFT:
         return known, known
     others = math.inf if vocabulary is None else vocabulary - len(logprobs)
     most = math.inf if math.isinf(others) else known + rest * math.log(max(others, 1) / rest)
     return known - rest * min(logprobs), most
+
+
+class _Top:
+    """What is looked for among the most probable tokens, in one pass over them.
+
+    bad            how many log-probabilities are none
+    id, first      the most probable token (of equal ones the first), and its log-probability
+    second         the next largest; None where there are fewer than two
+    """
+
+    __slots__ = ("bad", "first", "id", "second")
+
+    def __init__(self, top: tuple[tuple[int, float], ...]) -> None:
+        self.bad, self.id, self.first, second = 0, top[0][0] if top else -1, -math.inf, -math.inf
+        for token, value in top:
+            if not value <= ABOVE_ZERO:
+                self.bad += 1
+            elif value > self.first:
+                second, self.first, self.id = self.first, value, token
+            elif value > second:
+                second = value
+        self.second = second if len(top) > 1 else None
 
 
 class _Mean:
@@ -114,10 +136,11 @@ class ReplyWatch:
             self._is_looping = True
             self._report("repetition", place, loop.length, self._limits.loop_length)
         # Numbers that are none spoil whatever is computed from them.
-        if not self._check_numbers(place, token):
+        top = _Top(token.top)
+        if not self._check_numbers(place, token, top):
             self._check_entropy(place, token)
-            self._check_top1(place, token)
-            self._check_margin(place, token)
+            self._check_top1(place, token, top)
+            self._check_margin(place, top)
         return self.findings[before:]
 
     def close(self, finish: FinishReason) -> tuple[Finding, ...]:
@@ -140,12 +163,13 @@ class ReplyWatch:
         if invalid > self._limits.invalid_places:
             self._report("invalid_utf8", place, invalid, self._limits.invalid_places)
 
-    def _check_numbers(self, place: int, token: Token) -> int:
+    def _check_numbers(self, place: int, token: Token, top: _Top) -> int:
         """Return how many numbers are none. A token that grammar forbids may have -inf, one that was chosen may not."""
-        bad = 0 if token.logprob is None else int(not -math.inf < token.logprob <= ABOVE_ZERO)
-        for _, value in token.top:
-            bad += not value <= ABOVE_ZERO
-        bad += token.entropy is not None and not -ABOVE_ZERO <= token.entropy < math.inf
+        bad = top.bad
+        if token.logprob is not None and not -math.inf < token.logprob <= ABOVE_ZERO:
+            bad += 1
+        if token.entropy is not None and not -ABOVE_ZERO <= token.entropy < math.inf:
+            bad += 1
         if bad:
             self._report("bad_number", place, bad, 0)
         return bad
@@ -155,7 +179,11 @@ class ReplyWatch:
         if token.entropy is None:
             if not token.top:
                 return
-            least, most = entropy_bounds([value for _, value in token.top], self._vocabulary)
+            logprobs = [value for _, value in token.top]
+            if self._vocabulary is None and sum(map(math.exp, logprobs)) < 1 - LEFT:  # then it may be anything
+                least, most = 0.0, math.inf
+            else:
+                least, most = entropy_bounds(logprobs, self._vocabulary)
         mean = self._most.add(most if most is not None else math.inf)
         if mean is not None and mean < limits.entropy_floor:
             self._report("entropy_collapse", place, mean, limits.entropy_floor)
@@ -167,23 +195,22 @@ class ReplyWatch:
             if share > limits.entropy_ceiling:
                 self._report("entropy_garbage", place, share, limits.entropy_ceiling)
 
-    def _check_top1(self, place: int, token: Token) -> None:
+    def _check_top1(self, place: int, token: Token, top: _Top) -> None:
         top1 = token.top1
         if top1 is None:
             if not token.top:
                 return
-            top1 = max(token.top, key=lambda pair: pair[1])[0]
+            top1 = top.id
         self._run = self._run + 1 if top1 == self._top1 else 1
         self._top1 = top1
         if self._run >= self._limits.top1_run:
             self._report("constant_top1", place, self._run, self._limits.top1_run)
 
-    def _check_margin(self, place: int, token: Token) -> None:
+    def _check_margin(self, place: int, top: _Top) -> None:
         # Over the first window only: else the longer a reply, the surer a hint, and a stream would hear it too late.
-        if len(token.top) < 2 or self._margins.is_full:
+        if top.second is None or self._margins.is_full:
             return
-        second, first = sorted([value for _, value in token.top])[-2:]
-        mean = self._margins.add(math.exp(first) - math.exp(second))
+        mean = self._margins.add(math.exp(top.first) - math.exp(top.second))
         if mean is not None and mean < self._limits.margin:
             self._report("low_margin", place, mean, self._limits.margin)
 

@@ -28,6 +28,8 @@ class Utf8Check:
 
     def add(self, piece: bytes | str) -> int:
         """Take the next piece and return how many places were invalid so far."""
+        if not self._pending and piece.isascii():  # nearly always
+            return self._invalid
         if isinstance(piece, bytes):
             self._decode(piece, is_end=False)
         elif piece:
