@@ -36,6 +36,7 @@ __all__ = [
     "bench",
     "demo",
     "doctor",
+    "estimate",
     "evaluate",
     "evaluate_net",
     "formats",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.demo import demo as demo
     from tersor.pipeline.deploy.loadtest import loadtest as loadtest
     from tersor.pipeline.doctor import doctor as doctor
+    from tersor.pipeline.estimate import estimate as estimate
     from tersor.pipeline.evaluate import evaluate as evaluate
     from tersor.pipeline.inspect import inspect as inspect
     from tersor.pipeline.report import report as report
@@ -96,6 +98,7 @@ _HOMES = {
     "bench": "tersor.pipeline.bench",
     "demo": "tersor.pipeline.demo",
     "doctor": "tersor.pipeline.doctor",
+    "estimate": "tersor.pipeline.estimate",
     "evaluate": "tersor.pipeline.evaluate",
     "evaluate_net": "tersor.evaluation.nets.accuracy",
     "inspect": "tersor.pipeline.inspect",

@@ -24,6 +24,7 @@ from tersor.cli.deploy.refresh import refresh
 from tersor.cli.deploy.registry import registry
 from tersor.cli.deploy.serve import serve
 from tersor.cli.doctor import doctor
+from tersor.cli.estimate import estimate
 from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
@@ -53,6 +54,7 @@ app.command(short_help="Save what a model sees, for many quantizations.")(calibr
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
 app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
 app.command(short_help="Measure speed, memory and energy, beside another.")(bench)
+app.command(short_help="Tell what fits where, and how fast it can be.")(estimate)
 app.command(short_help="Send load to a server and judge its answers.")(loadtest)
 app.command(short_help="Write a page on artefacts, beside each other.")(report)
 app.command(short_help="Judge whether an artefact may serve.")(gate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tersor.core.errors import FormatError, MissingError, ShapeError, Unsupporte
 from tersor.core.metadata import MetadataEntry
 from tersor.files.checkpoint import Checkpoint, read_json, weight_files
 from tersor.files.safetensors import TensorInfo
-from tersor.formats.hf.settings import read_settings
+from tersor.formats.hf.settings import Settings, read_settings
 from tersor.models.architectures import Architecture, TensorRule, find
 from tersor.models.config import Config
 from tersor.models.hyperparameters import Hyperparameters, read_hyperparameters
@@ -21,7 +22,7 @@ from tersor.models.rope import factor_tensors
 from tersor.models.tokenizers import load_tokenizer
 from tersor.models.transforms import Affine, Constant, Half, HeadsInterleaved, Leading, Rows, Source, Stacked
 
-__all__ = ["from_checkpoint"]
+__all__ = ["Description", "from_checkpoint", "read_description"]
 
 _MAX_TOKENIZER_BYTES = 128 * 2**20
 _TOKENIZER_FILES = (
@@ -37,18 +38,9 @@ def from_checkpoint(folder: Path, weights: Path | None = None, *, ignore_config:
 
     Raises MissingError for absent files, UnsupportedError for what no table row covers, FormatError for broken files.
     """
+    described = read_description(folder, ignore_config)
+    values, row, settings, found = described.values, described.row, described.settings, described.found
     path = folder / "config.json"
-    if not path.is_file():
-        raise MissingError(f"{folder}: no config.json; a model folder holds it beside the weights")
-    values = read_json(path)
-    row = find(values.get("architectures"), values.get("model_type"), str(path))
-    inner = values.pop("text_config", None)
-    if isinstance(inner, dict):
-        values |= inner
-    quantization = values.get("quantization_config")
-    settings = read_settings(quantization, str(path)) if quantization else None
-    plain = {key: value for key, value in values.items() if key != "quantization_config"}
-    found = read_hyperparameters(Config(plain, row.defaults, str(path)), row, ignore_config)
     paths, index, further = ([weights], None, []) if weights else weight_files(folder)
     checkpoint = Checkpoint(paths, index)
     try:
@@ -73,6 +65,33 @@ def from_checkpoint(folder: Path, weights: Path | None = None, *, ignore_config:
         notes=notes,
         open_tokenizer=partial(load_tokenizer, folder, tensors[0].rows, architecture=row.name),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a config.json says: its values, the row of its architecture, how it is quantized, what its sizes come to."""
+
+    values: dict[str, object]
+    row: Architecture
+    settings: Settings | None
+    found: Hyperparameters
+
+
+def read_description(folder: Path, ignore_config: Collection[str] = ()) -> Description:
+    """Read the config.json of `folder`; errors are those of `from_checkpoint`."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingError(f"{folder}: no config.json; a model folder holds it beside the weights")
+    values = read_json(path)
+    row = find(values.get("architectures"), values.get("model_type"), str(path))
+    inner = values.pop("text_config", None)
+    if isinstance(inner, dict):
+        values |= inner
+    quantization = values.get("quantization_config")
+    settings = read_settings(quantization, str(path)) if quantization else None
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    found = read_hyperparameters(Config(plain, row.defaults, str(path)), row, ignore_config)
+    return Description(values, row, settings, found)
 
 
 class _Assembly:

@@ -12,7 +12,7 @@ from tersor.files.gguf import BLOCKS, GgufFile
 from tersor.models.load import load
 from tersor.models.model import kind_of
 
-__all__ = ["Traffic", "gguf_traffic", "model_traffic", "weigh"]
+__all__ = ["Traffic", "Weight", "gguf_traffic", "model_traffic", "weigh"]
 
 LOOKUPS = ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
 """Tensors of which a token reads one row."""
@@ -30,6 +30,7 @@ class Traffic:
     is_integer    whether most of these weights are quantized, so that engines compute in int8
     is_mixture    whether there are experts: several sequences then read more of them
     file_bytes    of all files of weights
+    expert_bytes  of `weight_bytes`, those of the experts of a token
     """
 
     weight_bytes: float
@@ -38,6 +39,7 @@ class Traffic:
     is_integer: bool
     is_mixture: bool
     file_bytes: int
+    expert_bytes: float = 0.0
 
     def prompt_operations(self, tokens: int) -> float:
         """Return floating point operations by weights for a prompt, two a multiply-add; attention is not counted."""
@@ -90,15 +92,16 @@ def weigh(weights: Iterable[Weight], metadata: Mapping[str, object], file_bytes:
     is_mixture = isinstance(experts, int) and isinstance(used, int) and 0 < used < experts
     share = used / experts if is_mixture and isinstance(used, int) and isinstance(experts, int) else 1.0
     is_tied = not any(kind_of(row.name) == "output" for row in rows)
-    total = body = head = narrow = 0.0
+    total = body = head = narrow = of_experts = 0.0
     for row in rows:
         kind = kind_of(row.name)
         if kind in LOOKUPS and not (kind == "token_embd" and is_tied):
             continue
         active = share if "_exps" in row.name else 1.0
         total += row.nbytes * active
+        of_experts += row.nbytes * active if "_exps" in row.name else 0
         narrow += 0 if row.label in _WIDE else row.nbytes * active
         if len(row.shape) > 1:
             count = math.prod(row.shape) * active
             body, head = (body, head + count) if kind in {"output", "token_embd"} else (body + count, head)
-    return Traffic(total, body, head, 2 * narrow > total, is_mixture, file_bytes)
+    return Traffic(total, body, head, 2 * narrow > total, is_mixture, file_bytes, of_experts)

@@ -1,0 +1,167 @@
+"""Estimate what a language model needs and can reach at most on a machine, without reading a weight."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tersor.containers.mixture_rules import FILE_TYPES
+from tersor.core.errors import MissingError, SchemeError, UnsupportedError
+from tersor.core.format import Format
+from tersor.evaluation.estimates.estimate import Estimate, Load, estimated
+from tersor.evaluation.estimates.limits import Machine, machine_here, machine_of
+from tersor.evaluation.estimates.shape import shape_of
+from tersor.evaluation.speed.traffic import Weight, weigh
+from tersor.files.checkpoint import weight_files
+from tersor.files.gguf import BLOCKS
+from tersor.formats import FORMATS, get
+from tersor.models.load import load
+from tersor.models.model import Model, ModelTensor, kind_of
+from tersor.models.outline import outline
+from tersor.pipeline.steps.planning import make_plan
+from tersor.targets.processor import processor
+from tersor.targets.profiles.table import profile
+from tersor.targets.roofs import measure_roofs
+
+__all__ = ["HERE", "estimate"]
+
+HERE = "here"
+"""The target that stands for this machine, whose roofs are measured."""
+_STORED = {label: (block, nbytes) for label, block, nbytes in BLOCKS.values()}
+_KEPT = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Weights in some format: the tensors, and its name for people."""
+
+    name: str
+    weights: tuple[Weight, ...]
+
+
+def estimate(
+    model: str | Path,
+    *,
+    target: str = HERE,
+    format: str | None = None,  # noqa: A002 (the word of the command line)
+    context: int = 4096,
+    prompt: int = 512,
+    batch: int = 1,
+    chunk: int = 512,
+    cache_format: str = "f16",
+    compute: str | None = None,
+    machines: int = 1,
+    threads: int = 0,
+) -> Estimate:
+    """Return memory and the bounds of speed of `model` on a machine.
+
+    model         a GGUF, a folder of Hugging Face form (its config.json is enough), or a hub id
+    target        a profile (`tersor estimate --list`), or "here": this machine, whose roofs are measured in a second
+    format        file type of llama.cpp or a number format for all matrices of the blocks; None: as it is stored
+    context       tokens that each sequence grows to
+    prompt        tokens of a prompt; `chunk` of them are evaluated together
+    batch         sequences side by side
+    cache_format  number format of keys and values
+    compute       type that matrices are multiplied in; None: what engines take for such weights on such a machine
+    machines      how many share the model
+    threads       of the measurement here; 0: every physical core
+
+    Raises MissingError, FormatError and UnsupportedError for models, SchemeError for options.
+    """
+    if machines < 1:
+        raise SchemeError(f"machines must be 1 or more, got {machines}")
+    source = _shaped(model)
+    machine = _machine(target, threads).times(machines)
+    stored = _weights(source, format)
+    metadata = {key: entry.value for key, entry in source.metadata.items()}
+    traffic = weigh(stored.weights, {"general.architecture": source.architecture, **metadata}, 0)
+    asked = Load(
+        context,
+        prompt,
+        batch,
+        chunk,
+        get(cache_format).bits_per_weight,
+        4 if machine.kind in ("cpu", "board", "phone") else 2,
+        compute or _computed(stored, machine, is_integer=traffic.is_integer),
+    )
+    rows = next((tensor.rows for tensor in source.tensors if tensor.kind == "token_embd"), 0)
+    total = sum(weight.nbytes for weight in stored.weights)
+    shape = shape_of(source.architecture, metadata, rows)
+    return estimated(source.name, stored.name, traffic, total, shape=shape, load=asked, machine=machine)
+
+
+def _shaped(place: str | Path) -> Model:
+    """Return the model at `place`; a folder without weights by its config.json alone."""
+    path = Path(place).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():
+        try:
+            weight_files(path)
+        except MissingError:
+            return outline(path)
+    return load(place)
+
+
+def _machine(target: str, threads: int) -> Machine:
+    if target != HERE:
+        return machine_of(profile(target))
+    here = processor()
+    return machine_here(here.name, measure_roofs(threads or here.physical), _physical_memory())
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _weights(model: Model, name: str | None) -> _Stored:
+    if name is None:
+        rows = tuple(Weight(t.name, t.shape, _stored_bytes(t), t.source_dtype) for t in model.tensors)
+        labels = [row.label for row in rows for _ in range(int(row.nbytes) >> 20)] or [rows[0].label]
+        return _Stored(f"as stored, mostly {max(set(labels), key=labels.count)}", rows)
+    if name.lower() in FILE_TYPES:
+        plan = make_plan(model, name)
+        planned = (Weight(t.name, t.shape, t.nbytes, _label(FORMATS[t.format])) for t in plan.tensors)
+        return _Stored(plan.recipe.format, tuple(planned))
+    fmt = get(name)
+    return _Stored(fmt.name, tuple(_converted(tensor, fmt) for tensor in model.tensors))
+
+
+def _stored_bytes(tensor: ModelTensor) -> float:
+    if tensor.source_dtype in _STORED:
+        block, nbytes = _STORED[tensor.source_dtype]
+        return math.prod(tensor.shape) / block * nbytes
+    raise UnsupportedError(
+        f"{tensor.name} is stored as {tensor.source_dtype}, whose bytes per weight vary: name the format with --format"
+    )
+
+
+def _label(fmt: Format) -> str:
+    """The type as `weigh` knows it: wide ones by their names, any other is quantized."""
+    return fmt.name.upper() if fmt.name.upper() in _KEPT else "quantized"
+
+
+def _converted(tensor: ModelTensor, fmt: Format) -> Weight:
+    """Return a tensor as checkpoint containers store it: matrices of blocks in `fmt`, all else in 16 bits."""
+    kind = kind_of(tensor.name)
+    is_matrix = len(tensor.shape) > 1 and not tensor.must_be_f32 and kind not in ("token_embd", "output")
+    if is_matrix and fmt.holds(tensor.columns):
+        return Weight(tensor.name, tensor.shape, tensor.rows * fmt.row_bytes(tensor.columns), _label(fmt))
+    label = tensor.source_dtype if tensor.source_dtype in ("BF16", "F16") else "F16"
+    return Weight(tensor.name, tensor.shape, math.prod(tensor.shape) * _KEPT[label], label)
+
+
+def _computed(stored: _Stored, machine: Machine, *, is_integer: bool) -> str:
+    """Return the type that engines multiply in: int8 on processors, on GPUs what weights are decoded to."""
+    if machine.kind != "gpu":
+        return "int8" if is_integer else "float32"
+    wanted: Callable[[str], bool] = machine.peaks.__contains__
+    if stored.name.startswith("fp8") and wanted("float8"):
+        return "float8"
+    if stored.name in ("nvfp4", "mxfp4") and wanted("float4"):
+        return "float4"
+    return "bfloat16" if wanted("bfloat16") else "float16"
