@@ -8,6 +8,8 @@ import pytest
 
 from tersor.pipeline import doctor as doctor_module
 from tersor.pipeline.doctor import Diagnosis, Finding
+from tersor.targets.profiles.table import PROFILES
+from tersor.targets.roofs import measure_roofs
 
 from .conftest import Run
 
@@ -71,11 +73,15 @@ def test_doctor_finds_this_installation_healthy(run: Run) -> None:
     assert outcome.code == 0, outcome.out
     topics = {finding["topic"].split()[0]: finding["state"] for finding in outcome.document["findings"]}
     assert topics["python"] == "ok"
-    assert {"kernels", "torch", "xllamacpp", "llama.cpp", "cores", "memory"} <= set(topics)
+    assert {"kernels", "torch", "xllamacpp", "llama.cpp", "cores", "memory", "processor", "roofs"} <= set(topics)
+    assert topics["openvino"] in ("ok", "absent")
+    assert outcome.document["profile"] in PROFILES or topics["profile"] == "absent"
+    assert outcome.document["roofs"]["read_bytes_per_s"] > 1e7
 
 
 def test_doctor_fails_when_something_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Diagnosis((Finding("llama.cpp", "broken", "it dies", "pip install it"),))
+    roofs = measure_roofs(1, buffer_bytes=1 << 20)
+    broken = Diagnosis((Finding("llama.cpp", "broken", "it dies", "pip install it"),), None, roofs)
     monkeypatch.setattr(doctor_module, "doctor", lambda: broken)
     outcome = run("doctor")
     assert outcome.code == 1

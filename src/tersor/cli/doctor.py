@@ -11,7 +11,9 @@ __all__ = ["doctor"]
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Show versions, kernels, machine and optional parts, with the command that installs what is absent.
+    """Show versions, kernels, what is absent and how to install it, and what this machine can do.
+
+    The class of machines it belongs to (`tersor estimate --list`), and its roofs, measured in a second.
 
     Exit code 1 if something that is installed does not work.
     """

@@ -18,6 +18,11 @@ from tersor.core.metadata import MetadataEntry
 from tersor.engines.llama_cpp import SUPPORTED, LlamaCpp
 from tersor.kernels import codec
 from tersor.models import load
+from tersor.targets.graphics import graphics
+from tersor.targets.processor import Processor, processor
+from tersor.targets.profiles.detecting import profile_of, profile_of_graphics
+from tersor.targets.profiles.profile import Profile
+from tersor.targets.roofs import Roofs, measure_roofs
 
 __all__ = ["Diagnosis", "Finding", "doctor"]
 
@@ -29,6 +34,8 @@ _EXTRAS = (
     ("tokenizers", "torch", "token parity in `tersor verify`", "tersor[torch]"),
     ("safetensors", "torch", "what transformers reads models with", "tersor[torch]"),
     ("xllamacpp", "llama", "running a GGUF in llama.cpp", "tersor[llama]"),
+    ("onnxruntime", "onnx", "nets with quantized activations", "tersor[onnx]"),
+    ("openvino", "", "running nets in OpenVINO, often faster on x86", "openvino"),
     ("huggingface_hub", "", "models by Hugging Face id", "huggingface_hub"),
 )
 """Package, extra, what it is for, what to install."""
@@ -47,9 +54,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All findings; `is_healthy` unless something that is installed does not work."""
+    """All findings; `is_healthy` unless something that is installed does not work.
+
+    profile  the class of machines that this one belongs to; None where none fits
+    roofs    what it can do at most, measured
+    """
 
     findings: tuple[Finding, ...]
+    profile: str | None
+    roofs: Roofs
 
     @property
     def is_healthy(self) -> bool:
@@ -58,22 +71,33 @@ class Diagnosis:
 
     def to_object(self) -> dict[str, object]:
         """Return everything as plain values, ready for JSON."""
-        return {"healthy": self.is_healthy, "findings": [asdict(finding) for finding in self.findings]}
+        return {
+            "healthy": self.is_healthy,
+            "profile": self.profile,
+            "roofs": asdict(self.roofs),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
 
 
 def doctor() -> Diagnosis:
-    """Look at Python, the kernels, the machine, the extras, and let llama.cpp load a vocabulary; takes a second."""
+    """Look at Python, the kernels, the extras, measure the machine, let llama.cpp load a vocabulary: two seconds."""
+    machine = processor()
+    profile, roofs = profile_of(machine), measure_roofs(machine.physical)
     findings = [
         Finding("tersor", "ok", __version__),
         Finding("python", "ok", f"{platform.python_version()} ({platform.python_implementation()})"),
         Finding("system", "ok", f"{platform.system()} {platform.machine()}"),
         Finding("cores", "ok", f"{_cores()} usable of {os.cpu_count()}"),
         Finding("memory", "ok", _memory()),
+        Finding("processor", "ok", f"{machine.name}: {' '.join(machine.flags) or 'instruction sets unknown'}"),
+        _profile(profile),
+        Finding("roofs", "ok", _roofs(roofs, machine)),
+        *_graphics(),
         _kernels(),
         *(_package(*row) for row in _EXTRAS),
         _engine(),
     ]
-    return Diagnosis(tuple(findings))
+    return Diagnosis(tuple(findings), None if profile is None else profile.name, roofs)
 
 
 def _cores() -> int:
@@ -88,6 +112,33 @@ def _memory() -> str:
     except (AttributeError, ValueError, OSError):
         return "unknown on this system"
     return f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
+
+
+def _profile(found: Profile | None) -> Finding:
+    """The class of machines, and what runs fast on it."""
+    if found is None:
+        return Finding("profile", "absent", "none of ours fits; `tersor estimate --list` shows them")
+    fast = [f"{name} {' '.join(row.formats)}" for name, row in found.engines.items() if row.formats]
+    notes = "".join(f"; {note}" for note in found.notes)
+    return Finding("profile", "ok", f"{found.name} ({found.title}): fast are {', '.join(fast) or 'no formats'}{notes}")
+
+
+def _roofs(found: Roofs, machine: Processor) -> str:
+    parts = [f"reads {found.read_bytes_per_s / 1e9:.1f} GB/s", f"float32 {found.float_flops / 1e9:.0f} GFLOP/s"]
+    parts.append("no int8 dot products" if found.byte_ops is None else f"int8 {found.byte_ops / 1e9:.0f} GOP/s")
+    return f"{', '.join(parts)}, with {found.threads} of {machine.cores} cores, by {found.method}"
+
+
+def _graphics() -> list[Finding]:
+    """The GPUs that the driver tells of; none is no fault."""
+    findings = []
+    for one in graphics():
+        found = profile_of_graphics(one)
+        like = "no profile of ours fits" if found is None else f"profile {found.name}"
+        capability = ".".join(map(str, one.capability))
+        text = f"{one.name}, {one.memory_bytes / 2**30:.1f} GiB, compute capability {capability}; {like}"
+        findings.append(Finding("gpu", "ok", text))
+    return findings
 
 
 def _kernels() -> Finding:
