@@ -82,3 +82,28 @@ def _write(path: Path, seed: int) -> None:
         rows.append(PlannedTensor(name, shape, "F32", "f32", "", "", values.nbytes))
         chunks.append((name, values.view(np.uint8)))
     write_gguf(path, metadata, rows, chunks)
+
+
+@pytest.fixture(scope="session")
+def convolution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net as a file: images [n, 3, 8, 8] through a convolution of 16 channels and a linear layer of 5."""
+    onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'tersor[onnx]'")
+    random, make, kind = np.random.default_rng(0), onnx.helper, onnx.TensorProto.FLOAT
+    weights = {"w": random.standard_normal((16, 3, 3, 3)), "head": random.standard_normal((5, 1024))}
+    nodes = [
+        make.make_node("Conv", ["x", "w"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        make.make_node("Relu", ["a"], ["b"], name="relu"),
+        make.make_node("Flatten", ["b"], ["c"], name="flat"),
+        make.make_node("Gemm", ["c", "head"], ["y"], name="head", transB=1),
+    ]
+    graph = make.make_graph(
+        nodes,
+        "net",
+        [make.make_tensor_value_info("x", kind, ["n", 3, 8, 8])],
+        [make.make_tensor_value_info("y", kind, ["n", 5])],
+        [onnx.numpy_helper.from_array(values.astype(np.float32), name) for name, values in weights.items()],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+    path = tmp_path_factory.mktemp("nets") / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path

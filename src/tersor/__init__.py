@@ -43,6 +43,7 @@ __all__ = [
     "inspect",
     "load",
     "loadtest",
+    "optimize",
     "quantize",
     "report",
     "verify",
@@ -72,10 +73,11 @@ if TYPE_CHECKING:
     from tersor.pipeline.demo import demo as demo
     from tersor.pipeline.deploy.loadtest import loadtest as loadtest
     from tersor.pipeline.doctor import doctor as doctor
-    from tersor.pipeline.estimate import estimate as estimate
     from tersor.pipeline.evaluate import evaluate as evaluate
     from tersor.pipeline.inspect import inspect as inspect
     from tersor.pipeline.report import report as report
+    from tersor.pipeline.targets.estimate import estimate as estimate
+    from tersor.pipeline.targets.optimize import optimize as optimize
     from tersor.pipeline.verify import verify as verify
 
 _ERRORS = "tersor.core.errors"
@@ -98,12 +100,13 @@ _HOMES = {
     "bench": "tersor.pipeline.bench",
     "demo": "tersor.pipeline.demo",
     "doctor": "tersor.pipeline.doctor",
-    "estimate": "tersor.pipeline.estimate",
+    "estimate": "tersor.pipeline.targets.estimate",
     "evaluate": "tersor.pipeline.evaluate",
     "evaluate_net": "tersor.evaluation.nets.accuracy",
     "inspect": "tersor.pipeline.inspect",
     "load": "tersor.models",
     "loadtest": "tersor.pipeline.deploy.loadtest",
+    "optimize": "tersor.pipeline.targets.optimize",
     "quantize": "tersor.pipeline.conversion",
     "report": "tersor.pipeline.report",
     "verify": "tersor.pipeline.verify",

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tersor import reference_model
+
 from .conftest import Run
 
 SHORT = ("--threads", 1, "--prompt", 6, "--generate", 2, "--batches", "1,2")
@@ -75,6 +77,41 @@ def test_an_interval_that_holds_the_limit_is_inconclusive(run: Run, path: Path) 
     ],
 )
 def test_options_that_make_no_sense_are_refused(run: Run, path: Path, options: tuple[str, ...], message: str) -> None:
+    done = run("bench", path, *options)
+    assert done.code == 1
+    assert message in done.err
+
+
+def test_a_language_model_is_compared_in_every_engine_that_runs_it(run: Run) -> None:
+    pytest.importorskip("transformers", reason="the other engine: pip install 'tersor[torch]'")
+    short = ("--threads", 1, "--prompt", 6, "--generate", 2, "--batches", "1", "--rounds", 2)
+    done = run("bench", reference_model.PATH, "--compare", "engines", "--json", *short)
+    first, second = done.document["benchmarks"]
+    assert {first["engine"].split()[0], second["engine"].split()[0]} == {"xllamacpp", "transformers"}
+    speeds = [one["metrics"] for one in (first, second)]
+    rates = [next(m["value"] for m in metrics if m["name"] == "generation_tokens_per_s") for metrics in speeds]
+    assert rates == sorted(rates, reverse=True)
+    assert (first["against"], second["against"]) == ("", first["engine"])
+    assert next(m["value"] for m in second["ratios"] if m["name"] == "generation_tokens_per_s") > 0
+
+
+def test_a_gguf_is_run_by_one_engine_which_is_said(run: Run, path: Path) -> None:
+    done = run("bench", path, "--compare", "engines", "--rounds", 1, *SHORT)
+    assert done.code == 0, done.err
+    assert "tiny-0.gguf, 1 engines in turn" in done.out
+    assert "note: transformers reads a GGUF only as floats" in done.out
+    assert next(line for line in done.out.splitlines() if line.startswith("xllamacpp")).split()[-1] == "1×"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--compare", "all"), "--compare takes the word engines"),
+        (("--engine", "openvino"), "--engine means nothing for a language model"),
+        (("--roof",), "--roof means nothing for a language model"),
+    ],
+)
+def test_options_of_nets_are_refused(run: Run, path: Path, options: tuple[str, ...], message: str) -> None:
     done = run("bench", path, *options)
     assert done.code == 1
     assert message in done.err

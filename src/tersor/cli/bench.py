@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,23 +11,31 @@ import typer
 from rich.console import Console
 
 from tersor.cli.evaluate import EXIT_CODES
-from tersor.cli.screen.output import JsonOption, console, print_json, significant, table
+from tersor.cli.screen.benchmarks import SCALES, machine_line, print_engines, print_kernels, print_nets, shown
+from tersor.cli.screen.output import JsonOption, console, print_json, refuse_given, table
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import SchemeError
 from tersor.core.evaluation import Benchmark, Metric
 from tersor.core.records import plain
+from tersor.evaluation.nets.running.race import Sizes
 from tersor.pages import outcome_of
 from tersor.pipeline import bench as pipeline
+from tersor.pipeline.nets.benching import NetBench, net_kernels
 
 __all__ = ["bench"]
 
-_SCALES = {"bytes": (1 << 20, "MiB"), "s": (1e-3, "ms")}
+_LANGUAGE = ("prompt", "generate", "batches", "min_tokens_per_s", "save")
+_NET = ("engine", "batch", "length", "roof")
+"""Options that mean nothing for the other kind."""
 
 
 def bench(
     context: typer.Context,
     artefact: Annotated[
-        str, typer.Argument(metavar="ARTEFACT", help="A GGUF (run in llama.cpp) or a model folder (transformers).")
+        str,
+        typer.Argument(
+            metavar="ARTEFACT", help="A GGUF (run in llama.cpp), a model folder (transformers), or an ONNX net."
+        ),
     ],
     against: Annotated[
         str | None,
@@ -51,6 +59,17 @@ def bench(
     min_tokens_per_s: Annotated[
         float | None, typer.Option(metavar="X", help="Fail if fewer than X tokens a second are generated.")
     ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="engines", help="Run it in every engine that can, in turn.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Nets: onnxruntime (the default), openvino or torch.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Nets: size of a free first axis of inputs.")] = 1,
+    length: Annotated[int, typer.Option(min=1, metavar="N", help="Nets: size of other free axes of inputs.")] = 128,
+    roof: Annotated[
+        bool, typer.Option("--roof", help="Nets: time and share of the roof of every kernel in ONNX Runtime.")
+    ] = False,
     save: Annotated[
         bool, typer.Option("--save/--no-save", help="Add the result to the Card beside the artefact, if there is one.")
     ] = True,
@@ -60,12 +79,24 @@ def bench(
 
     First the roofs: read bandwidth and arithmetic rate. Then rounds of a prompt, its continuation and continuations of
     several sequences at once, in turn with those of --against. Shown are medians with 95 % intervals, and ratios of
-    paired rounds. Exit code 1 if a limit is broken, 3 if the interval holds the limit.
+    paired rounds. Nets are timed on inputs drawn at random. Exit code 1 if a limit is broken, 3 if the interval holds
+    the limit.
     """
+    is_net = Path(artefact).suffix == ".onnx"
+    refuse_given(context, *((_LANGUAGE, "a net") if is_net else (_NET, "a language model")))
+    if compare not in (None, "engines"):
+        raise SchemeError(f"--compare takes the word engines, got {compare!r}")
+    if roof:
+        _roof(Path(artefact), NetBench(threads=threads, rounds=rounds, sizes=Sizes(batch, length)), as_json)
+        return
     with progress_bar(unit="weights") as progress:
         found = pipeline.bench(
             artefact,
             against=against,
+            compare=compare is not None,
+            engine=engine,
+            batch=batch,
+            length=length,
             threads=threads,
             prompt=prompt,
             generate=generate,
@@ -81,10 +112,27 @@ def bench(
     if as_json:
         print_json({"outcome": outcome, "benchmarks": plain(found)})
     else:
-        _print(console(), found)
+        show = print_engines if compare else print_nets if is_net else _print
+        show(console(), found)
     code = EXIT_CODES[outcome]
     if code:
         raise typer.Exit(code)
+
+
+def _roof(path: Path, how: NetBench, as_json: bool) -> None:
+    """Time every kernel of a net and hold it against the roof."""
+    kernels, scene = net_kernels(path, how)
+    if as_json:
+        print_json({"machine": scene.facts(), "kernels": plain(kernels)})
+        return
+    facts = scene.facts()
+    screen = console()
+    screen.print(
+        f"{facts['processor']}, {scene.roofs.threads} threads: reads {scene.roofs.read_bytes_per_s / 2**30:.1f} GiB/s, "
+        f"float32 {scene.roofs.float_flops / 1e9:.0f} GFLOP/s"
+        + ("" if scene.roofs.byte_ops is None else f", int8 {scene.roofs.byte_ops / 1e9:.0f} GOP/s")
+    )
+    print_kernels(screen, kernels)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -104,9 +152,9 @@ def _command(arguments: list[str], paths: tuple[str, str]) -> str:
     return shlex.join(["tersor", *map(public, arguments)])
 
 
-def _print(screen: Console, found: tuple[Benchmark, ...]) -> None:
+def _print(screen: Console, found: Sequence[Benchmark]) -> None:
     subject = found[0]
-    screen.print(_machine(subject))
+    screen.print(machine_line(subject))
     for name, one in zip("AB", found, strict=False):
         screen.print(f"{name}  {one.subject}, {one.engine}")
     screen.print(
@@ -115,8 +163,8 @@ def _print(screen: Console, found: tuple[Benchmark, ...]) -> None:
     rows = table("what", *(f">{name}" for name in "AB"[: len(found)]), *([">A / B"] if subject.ratios else []))
     ratios = {metric.name: metric for metric in subject.ratios}
     for metric in subject.metrics:
-        cells = [_value(one.metric(metric.name)) for one in found]
-        rows.add_row(_label(metric), *cells, *([_value(ratios.get(metric.name))] if ratios else []))
+        cells = [shown(one.metric(metric.name)) for one in found]
+        rows.add_row(_label(metric), *cells, *([shown(ratios.get(metric.name))] if ratios else []))
         shares = [one.metric(metric.name) for one in found]
         if any(share is not None and share.share is not None for share in shares):
             rows.add_row("  share of the roof", *map(_share, shares), *([""] if ratios else []))
@@ -128,23 +176,13 @@ def _print(screen: Console, found: tuple[Benchmark, ...]) -> None:
         screen.print(f"{limit.outcome}: {limit.reason}")
 
 
-def _machine(one: Benchmark) -> str:
-    facts = one.machine
-    parts = [f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores"]
-    parts.append(f"reads {float(facts['read_bytes_per_s']) / 2**30:.1f} GiB/s")
-    parts.append(f"float32 {float(facts['float32_operations_per_s']) / 1e9:.0f} GFLOP/s")
-    if "int8_operations_per_s" in facts:
-        parts.append(f"int8 {float(facts['int8_operations_per_s']) / 1e9:.0f} GOP/s")
-    return f"{', '.join(parts)} (by {facts['roofs_measured_by']})"
-
-
 def _round(one: Benchmark) -> str:
     return f"{one.settings['prompt_tokens']} prompt and {one.settings['generated_tokens']} generated tokens"
 
 
 def _label(metric: Metric) -> str:
     """The name without its unit, and the unit it is shown in."""
-    unit = _SCALES.get(metric.unit, (1, metric.unit))[1]
+    unit = SCALES.get(metric.unit, (1, metric.unit))[1]
     stem = metric.name.replace("throughput_", "")
     for suffix in ("_tokens_per_s", "_joules_per_token", "_bytes", "_ms", "_s"):
         stem = stem.removesuffix(suffix)
@@ -153,17 +191,3 @@ def _label(metric: Metric) -> str:
 
 def _share(metric: Metric | None) -> str:
     return "–" if metric is None or metric.share is None else f"{metric.share:.1%}"
-
-
-def _value(metric: Metric | None) -> str:
-    if metric is None:
-        return "–"
-    scale = _SCALES.get(metric.unit, (1, ""))[0]
-    text = _number(metric.value / scale)
-    if metric.low is None or metric.high is None or not math.isfinite(metric.low + metric.high):
-        return text
-    return f"{text} ({_number(metric.low / scale)}–{_number(metric.high / scale)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else significant(value, 3)

@@ -24,7 +24,6 @@ from tersor.cli.deploy.refresh import refresh
 from tersor.cli.deploy.registry import registry
 from tersor.cli.deploy.serve import serve
 from tersor.cli.doctor import doctor
-from tersor.cli.estimate import estimate
 from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
@@ -32,6 +31,8 @@ from tersor.cli.planning.advise import advise
 from tersor.cli.quantize import quantize
 from tersor.cli.report import report
 from tersor.cli.screen.output import print_json
+from tersor.cli.targets.estimate import estimate
+from tersor.cli.targets.optimize import optimize
 from tersor.cli.verify import verify
 from tersor.core.errors import TersorError
 
@@ -54,6 +55,7 @@ app.command(short_help="Save what a model sees, for many quantizations.")(calibr
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
 app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
 app.command(short_help="Measure speed, memory and energy, beside another.")(bench)
+app.command(short_help="Choose what runs an artefact fastest here.")(optimize)
 app.command(short_help="Tell what fits where, and how fast it can be.")(estimate)
 app.command(short_help="Send load to a server and judge its answers.")(loadtest)
 app.command(short_help="Write a page on artefacts, beside each other.")(report)

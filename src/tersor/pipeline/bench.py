@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark, Limit, Metric
 from tersor.evaluation.limits import judge
+from tersor.evaluation.nets.running.race import Sizes
 from tersor.evaluation.speed.interleave import RaceProgress, Side, race
 from tersor.evaluation.speed.runners import runner_for
 from tersor.evaluation.speed.shares import noise_notes, share_notes, with_shares
@@ -21,50 +24,28 @@ from tersor.evaluation.speed.workload import Workload
 from tersor.files.gguf import split_paths
 from tersor.files.hashing import sha256
 from tersor.models.hub import fetch, looks_like_id
+from tersor.models.load import load
+from tersor.pipeline.nets.benching import NetBench, bench_net
+from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps import cards, provenance
-from tersor.targets.energy import Meter, open_meter
+from tersor.pipeline.steps.scene import Scene, look_around
+from tersor.targets.energy import Meter
 from tersor.targets.memory import available_bytes
-from tersor.targets.processor import Processor, busy_cores, processor
-from tersor.targets.roofs import Roofs, measure_roofs
+from tersor.targets.processor import processor
 
 __all__ = ["bench"]
 
 _PACKAGES = ("xllamacpp", "transformers", "torch")
 
 
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    """What holds for all sides: the machine and its roofs, as they were at the start."""
-
-    machine: Processor
-    roofs: Roofs
-    load: float | None
-    meter: Meter | str
-
-    def facts(self) -> dict[str, str | int | float]:
-        """Return them for the Benchmark; rates in decimal units."""
-        found: dict[str, str | int | float] = {
-            "processor": self.machine.name,
-            "cores": self.machine.cores,
-            "threads": self.roofs.threads,
-            "instructions": " ".join(self.machine.flags),
-            "read_bytes_per_s": self.roofs.read_bytes_per_s,
-            "float32_operations_per_s": self.roofs.float_flops,
-            "roofs_measured_by": self.roofs.method,
-        }
-        if self.roofs.byte_ops is not None:
-            found["int8_operations_per_s"] = self.roofs.byte_ops
-        if self.machine.cache_bytes is not None:
-            found["last_level_cache_bytes"] = self.machine.cache_bytes
-        if self.load is not None:
-            found["load_average"] = self.load
-        return found
-
-
 def bench(
     artefact: str | Path,
     *,
     against: str | Path | None = None,
+    compare: bool = False,
+    engine: str | None = None,
+    batch: int = 1,
+    length: int = 128,
     threads: int = 0,
     prompt: int = 256,
     generate: int = 64,
@@ -77,9 +58,14 @@ def bench(
     command: str = "",
     progress: RaceProgress | None = None,
 ) -> tuple[Benchmark, ...]:
-    """Measure `artefact`, a GGUF or a folder of Hugging Face form, and return its Benchmark, then that of `against`.
+    """Measure `artefact`, a GGUF, a folder of Hugging Face form or an ONNX net; return its Benchmark, then `against`'s.
 
     against            another artefact or model; both run in turn, round by round
+    compare            run it in every engine that can, in turn: a folder in transformers and, written as a GGUF of the
+                       same weights, in llama.cpp; a net in ONNX Runtime, OpenVINO and torch.compile, where they are
+                       installed; the Benchmarks come with the fastest first, ratios to it
+    engine             of a net: onnxruntime, openvino or torch
+    batch, length      of a net: the first axis of its inputs where it is free, and any other free axis
     threads            of the engines and of the roofs; 0: every physical core this process may use
     prompt, generate   tokens of a round
     batches            numbers of parallel sequences to measure the throughput of
@@ -96,27 +82,89 @@ def bench(
     if rounds < LEAST_ROUNDS and (max_latency_ratio is not None or min_tokens_per_s is not None):
         raise SchemeError(f"limits need at least {LEAST_ROUNDS} rounds, got {rounds}: fewer give no 95 % interval")
     began = time.perf_counter()
-    machine = processor()
+    if Path(artefact).suffix == ".onnx":
+        how = NetBench(engine, compare, threads, rounds, Sizes(batch, length), timeout_s)
+        return _net(Path(artefact), against, how, max_latency_ratio, command=command, progress=progress)
+    if engine is not None:
+        raise SchemeError("language models run in the engine of their form; compare shows all that can run one")
     workload = Workload(
-        prompt, generate, tuple(batches), rounds, threads=threads or machine.physical, timeout_s=timeout_s
+        prompt, generate, tuple(batches), rounds, threads=threads or processor().physical, timeout_s=timeout_s
     )
+    if compare:
+        if against is not None or max_latency_ratio is not None:
+            raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
+        return _compared(_located(artefact), workload, command, progress)
     paths = [_located(place) for place in (artefact, against) if place is not None]
-    chosen = [runner_for(path) for path in paths]
-    traffics = [_traffic(path, row.traffic) for path, (_, row) in zip(paths, chosen, strict=True)]
-    load, meter = busy_cores(), open_meter()
-    scene = _Scene(machine, measure_roofs(workload.threads), load, meter)
-    sides = [Side(path, row) for path, (_, row) in zip(paths, chosen, strict=True)]
-    race(sides, workload, meter=meter if isinstance(meter, Meter) else None, progress=progress)
-    made = [_benchmark(side, traffic, scene, workload) for side, traffic in zip(sides, traffics, strict=True)]
-    general = (*noise_notes(sides, workload, load, machine.cores), *_memory_notes(paths), *_energy_note(meter))
+    sides, made = _raced(paths, workload, progress)
     ratios = ratios_of(sides[0], sides[1], workload, (_size(paths[0]), _size(paths[1]))) if against is not None else ()
     subject = replace(made[0], against=paths[1].name if against is not None else "", ratios=ratios, command=command)
     subject = replace(subject, limits=_limits(subject, max_latency_ratio, min_tokens_per_s))
     seconds = time.perf_counter() - began
-    results = [replace(one, notes=one.notes + general, seconds=seconds) for one in (subject, *made[1:])]
+    results = [replace(one, seconds=seconds) for one in (subject, *made[1:])]
     if save and paths[0].is_file():
         cards.add(paths[0], benchmark=results[0])
     return tuple(results)
+
+
+def _net(
+    path: Path,
+    against: str | Path | None,
+    how: NetBench,
+    ratio: float | None,
+    *,
+    command: str,
+    progress: RaceProgress | None,
+) -> tuple[Benchmark, ...]:
+    other = None if against is None else Path(against)
+    made = bench_net(path, how, against=other, command=command, progress=progress)
+    latency = next((metric for metric in made[0].ratios if metric.name == "latency_best_ms"), None)
+    if ratio is None or latency is None:
+        return made
+    named = Metric("latency_ratio", latency.value, "", latency.low, latency.high, latency.units)
+    return (replace(made[0], limits=(judge(named, ratio),)), *made[1:])
+
+
+def _raced(
+    paths: Sequence[Path], workload: Workload, progress: RaceProgress | None
+) -> tuple[list[Side], list[Benchmark]]:
+    """Run every path in its engine, in turn; return the sides of the race and a Benchmark of each."""
+    chosen = [runner_for(path) for path in paths]
+    traffics = [_traffic(path, row.traffic) for path, (_, row) in zip(paths, chosen, strict=True)]
+    scene = look_around(workload.threads)
+    meter = scene.meter
+    sides = [Side(path, row) for path, (_, row) in zip(paths, chosen, strict=True)]
+    race(sides, workload, meter=meter if isinstance(meter, Meter) else None, progress=progress)
+    made = [_benchmark(side, traffic, scene, workload) for side, traffic in zip(sides, traffics, strict=True)]
+    busy = noise_notes(sides, workload, scene.load, scene.machine.cores)
+    general = (*busy, *_memory_notes(paths), *_energy_note(meter))
+    return sides, [replace(one, notes=one.notes + general) for one in made]
+
+
+def _compared(path: Path, workload: Workload, command: str, progress: RaceProgress | None) -> tuple[Benchmark, ...]:
+    """Run a model in every engine that can, and return the Benchmarks, the fastest generation first."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        if path.is_dir():
+            copy = Path(folder) / f"{path.resolve().name}.gguf"
+            model = load(path)
+            kind = Counter(tensor.source_dtype for tensor in model.tensors).most_common(1)[0][0].lower()
+            quantize(model, kind if kind in ("f16", "bf16") else "f32", copy, measure=False)
+            paths, note = [path, copy], f"{copy.name} holds the weights of {path.name}, as {kind}, for llama.cpp"
+        else:
+            paths, note = [path], "transformers reads a GGUF only as floats, with packages of its own: left out"
+        sides, made = _raced(paths, workload, progress)
+        sizes = [_size(each) for each in paths]
+    speeds = [metric.value for one in made if (metric := one.metric("generation_tokens_per_s")) is not None]
+    order = sorted(range(len(made)), key=lambda index: -speeds[index])
+    found = []
+    for place, index in enumerate(order):
+        one = replace(made[index], notes=(*made[index].notes, note), command=command)
+        if place:
+            first = order[0]
+            ratios = ratios_of(sides[index], sides[first], workload, (sizes[index], sizes[first]))
+            one = replace(one, against=made[first].engine, ratios=ratios)
+        found.append(replace(one, seconds=time.perf_counter() - began))
+    return tuple(found)
 
 
 def _located(place: str | Path) -> Path:
@@ -137,7 +185,7 @@ def _traffic(path: Path, read: Callable[[Path], Traffic]) -> Traffic | str:
         return str(error)
 
 
-def _benchmark(side: Side, traffic: Traffic | str, scene: _Scene, workload: Workload) -> Benchmark:
+def _benchmark(side: Side, traffic: Traffic | str, scene: Scene, workload: Workload) -> Benchmark:
     name = side.path.name
     metrics = metrics_of(side, workload, _size(side.path))
     if isinstance(traffic, Traffic):

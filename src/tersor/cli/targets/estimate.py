@@ -12,7 +12,7 @@ from tersor.core.errors import SchemeError
 from tersor.core.quantities import number, size
 from tersor.core.records import plain
 from tersor.evaluation.estimates.estimate import Amount, Estimate
-from tersor.pipeline import estimate as pipeline
+from tersor.pipeline.targets import estimate as pipeline
 from tersor.targets.profiles.profile import Figure, Profile
 from tersor.targets.profiles.table import PROFILES
 

@@ -9,8 +9,8 @@ import pytest
 from tersor import reference_model
 from tersor.core.errors import MissingError, SchemeError
 from tersor.models import load
-from tersor.pipeline.estimate import estimate
 from tersor.pipeline.quantize import quantize
+from tersor.pipeline.targets.estimate import estimate
 
 LLAMA_3_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,

@@ -1,0 +1,130 @@
+"""Benchmarks for people: the machine, engines beside each other, kernels against the roof."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from tersor.cli.screen.output import significant, table
+from tersor.core.evaluation import Benchmark, Metric
+from tersor.evaluation.nets.running.kernels import Kernel
+
+__all__ = ["SCALES", "machine_line", "print_engines", "print_kernels", "print_nets", "shown", "shown_number"]
+
+SCALES = {"bytes": (1 << 20, "MiB"), "s": (1e-3, "ms")}
+SHOWN_KERNELS = 25
+_COLUMNS = (
+    ("latency_best_ms", "ms"),
+    ("generation_tokens_per_s", "tokens/s"),
+    ("prompt_tokens_per_s", "prompt"),
+    ("time_to_first_token_ms", "first, ms"),
+    ("load_s", "load, ms"),
+    ("peak_memory_bytes", "MiB"),
+)
+"""Metrics that a row of the comparison shows, where the engines have them; the first with its interval."""
+
+
+def machine_line(one: Benchmark) -> str:
+    """Return the processor, its cores and its roofs."""
+    facts = one.machine
+    parts = [f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores"]
+    parts.append(f"reads {float(facts['read_bytes_per_s']) / 2**30:.1f} GiB/s")
+    parts.append(f"float32 {float(facts['float32_operations_per_s']) / 1e9:.0f} GFLOP/s")
+    if "int8_operations_per_s" in facts:
+        parts.append(f"int8 {float(facts['int8_operations_per_s']) / 1e9:.0f} GOP/s")
+    return f"{', '.join(parts)} (by {facts['roofs_measured_by']})"
+
+
+def print_engines(screen: Console, found: Sequence[Benchmark]) -> None:
+    """One row an engine, the fastest first, and how many times slower the others are."""
+    screen.print(machine_line(found[0]))
+    screen.print(f"{found[0].subject}, {len(found)} engines in turn: medians, 95 % intervals\n")
+    columns = [(name, title) for name, title in _COLUMNS if any(one.metric(name) is not None for one in found)]
+    rows = table("engine", *(f">{title}" for _, title in columns), ">of roof", ">slower")
+    for one in found:
+        shares = [metric.share for metric in one.metrics if metric.share is not None]
+        share = f"{shares[-1]:.0%}" if shares else "–"
+        cells = [shown(one.metric(name), has_interval=not place) for place, (name, _) in enumerate(columns)]
+        rows.add_row(one.engine, *cells, share, _slower(one))
+    screen.print(rows)
+    _notes(screen, found)
+
+
+def _slower(one: Benchmark) -> str:
+    """How many times the time of the fastest engine it takes; the fastest has no ratios."""
+    ratios = {metric.name: metric.value for metric in one.ratios}
+    if "latency_best_ms" in ratios:
+        return f"{ratios['latency_best_ms']:.2f}×"
+    if ratios.get("generation_tokens_per_s"):
+        return f"{1 / ratios['generation_tokens_per_s']:.2f}×"
+    return "1×"
+
+
+def print_nets(screen: Console, found: Sequence[Benchmark]) -> None:
+    """One net, or two beside each other in one engine."""
+    subject = found[0]
+    screen.print(machine_line(subject))
+    for name, one in zip("AB", found, strict=False):
+        screen.print(f"{name}  {one.subject}, {one.engine}, {one.settings['inputs']}")
+    screen.print(f"{subject.settings['rounds']} rounds: medians, 95 % intervals\n")
+    ratios = {metric.name: metric for metric in subject.ratios}
+    rows = table("what", *(f">{name}" for name in "AB"[: len(found)]), *([">A / B"] if ratios else []))
+    for metric in subject.metrics:
+        unit = SCALES.get(metric.unit, (1, metric.unit))[1]
+        stem = metric.name.removesuffix("_bytes").removesuffix("_ms").removesuffix("_per_s").removesuffix("_s")
+        cells = [shown(one.metric(metric.name)) for one in found]
+        rows.add_row(f"{stem.replace('_', ' ')}, {unit}", *cells, *([shown(ratios.get(metric.name))] if ratios else []))
+    screen.print(rows)
+    _notes(screen, found)
+
+
+def _notes(screen: Console, found: Sequence[Benchmark]) -> None:
+    screen.print()
+    for note in dict.fromkeys(note for one in found for note in one.notes):
+        screen.print(f"note: {note}")
+    for limit in found[0].limits:
+        screen.print(f"{limit.outcome}: {limit.reason}")
+
+
+def print_kernels(screen: Console, kernels: Sequence[Kernel]) -> None:
+    """The kernels that take the most time, each with its share of the roof, and what all come to."""
+    total = sum(kernel.seconds for kernel in kernels)
+    rows = table("kernel", "operator", ">ms", ">of all", ">M operations", ">KiB", "bound by", ">of the roof")
+    longest = sorted(kernels, key=lambda kernel: -kernel.seconds)[:SHOWN_KERNELS]
+    for kernel in longest:
+        rows.add_row(
+            kernel.name,
+            kernel.operator,
+            f"{1e3 * kernel.seconds:.3f}",
+            f"{kernel.seconds / total:.0%}",
+            shown_number(kernel.operations / 1e6),
+            shown_number(kernel.nbytes / 1024),
+            kernel.bound,
+            f"{kernel.share:.0%}",
+        )
+    screen.print(rows)
+    least = sum(kernel.seconds * kernel.share for kernel in kernels)
+    if len(kernels) > len(longest):
+        screen.print(f"and {len(kernels) - len(longest)} kernels that take less (--json shows all)")
+    screen.print(
+        f"\nall kernels: {1e3 * total:.2f} ms, {sum(kernel.operations for kernel in kernels) / 1e9:.3f} G operations, "
+        f"{least / total:.0%} of the roof; what lies in a cache is not bound by memory, and can exceed it"
+    )
+
+
+def shown(metric: Metric | None, *, has_interval: bool = True) -> str:
+    """Return a metric in the unit it is shown in, with its interval where it has one; a dash for None."""
+    if metric is None:
+        return "–"
+    scale = SCALES.get(metric.unit, (1, ""))[0]
+    text = shown_number(metric.value / scale)
+    if not has_interval or metric.low is None or metric.high is None or not math.isfinite(metric.low + metric.high):
+        return text
+    return f"{text} ({shown_number(metric.low / scale)}–{shown_number(metric.high / scale)})"
+
+
+def shown_number(value: float) -> str:
+    """Return three significant digits, whole numbers from a thousand on."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else significant(value, 3)

@@ -1,0 +1,1 @@
+"""Verbs about machines: what fits where, what runs fastest."""

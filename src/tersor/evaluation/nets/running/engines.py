@@ -1,0 +1,165 @@
+"""The engines that run nets, one row each, and a net loaded in one of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self, TypeAlias
+
+import numpy as np
+
+from tersor.core.arrays import Float32
+from tersor.core.errors import MissingError, SchemeError
+from tersor.engines.child import Child
+
+__all__ = ["NET_ENGINES", "Loaded", "NetEngine", "Settings", "Way", "installed", "ways"]
+
+Settings: TypeAlias = Mapping[str, bool]
+_WORKER = "tersor.evaluation.nets.running.worker"
+
+
+@dataclass(frozen=True, slots=True)
+class NetEngine:
+    """A row.
+
+    package   that has to be installed; `install` is how
+    settings  the ways in which it can be run, the usual one first
+    programs  that it calls, such as a compiler
+    """
+
+    package: str
+    install: str
+    settings: tuple[Settings, ...]
+    programs: tuple[str, ...] = ()
+
+
+NET_ENGINES: Mapping[str, NetEngine] = MappingProxyType(
+    {
+        "onnxruntime": NetEngine(
+            "onnxruntime",
+            "pip install 'tersor[onnx]'",
+            ({"layout": True, "spin": True}, {"layout": False, "spin": True}, {"layout": True, "spin": False}),
+        ),
+        "openvino": NetEngine("openvino", "pip install openvino", ({"pinning": True}, {"pinning": False})),
+        "torch": NetEngine("torch", "pip install 'tersor[torch]'", ({"compile": True},), programs=("g++",)),
+    }
+)
+"""Name → row. layout: weights and images in the order that the processor likes (NCHWc); spin: idle threads wait
+awake; pinning: threads stay on their cores; compile: by inductor, with constants folded in."""
+
+
+def installed(name: str) -> str:
+    """Return why an engine cannot be used here, "" where it can; SchemeError for one that we do not know."""
+    row = _row(name)
+    if importlib.util.find_spec(row.package) is None:
+        return f"not installed: {row.install}"
+    absent = [program for program in row.programs if shutil.which(program) is None]
+    return f"needs {absent[0]}, which is not on the path" if absent else ""
+
+
+def _row(name: str) -> NetEngine:
+    if name not in NET_ENGINES:
+        raise SchemeError(f"no engine for nets is called {name!r}; there are {', '.join(NET_ENGINES)}")
+    return NET_ENGINES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run a net: an engine, its threads, its settings."""
+
+    engine: str
+    threads: int
+    settings: Settings
+
+    def __str__(self) -> str:
+        said = [name if value else f"no {name}" for name, value in self.settings.items()]
+        return f"{self.engine}, {self.threads} threads{''.join(f', {word}' for word in said)}"
+
+
+class Loaded:
+    """A net in an engine, in a child process.
+
+    way      how it is run
+    batch    size of the first axis of inputs where it is free; `length` that of other free axes
+    profile  folder for a profile of kernels; ONNX Runtime only
+
+    Raises EngineError where the engine refuses the net, MissingError where it is not installed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        way: Way,
+        *,
+        batch: int = 1,
+        length: int = 128,
+        timeout_s: float = 600,
+        profile: Path | None = None,
+    ) -> None:
+        reason = installed(way.engine)
+        if reason:
+            raise MissingError(f"{way.engine}: {reason}")
+        options: dict[str, int | str] = {"threads": way.threads, "batch": batch, "length": length, "seed": 0}
+        options |= way.settings
+        if profile is not None:
+            options["profile"] = str(profile)
+        self.way = way
+        self._child = Child(
+            _WORKER,
+            [way.engine, str(path.absolute()), json.dumps(options)],
+            subject=path.name,
+            engine=way.engine,
+            environment={"OMP_NUM_THREADS": str(way.threads), "CUDA_VISIBLE_DEVICES": ""},
+            timeout_s=timeout_s,
+            packages=True,
+        )
+        greeting = self._child.greeting
+        self.load_s, self.version = float(greeting["load_s"]), str(greeting["version"])
+        self.inputs: dict[str, list[int]] = dict(greeting["inputs"])
+        self._values = int(greeting["values"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it lives."""
+        return self._child.pid
+
+    def close(self) -> None:
+        """End the child process; calling it twice is harmless."""
+        self._child.close()
+
+    def seconds(self, repeats: int) -> list[float]:
+        """Run so many times on the same inputs, and return what each took."""
+        return [took / 1e9 for took in self._child.call("time", repeats=repeats)["ns"]]
+
+    def output(self) -> Float32:
+        """Return all outputs for the inputs, which are the same in every engine, flat and one after another."""
+        found = np.empty(self._values, np.float32)
+        self._child.call("show", into=found)
+        return found
+
+    def end_profile(self) -> Path:
+        """Write the profile, and return where it lies."""
+        return Path(str(self._child.call("profile")["path"]))
+
+
+def ways(engines: Sequence[str], threads: Sequence[int], *, every_setting: bool) -> list[Way]:
+    """Return the ways to run a net in these engines: the usual settings of each, or every one; SchemeError."""
+    found = []
+    for name in engines:
+        settings = _row(name).settings
+        for chosen in settings if every_setting else settings[:1]:
+            found += [Way(name, count, chosen) for count in threads]
+    return found

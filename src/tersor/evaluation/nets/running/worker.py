@@ -1,0 +1,216 @@
+"""The child process that holds one net in one engine and times it.
+
+Started by `engines/child.py` with the arguments ENGINE PATH OPTIONS_JSON; the options are `threads`, `batch`, `length`
+(of free axes), `seed`, and the settings of the engine. Inputs are made here: floats are drawn at random, whole numbers
+are all 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tersor.engines.frames import receive, send
+from tersor.graph.net import Net
+from tersor.graph.training.module import to_torch
+
+__all__ = ["main"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Options: TypeAlias = dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A net ready to run.
+
+    inputs   name, shape (None for a free axis) and type of each
+    run      inputs by name → outputs in order
+    version  of the engine
+    profile  ends the profile that was asked for, and tells where it lies
+    """
+
+    inputs: list[tuple[str, list[int | None], str]]
+    run: Callable[[Mapping[str, Array]], Sequence[Array]]
+    version: str
+    profile: Callable[[], str] | None = None
+
+
+def _onnxruntime(path: str, options: Options) -> _Loaded:
+    import onnxruntime  # noqa: PLC0415 - only ever in the child
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = options["threads"]
+    levels = onnxruntime.GraphOptimizationLevel
+    settings.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if options.get("layout", True) else levels.ORT_ENABLE_EXTENDED
+    )
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.get("spin", True) else "0")
+    if options.get("profile"):
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(options["profile"]) / "ort")
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    inputs = [(value.name, _axes(value.shape), value.type) for value in session.get_inputs()]
+    version = f"onnxruntime {onnxruntime.__version__}"
+    return _Loaded(inputs, lambda feeds: session.run(names, dict(feeds)), version, session.end_profiling)
+
+
+def _openvino(path: str, options: Options) -> _Loaded:
+    openvino: Any = importlib.import_module("openvino")
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": options["threads"],
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": bool(options.get("pinning", True)),
+        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 unasked, and give other numbers
+    }
+    model = core.read_model(path)
+    inputs = []
+    for port in model.inputs:
+        axes = [None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape]
+        inputs.append((port.any_name, axes, port.element_type.to_string()))
+    shapes = {name: _sized(axes, options) for name, axes, _ in inputs}
+    model.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
+        found = request.infer(dict(feeds))
+        return [found[port] for port in request.model_outputs]
+
+    return _Loaded(inputs, run, f"openvino {openvino.__version__.partition('-')[0]}")
+
+
+def _torch(path: str, options: Options) -> _Loaded:
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(options["threads"])
+    torch.set_grad_enabled(False)
+    net = Net.open(Path(path))
+    module = to_torch(net.model).eval()
+    inputs = []
+    for value in net.inputs:
+        axes = [size if isinstance(size, int) else None for size in value.shape or ()]
+        assert value.dtype is not None, "inputs of a checked model have a type"
+        inputs.append((str(value.name), axes, str(value.dtype.numpy())))
+    called: Any = module
+    if options.get("compile"):
+        import torch._inductor.config as inductor  # noqa: PLC0415
+
+        inductor.freezing = True
+        called = torch.compile(module)
+
+    def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
+        made = called(*(torch.from_numpy(feeds[name]) for name, _, _ in inputs))
+        return [one.numpy() for one in (made if isinstance(made, tuple | list) else (made,))]
+
+    return _Loaded(inputs, run, f"torch {torch.__version__}")
+
+
+_ENGINES = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}
+
+
+def _axes(shape: Sequence[object]) -> list[int | None]:
+    return [size if isinstance(size, int) and size > 0 else None for size in shape]
+
+
+def _sized(axes: Sequence[int | None], options: Options) -> list[int]:
+    """Return the shape with free axes filled in: the first is the batch."""
+    free = [options["batch"] if place == 0 else options["length"] for place in range(len(axes))]
+    return [size if size is not None else free[place] for place, size in enumerate(axes)]
+
+
+def _feeds(loaded: _Loaded, options: Options) -> dict[str, Array]:
+    random = np.random.default_rng(options["seed"])
+    feeds: dict[str, Array] = {}
+    for name, axes, kind in loaded.inputs:
+        shape = _sized(axes, options)
+        word = kind.lower().removeprefix("tensor(").removesuffix(")")
+        if word in ("float", "f32", "float32"):
+            feeds[name] = random.standard_normal(shape, dtype=np.float32)
+        elif word in ("float16", "f16"):
+            feeds[name] = random.standard_normal(shape, dtype=np.float32).astype(np.float16)
+        elif word in ("double", "f64", "float64"):
+            feeds[name] = random.standard_normal(shape)
+        else:
+            names = {"i64": "int64", "i32": "int32", "u8": "uint8", "i8": "int8", "boolean": "bool"}
+            feeds[name] = np.ones(shape, names.get(word, word))
+    return feeds
+
+
+class _Stage:
+    """The net, what it is fed, and the operations on it."""
+
+    def __init__(self, engine: str, path: str, options: Options) -> None:
+        began = perf_counter()
+        self.loaded = _ENGINES[engine](path, options)
+        self.load_s = perf_counter() - began
+        self.feeds = _feeds(self.loaded, options)
+        self.output: Sequence[Array] = self.loaded.run(self.feeds)
+
+    def facts(self) -> dict[str, Any]:
+        """The greeting."""
+        return {
+            "load_s": self.load_s,
+            "version": self.loaded.version,
+            "inputs": {name: list(value.shape) for name, value in self.feeds.items()},
+            "values": int(sum(np.size(one) for one in self.output)),
+        }
+
+    def time(self, request: Options, _pipe: BinaryIO) -> Options:
+        """Run `repeats` times: nanoseconds of each."""
+        times = []
+        for _ in range(request["repeats"]):
+            began = perf_counter_ns()
+            self.loaded.run(self.feeds)
+            times.append(perf_counter_ns() - began)
+        return {"ns": times}
+
+    def show(self, _request: Options, pipe: BinaryIO) -> Options:
+        """Send all outputs as floats, one after another."""
+        flat = np.concatenate([np.asarray(one, np.float32).ravel() for one in self.output])
+        send(pipe, {"floats": int(flat.size)})
+        pipe.write(np.ascontiguousarray(flat, "<f4").tobytes())
+        return {}
+
+    def profile(self, _request: Options, _pipe: BinaryIO) -> Options:
+        """End the profile: where it lies."""
+        if self.loaded.profile is None:
+            raise ValueError("this engine writes no profile")
+        return {"path": self.loaded.profile()}
+
+
+_OPERATIONS = {"time": _Stage.time, "show": _Stage.show, "profile": _Stage.profile}
+
+
+def main() -> None:
+    """Load the net, then answer requests until stdin closes."""
+    engine, path, options = sys.argv[1:4]
+    output: BinaryIO = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever libraries print must not enter the protocol
+    try:
+        stage = _Stage(engine, path, json.loads(options))
+        send(output, {"done": True, **stage.facts()})
+    except Exception as error:  # the edge of the process: whatever a foreign library raises goes to the parent
+        send(output, {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"})
+        output.flush()
+        return
+    output.flush()
+    while (request := receive(sys.stdin.buffer)) is not None:
+        try:
+            send(output, {"done": True, **_OPERATIONS[request["operation"]](stage, request, output)})
+        except Exception as error:
+            send(output, {"error": f"{type(error).__name__}: {error}"})
+        output.flush()
+    os._exit(0)

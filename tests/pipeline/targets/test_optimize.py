@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tersor.core.errors import EngineError, FormatError, MissingError, SchemeError, UnsupportedError
+from tersor.evaluation.nets.running.choices import Choices, choices_path
+from tersor.pipeline.targets.optimize import Optimized, optimize, remembered
+
+pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
+
+
+@pytest.fixture
+def net(convolution: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(convolution, tmp_path / "net.onnx"))
+
+
+def quick(path: Path, **options: object) -> Optimized:
+    return optimize(path, engines=("onnxruntime",), threads=(1,), rounds=3, **options)  # type: ignore[arg-type]
+
+
+def test_the_fastest_way_is_chosen_kept_and_remembered(net: Path) -> None:
+    found = quick(net)
+    tried = found.choice.tried
+    assert found.fresh
+    every = {(True, True), (False, True), (True, False)}
+    assert {(row.settings["layout"], row.settings["spin"]) for row in tried} == every
+    assert (tried[0].note, tried[0].best_ms) == ("", found.choice.best_ms)
+    assert all(row.note for row in tried[1:])
+    again = quick(net)
+    assert not again.fresh
+    assert again.choice == found.choice == remembered(net)
+    assert choices_path(net).is_file()
+
+
+def test_another_shape_other_bytes_and_another_release_are_measured_anew(net: Path) -> None:
+    first = quick(net)
+    assert quick(net, batch=2).fresh
+    assert not quick(net).fresh  # both are kept
+    path = choices_path(net)
+    stale = Choices((replace(first.choice, versions={"onnxruntime": "0.1"}),))
+    path.write_text(stale.to_json())
+    assert quick(net).fresh
+    net.write_bytes(net.read_bytes() + b"\x72\x00")  # an empty field that protobuf passes over
+    assert remembered(net) is None
+    assert quick(net).fresh
+    assert len(json.loads(path.read_text())["choices"]) == 1
+    assert quick(net, again=True).fresh
+
+
+def test_what_was_chosen_can_be_opened(net: Path) -> None:
+    with quick(net, batch=2).open() as loaded:
+        assert loaded.inputs == {"x": [2, 3, 8, 8]}
+        assert np.isfinite(loaded.output()).all()
+
+
+def test_threads_of_llama_cpp_are_chosen_for_a_gguf(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="runs a GGUF: pip install 'tersor[llama]'")
+    path = Path(shutil.copy(tiny_gguf(), tmp_path / "tiny.gguf"))
+    found = optimize(path, threads=(1, 2), rounds=2)
+    assert {(row.engine, row.threads) for row in found.choice.tried} == {("llama.cpp", 1), ("llama.cpp", 2)}
+    assert found.choice.best_ms == min(row.best_ms or 0 for row in found.choice.tried)
+    with pytest.raises(UnsupportedError, match=r"run it in llama\.cpp with"):
+        found.open()
+
+
+def test_what_cannot_be_done_is_refused(net: Path, tmp_path: Path) -> None:
+    with pytest.raises(SchemeError, match="optimized for cpu, not 'gpu'"):
+        optimize(net, target="gpu")
+    with pytest.raises(SchemeError, match="must be positive"):
+        optimize(net, threads=(0,))
+    with pytest.raises(MissingError, match="no such file"):
+        optimize(tmp_path / "none.onnx")
+    with pytest.raises(UnsupportedError, match=r"chosen for \.onnx and \.gguf"):
+        optimize(Path(__file__))
+    with pytest.raises(SchemeError, match="no engine for nets is called 'x'"):
+        optimize(net, engines=("x",))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"\x08\x01nonsense")
+    with pytest.raises(EngineError, match=r"broken\.onnx"):
+        quick(broken)
+    assert not choices_path(broken).exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"schema": "tersor.choices/9"}', '{"schema": "tersor.choices/1", "choices": 3}']
+)
+def test_a_file_that_remembers_something_else_is_refused(net: Path, text: str) -> None:
+    choices_path(net).write_text(text)
+    with pytest.raises(FormatError, match=r"choices\.json"):
+        quick(net)
