@@ -29,12 +29,15 @@ from tersor.core.format import Format
 from tersor.core.json_schema import card_schema
 from tersor.deploy.alerting.files import monitoring_files
 from tersor.deploy.alerting.rules import LEAST_REQUESTS, RULES
+from tersor.evaluation.nets.running.engines import NET_ENGINES
 from tersor.formats import FORMATS, get
 from tersor.methods import METHODS
 from tersor.models import load
 from tersor.models.architectures import ARCHITECTURES
 from tersor.models.tokenizers.pretokenizers import ROWS
 from tersor.pipeline.steps.planning import make_plan
+from tersor.targets.profiles.profile import Figure
+from tersor.targets.profiles.table import PROFILES
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "docs" / "reference" / "card.schema.json"
@@ -215,6 +218,45 @@ def alerts() -> str:
     return table(("alert", "severity", "figure", ">fires", ">ends", ">after", "what to do"), rows)
 
 
+def profiles() -> str:
+    """Every class of machines, with what is known of it."""
+
+    def giga(figure: Figure | None) -> str:
+        return "–" if figure is None else f"{figure.value / 1e9:,.4g}"
+
+    rows = []
+    for row in PROFILES.values():
+        peaks = [(name, row.peak(name)) for name in ("float16", "float8", "int8", "float32")]
+        told = ", ".join(f"{name} {rate.value / 1e12:.4g}" for name, rate in peaks if rate is not None)
+        cycles = [pair for cores in row.cores if cores.count is None for pair in cores.per_cycle.items()]
+        told = told or ", ".join(f"{name} {rate.value:g} a core and cycle" for name, rate in cycles)
+        watts = "–" if row.power_w is None else f"{row.power_w.value:g}"
+        cells = [giga(row.memory_bytes), giga(row.read_bytes_per_s), told or "–", watts]
+        rows.append([f"`{row.name}`", row.kind, row.title, *cells])
+    return table(("profile", "kind", "machine", ">memory, GB", ">reads, GB/s", "T operations/s", ">W"), rows)
+
+
+def fast_formats() -> str:
+    """What runs fast on each class of machines, by engine."""
+    rows = []
+    for row in PROFILES.values():
+        for name, support in row.engines.items():
+            formats = " ".join(f"`{text}`" for text in support.formats) or "–"
+            rows.append([f"`{row.name}`", name, formats, ", ".join(support.fusions) or "–", support.source])
+    return table(("profile", "engine", "formats", "fused", "who says so"), rows)
+
+
+def net_engines() -> str:
+    """Every engine for nets, with the ways in which it is tried."""
+    rows = []
+    for name, row in NET_ENGINES.items():
+        tried = "; ".join(
+            ", ".join(key if value else f"no {key}" for key, value in settings.items()) for settings in row.settings
+        )
+        rows.append([f"`{name}`", tried, f"`{row.install}`", ", ".join(row.programs) or "–"])
+    return table(("engine", "tried with", "to have it", "also needs"), rows)
+
+
 def mixture_version() -> str:
     """Which llama.cpp the mixtures were recorded from."""
     return f"Mixture rules as of `{TABLE_VERSION}`.\n"
@@ -235,13 +277,16 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-line": command_line,
     "containers": containers,
+    "fast-formats": fast_formats,
     "file-types": file_types,
     "formats": formats,
     "gguf-formats": gguf_formats,
     "layouts": layouts,
     "methods": methods,
     "mixture-version": mixture_version,
+    "net-engines": net_engines,
     "pre-tokenizers": pre_tokenizers,
+    "profiles": profiles,
     "verbs": verbs,
 }
 

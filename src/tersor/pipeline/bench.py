@@ -61,11 +61,10 @@ def bench(
     """Measure `artefact`, a GGUF, a folder of Hugging Face form or an ONNX net; return its Benchmark, then `against`'s.
 
     against            another artefact or model; both run in turn, round by round
-    compare            run it in every engine that can, in turn: a folder in transformers and, written as a GGUF of the
-                       same weights, in llama.cpp; a net in ONNX Runtime, OpenVINO and torch.compile, where they are
-                       installed; the Benchmarks come with the fastest first, ratios to it
+    compare            run it in every engine that can, in turn, and return the fastest first: a net in those that are
+                       installed, a folder in transformers and, its weights written as a GGUF, in llama.cpp
     engine             of a net: onnxruntime, openvino or torch
-    batch, length      of a net: the first axis of its inputs where it is free, and any other free axis
+    batch, length      of a net: sizes of a free first axis of its inputs, and of other free axes
     threads            of the engines and of the roofs; 0: every physical core this process may use
     prompt, generate   tokens of a round
     batches            numbers of parallel sequences to measure the throughput of
@@ -77,10 +76,7 @@ def bench(
     UnsupportedError for what cannot be run, EngineError where an engine fails; SchemeError for options that do not
     combine.
     """
-    if max_latency_ratio is not None and against is None:
-        raise SchemeError("max_latency_ratio compares with another artefact: name it with against")
-    if rounds < LEAST_ROUNDS and (max_latency_ratio is not None or min_tokens_per_s is not None):
-        raise SchemeError(f"limits need at least {LEAST_ROUNDS} rounds, got {rounds}: fewer give no 95 % interval")
+    _check_limits(max_latency_ratio, min_tokens_per_s, rounds, has_other=against is not None)
     began = time.perf_counter()
     if Path(artefact).suffix == ".onnx":
         how = NetBench(engine, compare, threads, rounds, Sizes(batch, length), timeout_s)
@@ -90,20 +86,33 @@ def bench(
     workload = Workload(
         prompt, generate, tuple(batches), rounds, threads=threads or processor().physical, timeout_s=timeout_s
     )
+    if compare and against is not None:
+        raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
     if compare:
-        if against is not None or max_latency_ratio is not None:
-            raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
         return _compared(_located(artefact), workload, command, progress)
     paths = [_located(place) for place in (artefact, against) if place is not None]
     sides, made = _raced(paths, workload, progress)
-    ratios = ratios_of(sides[0], sides[1], workload, (_size(paths[0]), _size(paths[1]))) if against is not None else ()
-    subject = replace(made[0], against=paths[1].name if against is not None else "", ratios=ratios, command=command)
+    subject = _subject(sides, made, workload, command)
     subject = replace(subject, limits=_limits(subject, max_latency_ratio, min_tokens_per_s))
-    seconds = time.perf_counter() - began
-    results = [replace(one, seconds=seconds) for one in (subject, *made[1:])]
+    results = [replace(one, seconds=time.perf_counter() - began) for one in (subject, *made[1:])]
     if save and paths[0].is_file():
         cards.add(paths[0], benchmark=results[0])
     return tuple(results)
+
+
+def _check_limits(ratio: float | None, speed: float | None, rounds: int, *, has_other: bool) -> None:
+    if ratio is not None and not has_other:
+        raise SchemeError("max_latency_ratio compares with another artefact: name it with against")
+    if rounds < LEAST_ROUNDS and (ratio is not None or speed is not None):
+        raise SchemeError(f"limits need at least {LEAST_ROUNDS} rounds, got {rounds}: fewer give no 95 % interval")
+
+
+def _subject(sides: Sequence[Side], made: Sequence[Benchmark], workload: Workload, command: str) -> Benchmark:
+    """Return the Benchmark of the first side, with ratios to the second where there is one."""
+    if len(sides) < 2:
+        return replace(made[0], command=command)
+    ratios = ratios_of(sides[0], sides[1], workload, (_size(sides[0].path), _size(sides[1].path)))
+    return replace(made[0], against=sides[1].path.name, ratios=ratios, command=command)
 
 
 def _net(

@@ -45,7 +45,7 @@ class _Stored:
 def estimate(
     model: str | Path,
     *,
-    target: str = HERE,
+    target: str | Machine = HERE,
     format: str | None = None,  # noqa: A002 (the word of the command line)
     context: int = 4096,
     prompt: int = 512,
@@ -59,7 +59,8 @@ def estimate(
     """Return memory and the bounds of speed of `model` on a machine.
 
     model         a GGUF, a folder of Hugging Face form (its config.json is enough), or a hub id
-    target        a profile (`tersor estimate --list`), or "here": this machine, whose roofs are measured in a second
+    target        a profile (`tersor estimate --list`), or "here": this machine, whose roofs are measured in a second;
+                  or a machine of your own
     format        file type of llama.cpp or a number format for all matrices of the blocks; None: as it is stored
     context       tokens that each sequence grows to
     prompt        tokens of a prompt; `chunk` of them are evaluated together
@@ -104,7 +105,9 @@ def _shaped(place: str | Path) -> Model:
     return load(place)
 
 
-def _machine(target: str, threads: int) -> Machine:
+def _machine(target: str | Machine, threads: int) -> Machine:
+    if isinstance(target, Machine):
+        return target
     if target != HERE:
         return machine_of(profile(target))
     here = processor()

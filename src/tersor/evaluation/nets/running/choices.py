@@ -19,7 +19,7 @@ class Tried:
     """One way that was measured.
 
     settings  of the engine
-    best_ms   the shortest run of a round, its median over rounds; None where it did not run
+    best_ms   the shortest run of a round, its lower quartile over rounds; None where it did not run
     note      why it was not taken, "" for the one that was
     """
 
