@@ -1,11 +1,11 @@
 """Does `tersor optimize` choose well? On six nets: its choice against every way there is, in a race of its own.
 
-    python benchmarks/engine_choice.py [--nets resnet18 …] [--rounds 15] [--threads 1,2] [--json]
+    python benchmarks/engine_choice.py [--nets resnet18 …] [--rounds 15] [--threads 1,2] [--clock processor] [--json]
 
 For each net the choice is made first, as `tersor optimize` makes it. Then every way (engine, threads, settings) runs
 again, in turn, in new processes, and the choice is held against the best and the worst of that second race, by the
 lower quartile over rounds of the shortest run of a round. Random weights: only time is measured. Engines are those that
-are installed beside tersor (OpenVINO: pip install openvino).
+are installed beside tersor (OpenVINO: pip install openvino). On a busy machine: --clock processor --threads 1.
 
   resnet18, mobilenetv2            images of 224 × 224, float32
   resnet18-int8, mobilenetv2-int8  the same on integers, quantized here for ONNX Runtime
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import nets
-from tersor.evaluation.nets.running.engines import NET_ENGINES, Way, installed, ways
+from tersor.evaluation.nets.running.engines import NET_ENGINES, Clock, Way, installed, ways
 from tersor.evaluation.nets.running.race import Entry, Sizes, race_ways
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
@@ -109,13 +109,13 @@ class Row:
         return self.chosen_ms / self.best_ms
 
 
-def measured(name: str, folder: Path, threads: tuple[int, ...], rounds: int) -> Row:
+def measured(name: str, folder: Path, threads: tuple[int, ...], rounds: int, clock: Clock) -> Row:
     """Choose, then race every way."""
     path = folder / f"{name}.onnx"
     NETS[name]().save(path)
     engines = tuple(engine for engine in NET_ENGINES if not installed(engine))
-    found = optimize(path, engines=engines, threads=threads, rounds=rounds)
-    entries = second_race(path, ways(engines, threads, every_setting=True), rounds)
+    found = optimize(path, engines=engines, threads=threads, rounds=rounds, clock=clock)
+    entries = second_race(path, ways(engines, threads, every_setting=True), rounds, clock)
     ran = sorted((entry for entry in entries if entry.blocks), key=lambda entry: entry.score)
     chosen = next(entry for entry in ran if entry.way == found.way())
     usual = next(entry for entry in ran if entry.way.engine == "onnxruntime" and entry.way.threads == max(threads))
@@ -134,12 +134,14 @@ def measured(name: str, folder: Path, threads: tuple[int, ...], rounds: int) -> 
     )
 
 
-def second_race(path: Path, every: list[Way], rounds: int) -> list[Entry]:
+def second_race(path: Path, every: list[Way], rounds: int, clock: Clock) -> list[Entry]:
     """All ways side by side, as many at once as there is room for; each group has the first way, to compare by."""
     first, rest = every[0], every[1:]
     entries: list[Entry] = []
     for start in range(0, len(rest), AT_ONCE):
-        group = race_ways([(path, way) for way in (first, *rest[start : start + AT_ONCE])], Sizes(), rounds=rounds)
+        group = race_ways(
+            [(path, way) for way in (first, *rest[start : start + AT_ONCE])], Sizes(), rounds=rounds, clock=clock
+        )
         if entries and group[0].blocks and entries[0].blocks:  # the machine may have been slower meanwhile
             factor = entries[0].score / group[0].score
             for entry in group[1:]:
@@ -154,13 +156,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     threads = tuple(int(word) for word in given.threads.split(","))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.nets:
-            rows.append(measured(name, Path(folder), threads, given.rounds))
+            rows.append(measured(name, Path(folder), threads, given.rounds, given.clock))
             row = rows[-1]
             print(
                 f"{row.net:17} {row.chosen_ms:8.3f} ms  {row.over_best:5.2f}× the best of {row.ways} ways  "
@@ -169,11 +172,11 @@ def main(arguments: list[str]) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-    facts = {"machine": machine(), "load_average": busy_cores(), "rounds": given.rounds}
+    facts = {"machine": machine(), "load_average": busy_cores(), "rounds": given.rounds, "clock": given.clock}
     if given.json:
         print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}))
         return
-    print(f"{facts['machine']}, load average {facts['load_average']}, {given.rounds} rounds\n")
+    print(f"{facts['machine']}, load average {facts['load_average']}, {given.rounds} rounds, {given.clock} time\n")
     print("| net | choice | ms | × best | × worst | × usual (ONNX Runtime, all threads) | search, s |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for row in rows:

@@ -1,12 +1,11 @@
 """How far is llama.cpp's generation from the bound that `tersor estimate` gives for this machine?
 
-    python benchmarks/estimate_decode.py [--formats f16 q8_0 …] [--rounds 7] [--threads 2] [--json]
+    python benchmarks/estimate_decode.py [--formats f16 q8_0 …] [--rounds 7] [--json]
 
-Makes random Llamas of two sizes (their weights are several times the last cache), quantizes them, and measures each
-between two measurements of the roofs, of which the higher counts: other work only ever lowers them. Speeds are of the
-time on the clock (wall) and, with one thread, of the processor time that the engine took (cpu): on a machine that is
-busy with other things only the latter says something of the engine. The bound is for the mean length of the text. Also:
-memory of the engine's process above that of an empty one, beside the estimate.
+Makes random Llamas of two sizes, their weights several times the last cache, and runs each in several formats. One
+thread, and everything by processor time instead of the clock: roofs and engine alike, in turn, so that a machine that
+is busy with other things tells the same as a quiet one. The bound is for the mean length of the text. Also: memory of
+the engine's process above that of an empty one, beside the estimate.
 """
 
 from __future__ import annotations
@@ -17,8 +16,11 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -27,40 +29,34 @@ from tersor import reference_model
 from tersor.engines.llama_cpp import LlamaCpp, empty_engine
 from tersor.evaluation.estimates.limits import machine_here
 from tersor.evaluation.speed.workload import Workload
+from tersor.kernels import codec
 from tersor.models import load
 from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps.provenance import machine
-from tersor.pipeline.steps.scene import highest
 from tersor.pipeline.targets.estimate import estimate
 from tersor.targets.memory import footprint
 from tersor.targets.processor import busy_cores, processor
-from tersor.targets.roofs import measure_roofs
+from tersor.targets.roofs import Roofs
 
 SIZES = {"160M": (1024, 2816, 12), "400M": (1536, 4096, 14)}
 """Name → hidden, inner, layers."""
 PROMPT, STEPS = 128, 48
-SPEEDS = ("decode_tokens_per_s", "prefill_tokens_per_s")
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Tokens a second by the clock, and by the processor time of the engine."""
-
-    wall: float
-    cpu: float
+LANES = {"avx512": (16, 64), "avx2": (8, 0), "neon": (4, 16), "portable": (8, 0)}
+"""Instruction set → multiply-adds of an instruction of the loops in kernels/native/roofs.h: float32, int8."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model in one format: speeds beside their bounds, bytes beside the estimate."""
+    """One model in one format: tokens per second of processor time beside their bounds, bytes beside the estimate."""
 
     model: str
     format: str
     weight_bytes: float
+    read_bytes_per_s: float
     bound: float
-    generation: Speed
+    generation: float
     prompt_bound: float
-    prompt: Speed
+    prompt: float
     needed_bytes: float
     memory_bytes: float
 
@@ -101,56 +97,74 @@ def resident(pid: int | None) -> int:
     return 0 if found is None else found.resident
 
 
-def run(path: Path, threads: int, rounds: int) -> tuple[Speed, Speed, int]:
-    """Return the speed of generation and of the prompt, and what the model takes in memory."""
-    work = Workload(PROMPT, STEPS, (), rounds, threads=threads)
-    empty = empty_engine(threads=threads)
+def roofs_by_processor_time() -> Roofs:
+    """Return the roofs of one thread: what more passes cost, so that setting up does not count."""
+    native: Any = codec.native()
+    size = 256 << 20
+
+    def slope(work: Callable[[int], object], few: int, many: int) -> float:
+        taken = []
+        for passes in (few, many):
+            began = time.process_time()
+            work(passes)
+            taken.append(time.process_time() - began)
+        return (taken[1] - taken[0]) / (many - few)
+
+    steps = 1 << 20
+    per_step = {kind: native.multiply_rate(kind, steps, 1, 3) for kind in (False, True)}
+    reading = slope(lambda passes: native.read_rate(size, 1, passes), 2, 14)
+    rates = {}
+    for kind, rate in per_step.items():
+        alone = slope(lambda passes, kind=kind: native.multiply_rate(kind, steps, 1, passes), 2, 50)  # type: ignore[misc]
+        rates[kind] = rate and 2 * 12 * LANES[native.isa()][kind] * steps / alone
+    return Roofs(1, size / reading, rates[False], rates[True] or None, size, "native, by processor time", 0.0)
+
+
+def run(path: Path, rounds: int) -> tuple[float, float, int, Roofs]:
+    """Return the speed of generation and of the prompt, what the model takes in memory, and the roofs meanwhile."""
+    work = Workload(PROMPT, STEPS, (), rounds, threads=1)
+    empty = empty_engine(threads=1)
     bare = resident(empty.pid)
     empty.close()
-    made: list[tuple[float, float]] = []
-    read: list[tuple[float, float]] = []
-    with LlamaCpp(path, context=0, threads=threads) as engine:
+    made = read = 0.0
+    found = []
+    with LlamaCpp(path, context=0, threads=1) as engine:
         assert engine.pid is not None, "it runs"
-        engine.timed("time_open", sequences=1, context=work.context, threads=threads)
+        engine.timed("time_open", sequences=1, context=work.context, threads=1)
         for index in range(rounds + 1):
             clock = [seconds_of(engine.pid)]
-            prompt = engine.timed("time_prompt", sequences=1, prompts=work.prompts(1, PROMPT, engine.vocabulary_size))
+            engine.timed("time_prompt", sequences=1, prompts=work.prompts(1, PROMPT, engine.vocabulary_size))
             clock.append(seconds_of(engine.pid))
-            steps = engine.timed("time_generation", sequences=1, steps=STEPS)["step_ns"]
+            engine.timed("time_generation", sequences=1, steps=STEPS)
             clock.append(seconds_of(engine.pid))
             if index:
-                read.append((prompt["evaluated_ns"] / 1e9, clock[1] - clock[0]))
-                made.append((sum(steps) / 1e9, clock[2] - clock[1]))
+                read, made = read + clock[1] - clock[0], made + clock[2] - clock[1]
+            found.append(roofs_by_processor_time())
         taken = resident(engine.pid) - bare
-    return speed(STEPS, made), speed(PROMPT, read), taken
+    middle = sorted(found, key=lambda one: one.read_bytes_per_s)[len(found) // 2]
+    return STEPS * rounds / made, PROMPT * rounds / read, taken, middle
 
 
-def speed(tokens: int, rounds: list[tuple[float, float]]) -> Speed:
-    """Return the median over rounds of the clock, the mean of processor time, whose ticks are coarse."""
-    wall = sorted(seconds for seconds, _ in rounds)[len(rounds) // 2]
-    return Speed(tokens / wall, tokens * len(rounds) / max(sum(seconds for _, seconds in rounds), 1e-9))
-
-
-def measured(size: str, kind: str, folder: Path, threads: int, rounds: int) -> Row:
+def measured(size: str, kind: str, folder: Path, rounds: int) -> Row:
     """Quantize, estimate, run."""
     path = folder / f"{size}-{kind}.gguf"
     quantize(load(folder / size), kind, path, measure=False)
-    before = measure_roofs(threads)
-    generation, prompt, memory = run(path, threads, rounds)
-    roofs = highest(before, measure_roofs(threads))
+    generation, prompt, memory, roofs = run(path, rounds)
     here = machine_here(processor().name, roofs, None)
     found = estimate(path, target=here, context=PROMPT + STEPS // 2, prompt=PROMPT)
     path.unlink()
-    amounts = {name: found.amount(name) or 0.0 for name in (*("weights_bytes", "needed_bytes"), *SPEEDS)}
+    bounds = {name: found.amount(name) or 0.0 for name in ("decode_tokens_per_s", "prefill_tokens_per_s")}
+    sizes = {name: found.amount(name) or 0.0 for name in ("weights_bytes", "needed_bytes")}
     return Row(
         size,
         kind,
-        amounts["weights_bytes"],
-        amounts["decode_tokens_per_s"],
+        sizes["weights_bytes"],
+        roofs.read_bytes_per_s,
+        bounds["decode_tokens_per_s"],
         generation,
-        amounts["prefill_tokens_per_s"],
+        bounds["prefill_tokens_per_s"],
         prompt,
-        amounts["needed_bytes"],
+        sizes["needed_bytes"],
         float(memory),
     )
 
@@ -160,7 +174,6 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", default=["f16", "q8_0", "q4_0", "q4_k_m"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     rows = []
@@ -169,23 +182,20 @@ def main(arguments: list[str]) -> None:
         for size in SIZES:
             build(size, folder)
             for kind in given.formats:
-                rows.append(measured(size, kind, folder, given.threads, given.rounds))
+                rows.append(measured(size, kind, folder, given.rounds))
                 print(rows[-1], file=sys.stderr, flush=True)
-    facts = {"machine": machine(), "threads": given.threads, "load_average": busy_cores()}
+    facts = {"machine": machine(), "load_average": busy_cores()}
     if given.json:
         print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}))
         return
-    print(f"{facts['machine']}, {given.threads} threads, load average {facts['load_average']}\n")
-    print(
-        "| model | format | weights, MB | bound, tokens/s | wall | cpu | of the bound (cpu) | prompt (cpu) | memory |"
-    )
+    print(f"{facts['machine']}, one thread, load average {facts['load_average']}\n")
+    print("| model | format | weights, MB | read, GB/s | bound, tokens/s | llama.cpp | share | prompt | memory |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
-        made = row.generation
         print(
-            f"| {row.model} | {row.format} | {row.weight_bytes / 1e6:.0f} | {row.bound:.1f} | {made.wall:.1f} | "
-            f"{made.cpu:.1f} | {made.cpu / row.bound:.0%} | {row.prompt.cpu / row.prompt_bound:.0%} | "
-            f"{row.memory_bytes / row.needed_bytes:.2f}× |"
+            f"| {row.model} | {row.format} | {row.weight_bytes / 1e6:.0f} | {row.read_bytes_per_s / 1e9:.1f} | "
+            f"{row.bound:.1f} | {row.generation:.1f} | {row.generation / row.bound:.0%} | "
+            f"{row.prompt / row.prompt_bound:.0%} | {row.memory_bytes / row.needed_bytes:.2f}× |"
         )
 
 

@@ -25,7 +25,11 @@ def test_the_choice_is_shown_and_kept_where_it_is_wanted(run: Run, convolution: 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--threads", "1,x"), "--threads takes whole numbers"), (("--engines", "x"), "no engine for nets is called 'x'")],
+    [
+        (("--clock", "sun"), "--clock is wall or processor"),
+        (("--threads", "1,x"), "--threads takes whole numbers"),
+        (("--engines", "x"), "no engine for nets is called 'x'"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(
     run: Run, convolution: Path, options: tuple[str, ...], message: str

@@ -80,6 +80,8 @@ def test_what_cannot_be_done_is_refused(net: Path, tmp_path: Path) -> None:
         optimize(net, target="gpu")
     with pytest.raises(SchemeError, match="must be positive"):
         optimize(net, threads=(0,))
+    with pytest.raises(SchemeError, match=r"give threads=\(1,\)"):
+        optimize(net, clock="processor", threads=(1, 2))
     with pytest.raises(MissingError, match="no such file"):
         optimize(tmp_path / "none.onnx")
     with pytest.raises(UnsupportedError, match=r"chosen for \.onnx and \.gguf"):

@@ -14,10 +14,14 @@ from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import SchemeError
 from tersor.core.records import plain
 from tersor.evaluation.nets.running.choices import Tried
+from tersor.evaluation.nets.running.engines import Clock
 from tersor.pipeline.targets import optimize as pipeline
 from tersor.pipeline.targets.optimize import Optimized
 
 __all__ = ["optimize"]
+
+BUSY = 0.5
+"""Load average above which the choice may be that of a busy machine."""
 
 
 def optimize(
@@ -36,6 +40,9 @@ def optimize(
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Nets: size of a free first axis of inputs.")] = 1,
     length: Annotated[int, typer.Option(min=1, metavar="N", help="Nets: size of other free axes of inputs.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds of the race among the best.")] = 15,
+    clock: Annotated[
+        str, typer.Option(metavar="NAME", help="wall, or processor: with --threads 1, on a machine that is busy.")
+    ] = "wall",
     again: Annotated[bool, typer.Option("--again", help="Measure, although a choice is remembered.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,12 +63,19 @@ def optimize(
             length=length,
             rounds=rounds,
             again=again,
+            clock=_clock(clock),
             progress=progress,
         )
     if as_json:
         print_json({"fresh": found.fresh, "seconds": found.seconds, "choice": plain(found.choice)})
     else:
         _print(console(), found)
+
+
+def _clock(name: str) -> Clock:
+    if name not in ("wall", "processor"):
+        raise SchemeError(f"--clock is wall or processor, got {name!r}")
+    return "wall" if name == "wall" else "processor"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -82,6 +96,8 @@ def _print(screen: Console, found: Optimized) -> None:
         rows.add_row(row.engine, str(row.threads), _settings(row), value, slower, row.note)
     screen.print(rows)
     screen.print(f"\nkept in {found.path.name}")
+    if found.load is not None and found.load > BUSY:
+        screen.print(f"note: the load average was {found.load:.1f}: other work ran beside; --again when it is quiet")
 
 
 def _settings(row: Tried) -> str:

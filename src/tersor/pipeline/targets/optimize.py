@@ -12,14 +12,14 @@ from pathlib import Path
 from tersor.core.errors import FormatError, MissingError, SchemeError, UnsupportedError
 from tersor.evaluation.nets.running.choices import Choice, Choices, Tried, choices_path
 from tersor.evaluation.nets.running.choosing import best_way
-from tersor.evaluation.nets.running.engines import NET_ENGINES, Loaded, Way, installed, ways
+from tersor.evaluation.nets.running.engines import NET_ENGINES, Clock, Loaded, Way, installed, ways
 from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db
 from tersor.evaluation.speed.interleave import RaceProgress, Side, race
 from tersor.evaluation.speed.runners import RUNNERS
 from tersor.evaluation.speed.workload import Workload
 from tersor.files.atomic import atomic_writer
 from tersor.files.hashing import sha256
-from tersor.targets.processor import Processor, processor
+from tersor.targets.processor import Processor, busy_cores, processor
 
 __all__ = ["Optimized", "optimize", "remembered"]
 
@@ -37,6 +37,7 @@ class Optimized:
     fresh    whether it was measured now, not remembered
     seconds  that took
     path     where the choice is kept
+    load     the load average before it was measured; None where nobody counts
     """
 
     artefact: Path
@@ -44,6 +45,7 @@ class Optimized:
     fresh: bool
     seconds: float
     path: Path
+    load: float | None = None
 
     def way(self) -> Way:
         """Return how the artefact is run."""
@@ -66,6 +68,7 @@ class _Search:
     threads: tuple[int, ...]
     engines: tuple[str, ...]
     rounds: int
+    clock: Clock
     timeout_s: float
 
 
@@ -80,6 +83,7 @@ def optimize(
     length: int = 128,
     rounds: int = 15,
     again: bool = False,
+    clock: Clock = "wall",
     timeout_s: float = 600,
     progress: RaceProgress | None = None,
 ) -> Optimized:
@@ -92,6 +96,7 @@ def optimize(
     batch, length  of free axes of a net's inputs
     rounds         of the race among the best
     again          measure although a choice is remembered
+    clock          "processor" tells processor time, which other work does not lengthen; for nets and one thread
 
     A choice holds for the bytes of the artefact, the processor with its cores, and the shape of inputs; it is measured
     anew where an engine has another release. Raises SchemeError, MissingError, EngineError where nothing runs it.
@@ -100,15 +105,17 @@ def optimize(
         raise SchemeError(f"artefacts are optimized for {', '.join(TARGETS)}, not {target!r}")
     if rounds < 1 or batch < 1 or length < 1 or any(count < 1 for count in threads):
         raise SchemeError("rounds, batch, length and threads must be positive")
+    if clock == "processor" and tuple(threads) != (1,):
+        raise SchemeError("processor time of several threads is no measure of speed: give threads=(1,)")
     path = _checked(Path(artefact).expanduser())
     began, machine, digest = time.perf_counter(), processor(), sha256(path)
     place = output or choices_path(path)
-    known = read_choices(place)
+    known, load = read_choices(place), busy_cores()
     found = known.find(digest, _fingerprint(machine), batch, length)
     if found is not None and not again and _is_current(found):
         return Optimized(path, found, False, time.perf_counter() - began, place)
     counts = tuple(threads) or tuple(dict.fromkeys((machine.physical, machine.cores, 1)))
-    search = _Search(counts, _engines(path, engines), rounds, timeout_s)
+    search = _Search(counts, _engines(path, engines), rounds, clock, timeout_s)
     measured = _net if path.suffix == ".onnx" else _language
     tried = measured(path, search, Sizes(batch, length), progress)
     best = tried[0]
@@ -128,7 +135,7 @@ def optimize(
     )
     with atomic_writer(place) as file:
         file.write(known.with_choice(choice).to_json().encode())
-    return Optimized(path, choice, True, time.perf_counter() - began, place)
+    return Optimized(path, choice, True, time.perf_counter() - began, place, load)
 
 
 def _checked(path: Path) -> Path:
@@ -198,7 +205,14 @@ def _net(path: Path, search: _Search, sizes: Sizes, progress: RaceProgress | Non
     """Try every engine in all its ways; those whose results differ from the first are not taken."""
     every = ways(search.engines, search.threads, every_setting=True)
     final, first = best_way(
-        path, every, sizes, rounds=search.rounds, timeout_s=search.timeout_s, progress=progress, agrees=_agree
+        path,
+        every,
+        sizes,
+        rounds=search.rounds,
+        clock=search.clock,
+        timeout_s=search.timeout_s,
+        progress=progress,
+        agrees=_agree,
     )
     finalists = [entry.way for entry in final]
     reference = next(entry for entry in first if entry.blocks)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tersor.core.errors import EngineError
-from tersor.evaluation.nets.running.engines import Way
+from tersor.evaluation.nets.running.engines import Clock, Way
 from tersor.evaluation.nets.running.race import Entry, Sizes, race_ways, shortlist
 from tersor.evaluation.speed.interleave import RaceProgress
 
@@ -25,6 +25,7 @@ def best_way(
     sizes: Sizes,
     *,
     rounds: int,
+    clock: Clock = "wall",
     timeout_s: float = 600,
     progress: RaceProgress | None = None,
     agrees: Callable[[Entry, Entry], bool],
@@ -39,11 +40,13 @@ def best_way(
     first: list[Entry] = []
     for start in range(0, len(ways), AT_ONCE):
         places = [(path, way) for way in ways[start : start + AT_ONCE]]
-        first += race_ways(places, sizes, rounds=SHORT_ROUNDS, timeout_s=timeout_s, progress=progress)
+        first += race_ways(places, sizes, rounds=SHORT_ROUNDS, clock=clock, timeout_s=timeout_s, progress=progress)
     ran = [entry for entry in first if entry.blocks]
     if not ran:
         raise EngineError("; ".join(dict.fromkeys(entry.refusal for entry in first)) or f"{path}: no engine to try")
     fitting = [entry for entry in ran if agrees(entry, ran[0])]
     finalists = shortlist(fitting, most=MOST_FINALISTS, within=WITHIN)
-    final = race_ways([(path, way) for way in finalists], sizes, rounds=rounds, timeout_s=timeout_s, progress=progress)
+    final = race_ways(
+        [(path, way) for way in finalists], sizes, rounds=rounds, clock=clock, timeout_s=timeout_s, progress=progress
+    )
     return sorted((entry for entry in final if entry.blocks), key=lambda entry: entry.score) or ran[:1], first

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from tersor.core.arrays import Float32
 from tersor.core.errors import MissingError, SchemeError
 from tersor.engines.child import Child
 
-__all__ = ["NET_ENGINES", "Loaded", "NetEngine", "Settings", "Way", "installed", "ways"]
+__all__ = ["NET_ENGINES", "Clock", "Loaded", "NetEngine", "Settings", "Way", "installed", "ways"]
 
 Settings: TypeAlias = Mapping[str, bool]
+Clock: TypeAlias = Literal["wall", "processor"]
+"""What time is told by: the wall, or the processor time of all threads of an engine. Other work does not lengthen the
+latter, which tells the same as the former for one thread that never waits."""
 _WORKER = "tersor.evaluation.nets.running.worker"
 
 
@@ -140,9 +143,9 @@ class Loaded:
         """End the child process; calling it twice is harmless."""
         self._child.close()
 
-    def seconds(self, repeats: int) -> list[float]:
+    def seconds(self, repeats: int, clock: Clock = "wall") -> list[float]:
         """Run so many times on the same inputs, and return what each took."""
-        return [took / 1e9 for took in self._child.call("time", repeats=repeats)["ns"]]
+        return [took / 1e9 for took in self._child.call("time", repeats=repeats, clock=clock)["ns"]]
 
     def output(self) -> Float32:
         """Return all outputs for the inputs, which are the same in every engine, flat and one after another."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError
-from tersor.evaluation.nets.running.engines import Loaded, Way
+from tersor.evaluation.nets.running.engines import Clock, Loaded, Way
 from tersor.evaluation.speed.interleave import SETTLE_S, RaceProgress
 from tersor.targets.memory import footprint
 
@@ -67,6 +67,7 @@ def race_ways(
     sizes: Sizes,
     *,
     rounds: int,
+    clock: Clock = "wall",
     timeout_s: float = 600,
     progress: RaceProgress | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -100,7 +101,7 @@ def race_ways(
         for number in range(rounds):
             for entry, loaded, repeats in running:
                 sleep(SETTLE_S)
-                took = loaded.seconds(repeats)
+                took = loaded.seconds(repeats, clock)
                 entry.seconds += took
                 entry.blocks.append(min(took))
                 tell(f"round {number + 1}, {entry.way.engine}")
