@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tersor import reference_model
-from tersor.core.errors import MissingError
+from tersor.core.errors import FormatError, MissingError
 from tersor.models.load import load
 from tersor.models.outline import outline
 
@@ -35,6 +35,12 @@ def test_experts_are_stacked_once_whichever_way_they_are_stored(tmp_path: Path) 
     assert len(found) == 3 + 3 * (2 + 4 + 2 + 4)
     assert found["blk.2.ffn_up_exps.weight"].shape == (8, 32, 64)
     assert found["output.weight"].source_dtype == "BF16"
+
+
+def test_a_count_of_layers_that_no_model_has_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**MIXTURE, "num_hidden_layers": 2_000_000_000}))
+    with pytest.raises(FormatError, match="2000000000 layers are more than any model has"):
+        outline(tmp_path)
 
 
 def test_there_is_nothing_to_read(tmp_path: Path) -> None:

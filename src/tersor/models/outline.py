@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tersor.core.arrays import Float32
-from tersor.core.errors import MissingError
+from tersor.core.errors import FormatError, MissingError
 from tersor.core.metadata import MetadataEntry
 from tersor.models.architectures import TensorRule
 from tersor.models.checkpoint_model import Description, read_description
@@ -15,6 +15,8 @@ from tersor.models.model import Model, ModelTensor, kind_of, layer_of, needs_f32
 
 __all__ = ["outline"]
 
+MOST_LAYERS = 1 << 14
+"""Nothing but this count says how many tensors there are."""
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
@@ -36,6 +38,8 @@ def outline(folder: Path) -> Model:
     Biases that the architecture may have or not are left out. Errors are those of loading a checkpoint.
     """
     described = read_description(folder)
+    if described.found.layers > MOST_LAYERS:
+        raise FormatError(f"{folder / 'config.json'}: {described.found.layers} layers are more than any model has")
     tensors = tuple(_tensors(described, folder))
     axes, name = described.found.axes, described.row.name
     return Model(

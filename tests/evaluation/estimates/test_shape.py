@@ -46,5 +46,7 @@ def test_experts_that_a_token_uses_are_what_lives() -> None:
 
 
 def test_what_is_no_decoder_is_refused_by_key() -> None:
+    with pytest.raises(UnsupportedError, match=r"llama\.block_count is 4294967295"):
+        shape_of("llama", {**LLAMA_2_7B, "llama.block_count": 2**32 - 1}, 10)
     with pytest.raises(UnsupportedError, match=r"mamba\.attention\.head_count is None"):
         shape_of("mamba", {"mamba.block_count": 2, "mamba.embedding_length": 8}, 10)

@@ -11,6 +11,8 @@ from tersor.models.architectures import ARCHITECTURES
 
 __all__ = ["DecoderShape", "shape_of"]
 
+MOST_LAYERS = 1 << 14
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
@@ -73,6 +75,8 @@ def shape_of(architecture: str, metadata: Mapping[str, object], vocabulary: int)
 
     layers = 1
     layers = numbers("block_count")[0]
+    if not 0 < layers <= MOST_LAYERS:
+        raise UnsupportedError(f"{architecture}.block_count is {layers}: no model has so many layers")
     hidden, heads = numbers("embedding_length")[0], numbers("attention.head_count")
     key_heads = numbers("attention.head_count_kv", heads[0])
     keys = numbers("attention.key_length", hidden // max(heads[0], 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,10 @@ def _physical_memory() -> int | None:
 def _weights(model: Model, name: str | None) -> _Stored:
     if name is None:
         rows = tuple(Weight(t.name, t.shape, _stored_bytes(t), t.source_dtype) for t in model.tensors)
-        labels = [row.label for row in rows for _ in range(int(row.nbytes) >> 20)] or [rows[0].label]
-        return _Stored(f"as stored, mostly {max(set(labels), key=labels.count)}", rows)
+        held: Counter[str] = Counter()
+        for row in rows:
+            held[row.label] += int(row.nbytes)
+        return _Stored(f"as stored, mostly {held.most_common(1)[0][0]}", rows)
     if name.lower() in FILE_TYPES:
         plan = make_plan(model, name)
         planned = (Weight(t.name, t.shape, t.nbytes, _label(FORMATS[t.format])) for t in plan.tensors)
