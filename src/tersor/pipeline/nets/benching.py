@@ -12,7 +12,7 @@ import numpy as np
 
 from tersor.core.errors import EngineError, SchemeError
 from tersor.core.evaluation import Benchmark, Metric
-from tersor.evaluation.nets.running.engines import NET_ENGINES, Way, ways
+from tersor.evaluation.nets.running.engines import NET_ENGINES, ways
 from tersor.evaluation.nets.running.kernels import Kernel, kernels_of
 from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db, race_ways
 from tersor.evaluation.speed.interleave import RaceProgress
@@ -189,8 +189,3 @@ def _likeness(entry: Entry, other: Entry) -> list[str]:
     if found is None or found >= LEAST_LIKENESS_DB:
         return []
     return [f"{entry.way.engine} and {other.way.engine} differ by {found:.1f} dB: their results are not the same"]
-
-
-def usual_way(engine: str, threads: int) -> Way:
-    """Return how an engine is run where nothing is said."""
-    return ways((engine,), (threads,), every_setting=False)[0]

@@ -21,7 +21,7 @@ from tersor.files.atomic import atomic_writer
 from tersor.files.hashing import sha256
 from tersor.targets.processor import Processor, busy_cores, processor
 
-__all__ = ["Optimized", "optimize", "remembered"]
+__all__ = ["Optimized", "optimize"]
 
 TARGETS = ("cpu",)
 LEAST_LIKENESS_DB = 20.0
@@ -110,7 +110,7 @@ def optimize(
     path = _checked(Path(artefact).expanduser())
     began, machine, digest = time.perf_counter(), processor(), sha256(path)
     place = output or choices_path(path)
-    known, load = read_choices(place), busy_cores()
+    known, load = _read_choices(place), busy_cores()
     found = known.find(digest, _fingerprint(machine), batch, length)
     if found is not None and not again and _is_current(found):
         return Optimized(path, found, False, time.perf_counter() - began, place)
@@ -146,14 +146,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def remembered(artefact: Path, batch: int = 1, length: int = 128) -> Choice | None:
-    """Return the choice that is remembered for `artefact` on this machine; None where there is none."""
-    if not choices_path(artefact).is_file():
-        return None
-    return read_choices(choices_path(artefact)).find(sha256(artefact), _fingerprint(processor()), batch, length)
-
-
-def read_choices(path: Path) -> Choices:
+def _read_choices(path: Path) -> Choices:
     """Read a file of choices, nothing where there is none; FormatError where it is something else."""
     if not path.is_file():
         return Choices()

@@ -1,4 +1,4 @@
-"""GPUs and Apple's chips: memory, bandwidth, dense peaks."""
+"""GPUs and Apple's chips: memory, bandwidth, dense peaks. Capabilities are from developer.nvidia.com/cuda-gpus."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ _TENSORRT = Support(("int8", "fp8_e4m3", "f16"), "TensorRT 10, Working with Quan
 _LLAMA = Support(
     ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0", "f16"), "llama.cpp, ggml-cuda: int8 dot products or tensor cores"
 )
-CAPABILITIES = "developer.nvidia.com/cuda-gpus"
-"""Where compute capabilities are from."""
 
 
 def _engines(capability: tuple[int, int]) -> dict[str, Support]:
