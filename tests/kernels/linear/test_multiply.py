@@ -50,7 +50,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
         (47, 128, 32, 8, False, "f16", False),
     ],
 )
-def test_native_is_bit_exact(
+def test_native_is_bit_exact(  # noqa: PLR0917 (a row of the table above)
     isa: str,
     matrix: Callable[..., Arrays],
     activations: Callable[..., torch.Tensor],

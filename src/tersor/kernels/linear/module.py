@@ -45,7 +45,7 @@ def quantized_linear(
 class _Linear:
     """How the module works; `linear_class` makes it one of torch's, which is not imported before it is needed."""
 
-    def __init__(  # noqa: PLR0917 (as `quantized_linear`)
+    def __init__(
         self, weight: PackedWeight, bias: Tensor | None, order: Tensor | None, digits: Digits, per_token: bool
     ) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class Native(Protocol):
     def use_team(self, address: int) -> None: ...
 
 
-def multiply(  # noqa: PLR0917 (activations, a weight, and how activations are rounded)
+def multiply(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, digits: Digits = 1, per_token: bool = False
 ) -> Tensor:
     """Return x · weightᵀ + bias, [tokens, rows] in the type of `x`; sums are float32.
@@ -73,13 +73,14 @@ def _kind(dtype: torch.dtype) -> int:
 def _loaded() -> Native | None:
     module = cast("Native | None", native())
     if module is not None:
-        _share_team(module)
+        _share_team()
     return module
 
 
 @cache
-def _share_team(module: Native) -> None:
+def _share_team() -> None:
     """Have the kernels run on torch's own OpenMP team, where torch brought one that can be called."""
+    module = cast("Native", native())
     spec = importlib.util.find_spec("torch")
     folder = Path((spec and spec.origin) or "").parent
     for path in sorted((*folder.glob("lib/lib*omp*"), *folder.parent.glob("torch.libs/lib*omp*"))):

@@ -1,4 +1,4 @@
-"""`torch.ops.tersor.linear`: the same product as an operator, for torch.compile, torch.export and training around it."""
+"""`torch.ops.tersor.linear`: the same product as an operator, for torch.compile, torch.export and training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def register() -> Any:
     linear(x, codes, scales, zeros, bias, rows, bits, real, digits, per_token): x [..., columns] to [..., rows]; the
     parts of a PackedWeight, `real` as its place in REALS, and the options of `multiply`.
     """
-    library = torch.library.Library("tersor", "DEF")
+    library: Any = torch.library.Library("tersor", "DEF")  # type: ignore[no-untyped-call]  # torch has no types here
     library.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl("linear", _on_cpu, "CPU")
     torch.library.register_fake("tersor::linear", _shaped, lib=library)
@@ -60,7 +60,8 @@ def _on_cpu(  # noqa: PLR0917 (the schema)
     return made.reshape(*x.shape[:-1], rows)
 
 
-def _shaped(x: Tensor, codes: Tensor, scales: Tensor, zeros: Any, bias: Any, rows: int, *_: Any) -> Tensor:  # noqa: PLR0917 (the schema)
+def _shaped(x: Tensor, *parts: Any) -> Tensor:
+    rows: int = parts[4]
     return x.new_empty((*x.shape[:-1], rows))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tersor.core.errors import ShapeError, UnsupportedError
 from tersor.kernels.lazy import LazyModule
@@ -35,7 +35,7 @@ class PackedWeight:
     rows    of the matrix; the last block may have more
     bits    4 or 8
     codes   uint8 [blocks, columns · bits · 2]
-    scales  uint8 [blocks, groups, BLOCK · bytes]: numbers of kind `real`, as bytes so that no cast of a module rounds them
+    scales  uint8 [blocks, groups, BLOCK · bytes]: numbers of kind `real`, in bytes that no cast of a module rounds
     real    how a scale is stored
     zeros   uint8 [blocks, groups, BLOCK]; None: half of the codes everywhere
 
@@ -151,4 +151,4 @@ def _dtype(real: Real) -> torch.dtype:
 
 def _in_large_pages(tensor: Tensor) -> Tensor:
     """Return a copy in memory of numpy's, which asks the system for large pages: one entry of the TLB for 2 MiB."""
-    return cast("Tensor", torch.from_numpy(tensor.numpy().copy()))
+    return torch.from_numpy(tensor.numpy().copy())

@@ -110,9 +110,9 @@ struct LinearJob {
     Real x_type;
     void* y;                       // [tokens, rows]
     Real y_type;
-    int8_t* planes;                // [tokens · digits, columns], as `tiles` of them lie
+    int8_t* planes;                // [tokens · digits, columns]; these three as tiles of tokens lie
     float* steps;                  // [tokens, groups]: scales of the activations
-    int32_t* sums;                 // [tokens · digits, groups]: of codes
+    int32_t* sums;                 // [tokens · digits, groups]: of codes, times what a zero point of 1 takes off
 };
 
 struct LinearTable {

@@ -111,6 +111,13 @@ inline vi load_bytes(const uint8_t* data) {
 #endif
 }
 
+// The low bytes of W lanes, 4 at a time, `planes` · 4 bytes apart.
+inline void store_bytes(vi v, int8_t* out, int planes) {
+    typedef int8_t Bytes __attribute__((vector_size(W)));
+    const Bytes bytes = __builtin_convertvector(v, Bytes);
+    for (int k = 0; k < W / 4; ++k) std::memcpy(out + k * planes * 4, (const int8_t*)&bytes + 4 * k, 4);
+}
+
 // ---- tiles of planes ----
 
 struct Span {
@@ -158,80 +165,81 @@ inline float largest_of(const float* x, int64_t count) {
     return float_of((uint32_t)largest);
 }
 
-// Codes of one group of one token, as one or two planes that lie `stride` columns of 4 apart in their tile.
-inline void round_group(const LinearJob& job, const float* x, Step step, int8_t* out, int stride, int32_t* low, int32_t* high) {
-    const bool usable = step.inverse != 0.0f;
+// Codes of one group of one token, in one or two planes of a tile: 4 columns of a plane, then those of the next.
+inline void round_group(const LinearJob& job, const float* x, Step step, int8_t* out, int planes, int32_t* low, int32_t* high) {
     vi low_sum = splat(0), high_sum = splat(0);
     for (int64_t k = 0; k < job.group; k += W) {
-        const vi code = usable ? to_int(round_even(load(x + k) * step.inverse)) : splat(0);
+        const vi code = step.inverse != 0.0f ? to_int(round_even(load(x + k) * step.inverse)) : splat(0);
         const vi digit = job.digits == 2 ? ((code + 128) & 255) - 128 : code;
         const vi rest = (code - digit) >> 8;
         low_sum += digit, high_sum += rest;
-        for (int lane = 0; lane < W; ++lane) {
-            int8_t* place = out + ((k + lane) / 4 * stride) * 4 + lane % 4;
-            if (job.digits == 2) place[0] = (int8_t)rest[lane], place += 4;
-            *place = (int8_t)digit[lane];
-        }
+        int8_t* place = out + k * planes;
+        if (job.digits == 2) store_bytes(rest, place, planes), place += 4;
+        store_bytes(digit, place, planes);
     }
     *low = *high = 0;
     for (int lane = 0; lane < W; ++lane) *low += low_sum[lane], *high += high_sum[lane];
 }
 
+// Where the scales of a tile's activations lie [groups, planes / digits], and the sums of their codes [groups, planes].
+inline float* steps_of(const LinearJob& job, Span span) { return job.steps + span.first / job.digits * (job.columns / job.group); }
+inline int32_t* sums_of(const LinearJob& job, Span span) { return job.sums + span.first * (job.columns / job.group); }
+
 inline void round_tile(const LinearJob& job, int64_t tile) {
     const Span span = tile_at(job, tile);
     const int64_t groups = job.columns / job.group;
+    const int tokens = span.count / job.digits, weight = job.zeros ? -1 : -(1 << (job.bits - 1));
     std::vector<float> row((size_t)job.columns);
-    for (int64_t plane = span.first; plane < span.first + span.count; plane += job.digits) {
-        const int64_t token = plane / job.digits;
-        for (int64_t k = 0; k < job.columns; k += W) store(row.data() + k, load_reals(job.x, job.x_type, token * job.columns + k));
+    for (int t = 0; t < tokens; ++t) {
+        const int64_t start = (span.first / job.digits + t) * job.columns;
+        for (int64_t k = 0; k < job.columns; k += W) store(row.data() + k, load_reals(job.x, job.x_type, start + k));
         const Step shared = job.per_token ? step_of(largest_of(row.data(), job.columns), job.digits) : Step{};
         for (int64_t g = 0; g < groups; ++g) {
             const float* x = row.data() + g * job.group;
             const Step step = job.per_token ? shared : step_of(largest_of(x, job.group), job.digits);
-            job.steps[token * groups + g] = step.scale;
-            int8_t* out = job.planes + span.first * job.columns + (g * job.group / 4 * span.count + plane - span.first) * 4;
-            int32_t low, high;
+            int8_t* out = job.planes + span.first * job.columns + g * job.group * span.count + t * job.digits * 4;
+            int32_t low, high, *sums = sums_of(job, span) + g * span.count + t * job.digits;
             round_group(job, x, step, out, span.count, &low, &high);
-            if (job.digits == 2) job.sums[plane * groups + g] = high;
-            job.sums[(plane + job.digits - 1) * groups + g] = low;
+            steps_of(job, span)[g * tokens + t] = step.scale;
+            if (job.digits == 2) *sums++ = weight * high;
+            *sums = weight * low;
         }
     }
 }
 
 // ---- multiplying ----
 
-// One group: sums of products of B blocks and P planes, before zero points. CHAINS partial sums hide the latency of one.
+// One group: Σ (code - zero)·x for B blocks and P planes. CHAINS sums beside each other hide the latency of one.
 template <int BITS, int B, int P>
-inline void sum_group(const LinearJob& job, const uint8_t* const* codes, const int8_t* x, vi (&sums)[B * PARTS][P]) {
-    constexpr int V = B * PARTS, RUN = 32 / BITS, UNROLL = V * P >= 8 ? 1 : 2;  // columns of one load of weights
-    constexpr int CHAINS = V * P >= 8 ? 1 : UNROLL * (BITS == 4 ? 2 : 1);
+inline void sum_group(const uint8_t* const* codes, const int8_t* x, int64_t steps, vi (&sums)[B * PARTS][P]) {
+    constexpr int V = B * PARTS, HALVES = BITS == 4 ? 2 : 1, UNROLL = V * P >= 8 ? 1 : 2;
+    constexpr int CHAINS = V * P >= 8 ? 1 : UNROLL * HALVES, RUN = 4 * HALVES;  // columns of one load of weights
     vi parts[CHAINS][V][P];
     for (int c = 0; c < CHAINS; ++c)
         for (int v = 0; v < V; ++v)
-            for (int p = 0; p < P; ++p) parts[c][v][p] = splat(0);
-    const int64_t steps = job.group / (RUN * UNROLL);
-    for (int64_t i = 0; i < steps; ++i) {
+            for (int p = 0; p < P; ++p) parts[c][v][p] = c == 0 ? sums[v][p] : splat(0);
+    for (int64_t i = 0; i < steps; i += UNROLL) {
 #pragma GCC unroll 2
         for (int u = 0; u < UNROLL; ++u) {
-            const int8_t* here = x + (i * UNROLL + u) * RUN * P;
-            const int64_t at = (i * UNROLL + u) * BLOCK * 4;
+            vi levels[V][HALVES];
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
                 vi raw;
-                std::memcpy(&raw, codes[v / PARTS] + at + v % PARTS * W * 4, sizeof raw);
-                const int c = CHAINS == 1 ? 0 : u * (BITS == 4 ? 2 : 1);
-                if constexpr (BITS == 4) {
-                    const vi low = raw & 0x0f0f0f0f, high = (raw >> 4) & 0x0f0f0f0f;
-#pragma GCC unroll 16
-                    for (int p = 0; p < P; ++p) parts[c][v][p] = dot<4>(parts[c][v][p], low, four_columns(here + 4 * p));
-                    const int d = CHAINS == 1 ? 0 : c + 1;
-#pragma GCC unroll 16
-                    for (int p = 0; p < P; ++p) parts[d][v][p] = dot<4>(parts[d][v][p], high, four_columns(here + 4 * (P + p)));
-                } else {
-#pragma GCC unroll 16
-                    for (int p = 0; p < P; ++p) parts[c][v][p] = dot<8>(parts[c][v][p], raw, four_columns(here + 4 * p));
-                }
+                std::memcpy(&raw, codes[v / PARTS] + (i + u) * BLOCK * 4 + v % PARTS * W * 4, sizeof raw);
+                levels[v][0] = BITS == 4 ? raw & 0x0f0f0f0f : raw;
+                if constexpr (BITS == 4) levels[v][1] = (raw >> 4) & 0x0f0f0f0f;
             }
+#pragma GCC unroll 2
+            for (int h = 0; h < HALVES; ++h)
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) {
+                    const vi four = four_columns(x + (i + u) * RUN * P + 4 * (h * P + p));
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; ++v) {
+                        vi& sum = parts[CHAINS == 1 ? 0 : u * HALVES + h][v][p];
+                        sum = dot<BITS>(sum, levels[v][h], four);
+                    }
+                }
         }
     }
     for (int v = 0; v < V; ++v)
@@ -245,25 +253,27 @@ inline void sum_group(const LinearJob& job, const uint8_t* const* codes, const i
 template <int BITS, int D, int B, int P>
 inline void multiply_tile(const LinearJob& job, int64_t block, Span span) {
     constexpr int V = B * PARTS, T = P / D;
-    const int64_t groups = job.columns / job.group, block_bytes = job.columns * BITS * 2;
-    const int64_t token = span.first / D;
+    const int64_t groups = job.columns / job.group, block_bytes = job.columns * BITS * 2, group_bytes = job.group * BITS * 2;
+    const int8_t* x = job.planes + span.first * job.columns;
+    const float* steps = steps_of(job, span);
+    const int32_t* offsets = sums_of(job, span);
     vf total[V][T];
     for (int v = 0; v < V; ++v)
         for (int t = 0; t < T; ++t) total[v][t] = splat(0.0f);
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t g = 0; g < groups; ++g, x += job.group * P, steps += T, offsets += P) {
         const uint8_t* codes[B];
-        for (int b = 0; b < B; ++b) codes[b] = job.codes + (block + b) * block_bytes + g * job.group * BITS * 2;
+        for (int b = 0; b < B; ++b) codes[b] = job.codes + (block + b) * block_bytes + g * group_bytes;
+        const auto place = [&](int v) { return ((block + v / PARTS) * groups + g) * BLOCK + v % PARTS * W; };
         vi sums[V][P];
-        sum_group<BITS, B, P>(job, codes, job.planes + span.first * job.columns + g * job.group * P, sums);
+        for (int v = 0; v < V; ++v)
+            for (int p = 0; p < P; ++p) sums[v][p] = job.zeros ? load_bytes(job.zeros + place(v)) * offsets[p] : splat(offsets[p]);
+        sum_group<BITS, B, P>(codes, x, group_bytes / (BLOCK * 4), sums);
         for (int v = 0; v < V; ++v) {
-            const int64_t at = ((block + v / PARTS) * groups + g) * BLOCK + v % PARTS * W;
-            const vf scale = load_reals(job.scales, job.scale_type, at);
-            const vi zero = job.zeros ? load_bytes(job.zeros + at) : splat(1 << (BITS - 1));
+            const vf scale = load_reals(job.scales, job.scale_type, place(v));
             for (int t = 0; t < T; ++t) {
-                const int32_t* sum = job.sums + (token + t) * D * groups + g;
-                vf product = to_float(sums[v][D * t + D - 1] - zero * sum[(D - 1) * groups]);
-                if constexpr (D == 2) product = to_float(sums[v][2 * t] - zero * sum[0]) * 256.0f + product;
-                total[v][t] += product * (scale * job.steps[(token + t) * groups + g]);
+                vf product = to_float(sums[v][D * t + D - 1]);
+                if constexpr (D == 2) product = to_float(sums[v][2 * t]) * 256.0f + product;
+                total[v][t] += product * (scale * steps[t]);
             }
         }
     }
@@ -272,7 +282,7 @@ inline void multiply_tile(const LinearJob& job, int64_t block, Span span) {
         for (int t = 0; t < T; ++t)
             for (int lane = 0; lane < W && row + lane < job.rows; ++lane) {
                 const float value = job.bias ? total[v][t][lane] + job.bias[row + lane] : total[v][t][lane];
-                store_real(job.y, job.y_type, (token + t) * job.rows + row + lane, value);
+                store_real(job.y, job.y_type, (span.first / D + t) * job.rows + row + lane, value);
             }
     }
 }
