@@ -209,9 +209,11 @@ inline void round_tile(const LinearJob& job, int64_t tile) {
 
 // ---- multiplying ----
 
+constexpr int64_t AHEAD = 4096;  // bytes; what the processor foresees by itself ends with a page
+
 // One group: Σ (code - zero)·x for B blocks and P planes. CHAINS sums beside each other hide the latency of one.
 template <int BITS, int B, int P>
-inline void sum_group(const uint8_t* const* codes, const int8_t* x, int64_t steps, vi (&sums)[B * PARTS][P]) {
+inline void sum_group(const uint8_t* const* codes, int64_t ahead, const int8_t* x, int64_t steps, vi (&sums)[B * PARTS][P]) {
     constexpr int V = B * PARTS, HALVES = BITS == 4 ? 2 : 1, UNROLL = V * P >= 8 ? 1 : 2;
     constexpr int CHAINS = V * P >= 8 ? 1 : UNROLL * HALVES, RUN = 4 * HALVES;  // columns of one load of weights
     vi parts[CHAINS][V][P];
@@ -224,8 +226,10 @@ inline void sum_group(const uint8_t* const* codes, const int8_t* x, int64_t step
             vi levels[V][HALVES];
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
+                const uint8_t* here = codes[v / PARTS] + (i + u) * BLOCK * 4 + v % PARTS * W * 4;
+                if (v % PARTS == 0) __builtin_prefetch(here + ahead);
                 vi raw;
-                std::memcpy(&raw, codes[v / PARTS] + (i + u) * BLOCK * 4 + v % PARTS * W * 4, sizeof raw);
+                std::memcpy(&raw, here, sizeof raw);
                 levels[v][0] = BITS == 4 ? raw & 0x0f0f0f0f : raw;
                 if constexpr (BITS == 4) levels[v][1] = (raw >> 4) & 0x0f0f0f0f;
             }
@@ -267,7 +271,8 @@ inline void multiply_tile(const LinearJob& job, int64_t block, Span span) {
         vi sums[V][P];
         for (int v = 0; v < V; ++v)
             for (int p = 0; p < P; ++p) sums[v][p] = job.zeros ? load_bytes(job.zeros + place(v)) * offsets[p] : splat(offsets[p]);
-        sum_group<BITS, B, P>(codes, x, group_bytes / (BLOCK * 4), sums);
+        // A full tile computes for so long that the rows of the next turn can come meanwhile.
+        sum_group<BITS, B, P>(codes, P < TILE ? AHEAD : B * block_bytes, x, group_bytes / (BLOCK * 4), sums);
         for (int v = 0; v < V; ++v) {
             const vf scale = load_reals(job.scales, job.scale_type, place(v));
             for (int t = 0; t < T; ++t) {
