@@ -7,6 +7,7 @@ A shape is rows x columns: outputs times inputs. Engines run one after the other
 torch, torchao (installed into `.venv-peers` on the first run), ONNX Runtime, and ggml out of the wheel of xllamacpp.
 Each multiplies copies of the matrix that fill four times the last-level cache, so weights come from memory. Times are
 medians; `ours/it` is the median over the rounds of our time by the engine's (for the first row of each table: 1).
+With one thread only the time that it ran is counted, so that others who use the machine disturb little.
 `roof` is the share of the read bandwidth, measured in the same rounds, that reading the engine's own weights takes.
 `dB` is the power of the exact product by that of the error: what rounding weights and activations costs.
 """
@@ -124,6 +125,7 @@ def measured(shape: str, tokens: int, bits: int, options: argparse.Namespace, to
     entries = [make(problem) for make in makers(bits, torchao)]
     noise = [np.square(entry.result() - exact).sum() for entry in entries]
     decibels = [10 * math.log10(np.square(exact).sum() / power) for power in noise]
+    clock = time.perf_counter if options.threads > 1 else time.thread_time
     seconds: list[list[float]] = [[] for _ in entries]
     roofs = []
     for _ in range(options.rounds):
@@ -131,9 +133,9 @@ def measured(shape: str, tokens: int, bits: int, options: argparse.Namespace, to
         for entry, times in zip(entries, seconds, strict=True):
             time.sleep(PAUSE_S)
             entry.run()  # wakes the threads, and puts the engine's code and scales where they would be
-            began = time.perf_counter()
+            began = clock()
             entry.run()
-            times.append((time.perf_counter() - began) / problem.copies)
+            times.append((clock() - began) / problem.copies)
     roof, found = max(roofs), []
     for entry, times, level in zip(entries, seconds, decibels, strict=True):
         typical = median(times)

@@ -6,9 +6,10 @@ back: rounding them is part of the work. Weights are rounded by each engine's ow
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from tersor.core.arrays import Bytes, Float32
 from tersor.core.tensor import QuantizedTensor
 from tersor.formats import get
 from tersor.formats.hf.groups import unpack_groups
+from tersor.kernels.linear.arena import Arena
 from tersor.kernels.linear.module import quantized_linear
-from tersor.kernels.linear.weights import PackedWeight, pack_weight
+from tersor.kernels.linear.weights import pack_weight
 from tersor.kernels.reference.linear import Digits
 
 TORCHAO = "torchao==0.18.0"
@@ -68,26 +70,25 @@ def ours(problem: Problem, spelled: str, digits: Digits) -> Entry:
     tensor = QuantizedTensor(fmt, problem.weight.shape, fmt.encode(problem.weight))
     groups = unpack_groups(tensor, 0, len(problem.weight))
     arrays = [torch.from_numpy(array) for array in (groups.codes, groups.zeros, groups.scales)]
-    first = pack_weight(*arrays, bits=bits, real="f16")
-    modules = [quantized_linear(first, digits=digits)]
-    for _ in range(problem.copies - 1):
-        codes, scales = (torch.from_numpy(part.numpy().copy()) for part in (first.codes, first.scales))
-        modules.append(quantized_linear(PackedWeight(first.rows, bits, codes, scales, "f16"), digits=digits))
+    arena = Arena()
+    packed = [pack_weight(*arrays, bits=bits, real="f16", arena=arena) for _ in range(problem.copies)]
+    modules = [quantized_linear(weight, digits=digits) for weight in packed]
     x = torch.from_numpy(problem.x)
-    name = f"tersor int{bits}, int{8 * digits} activations"
-    return Entry(name, first.nbytes, lambda: [module(x) for module in modules], lambda: modules[0](x).numpy())
+    name = f"tersor {spelled.removesuffix('-sym-f16')}, int{8 * digits} activations"
+    return Entry(name, packed[0].nbytes, lambda: [module(x) for module in modules], lambda: modules[0](x).numpy())
 
 
-def _torch_entry(name: str, nbytes: int, calls: list[Callable[[], torch.Tensor]]) -> Entry:
-    return Entry(name, nbytes, lambda: [call() for call in calls], lambda: calls[0]().float().numpy())
+def _torch_entry(name: str, nbytes: int, copies: Sequence[Any], call: Callable[[Any], torch.Tensor]) -> Entry:
+    """What one of torch's operators makes of every copy."""
+    return Entry(name, nbytes, lambda: [call(copy) for copy in copies], lambda: call(copies[0]).float().numpy())
 
 
 def torch_float(problem: Problem, dtype: torch.dtype) -> Entry:
     """torch.nn.functional.linear."""
     x = torch.from_numpy(problem.x).to(dtype)
     weights = [torch.from_numpy(problem.weight).to(dtype, copy=True) for _ in range(problem.copies)]
-    calls = [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
-    return _torch_entry(f"torch {str(dtype).removeprefix('torch.')}", weights[0].nbytes, calls)
+    name = f"torch {str(dtype).removeprefix('torch.')}"
+    return _torch_entry(name, weights[0].nbytes, weights, lambda w: torch.nn.functional.linear(x, w))
 
 
 def torch_int4pack(problem: Problem) -> Entry:
@@ -101,8 +102,8 @@ def torch_int4pack(problem: Problem) -> Entry:
     sides = torch.stack([scale, low + 8 * scale], 2).transpose(0, 1).contiguous().to(torch.bfloat16)
     x = torch.from_numpy(problem.x).to(torch.bfloat16)
     copies = [torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2) for _ in range(problem.copies)]
-    calls = [lambda p=p: torch.ops.aten._weight_int4pack_mm_for_cpu(x, p, GROUP, sides) for p in copies]
-    return _torch_entry("torch _weight_int4pack_mm_for_cpu", copies[0].nbytes + sides.nbytes, calls)
+    nbytes, multiply = copies[0].nbytes + sides.nbytes, torch.ops.aten._weight_int4pack_mm_for_cpu
+    return _torch_entry("torch _weight_int4pack_mm_for_cpu", nbytes, copies, lambda w: multiply(x, w, GROUP, sides))
 
 
 def torch_int8pack(problem: Problem) -> Entry:
@@ -111,8 +112,8 @@ def torch_int8pack(problem: Problem) -> Entry:
     scale = w.abs().amax(1) / 127
     copies = [(w / scale[:, None]).round().to(torch.int8) for _ in range(problem.copies)]
     x, half = torch.from_numpy(problem.x).to(torch.bfloat16), scale.to(torch.bfloat16)
-    calls = [lambda p=p: torch.ops.aten._weight_int8pack_mm(x, p, half) for p in copies]
-    return _torch_entry("torch _weight_int8pack_mm", copies[0].nbytes + half.nbytes, calls)
+    nbytes, multiply = copies[0].nbytes + half.nbytes, torch.ops.aten._weight_int8pack_mm
+    return _torch_entry("torch _weight_int8pack_mm", nbytes, copies, lambda w: multiply(x, w, half))
 
 
 def torch_dynamic(problem: Problem, engine: str) -> Entry:
@@ -125,29 +126,28 @@ def torch_dynamic(problem: Problem, engine: str) -> Entry:
         quantized = torch.quantize_per_channel(w, w.abs().amax(1) / 127, zeros, 0, torch.qint8)
     copies = [torch.ops.quantized.linear_prepack(quantized, None) for _ in range(problem.copies)]
     x = torch.from_numpy(problem.x)
-    calls = [lambda p=p: torch.ops.quantized.linear_dynamic(x, p) for p in copies]
-    return _torch_entry(f"torch linear_dynamic, {engine}", w.numel() + 4 * len(w), calls)
+    nbytes, multiply = w.numel() + 4 * len(w), torch.ops.quantized.linear_dynamic
+    return _torch_entry(f"torch linear_dynamic, {engine}", nbytes, copies, lambda packed: multiply(x, packed))
 
 
 def torchao_int8(problem: Problem, folder: Path) -> Entry:
     """torchao's Int8DynamicActivationInt8WeightConfig, eager."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_  # noqa: PLC0415 (a peer)
-
+    torchao: Any = importlib.import_module("torchao.quantization")
     modules = []
     for _ in range(problem.copies):
         module = torch.nn.Sequential(torch.nn.Linear(problem.weight.shape[1], len(problem.weight), bias=False))
         module[0].weight.data = torch.from_numpy(problem.weight).clone()
-        quantize_(module, Int8DynamicActivationInt8WeightConfig())
+        torchao.quantize_(module, torchao.Int8DynamicActivationInt8WeightConfig())
         modules.append(module)
     x = torch.from_numpy(problem.x)
     nbytes = problem.weight.size + 4 * len(problem.weight)
-    return _torch_entry("torchao int8 dynamic", nbytes, [lambda m=m: m(x).detach() for m in modules])
+    return _torch_entry("torchao int8 dynamic", nbytes, modules, lambda module: module(x).detach())
 
 
 def _session(problem: Problem, nodes: list[Any], weights: list[Any], name: str, nbytes: int) -> Entry:
-    """All copies in one graph of ONNX Runtime, each with an output of its own."""
+    """All copies in one graph of ONNX Runtime, each with an output of its own; turned round, or it keeps but one."""
     tokens, (rows, columns) = len(problem.x), problem.weight.shape
     value = helper.make_tensor_value_info
     outputs = [value(f"y{copy}", TensorProto.FLOAT, [tokens, rows]) for copy in range(problem.copies)]
@@ -171,7 +171,10 @@ def ort_int4(problem: Problem, accuracy: int) -> Entry:
     packed: Bytes = codes[..., ::2] | codes[..., 1::2] << 4
     nodes, weights = [], []
     for copy in range(problem.copies):
-        weights += [numpy_helper.from_array(packed, f"w{copy}"), numpy_helper.from_array(scale.reshape(-1), f"s{copy}")]
+        weights += [
+            numpy_helper.from_array(np.roll(packed, copy, 0), f"w{copy}"),
+            numpy_helper.from_array(scale.reshape(-1), f"s{copy}"),
+        ]
         settings = {"K": columns, "N": rows, "bits": 4, "block_size": GROUP, "accuracy_level": accuracy}
         domain = {"domain": "com.microsoft"}
         nodes.append(helper.make_node("MatMulNBits", ["x", f"w{copy}", f"s{copy}"], [f"y{copy}"], **domain, **settings))
@@ -188,7 +191,7 @@ def ort_int8(problem: Problem) -> Entry:
     zero = numpy_helper.from_array(np.zeros(len(weight), np.int8), "zero")
     nodes, weights = [], [zero, numpy_helper.from_array(scale, "scale")]
     for copy in range(problem.copies):
-        weights.append(numpy_helper.from_array(codes, f"w{copy}"))
+        weights.append(numpy_helper.from_array(np.roll(codes, copy, 1), f"w{copy}"))
         steps = (
             ("DynamicQuantizeLinear", ["x"], [f"q{copy}", f"step{copy}", f"middle{copy}"]),
             ("MatMulInteger", [f"q{copy}", f"w{copy}", f"middle{copy}", "zero"], [f"i{copy}"]),

@@ -35,6 +35,21 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
+def test_without_compiled_kernels_the_reference_multiplies(
+    matrix: Callable[..., Arrays], activations: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = pack_weight(*matrix(24, 64, 32, 4), bits=4)
+    x = activations(6, 64, torch.bfloat16).reshape(2, 3, 64)
+    expected = multiply(x, weight, None, 2)
+    monkeypatch.setenv("TERSOR_KERNELS", "reference")
+    kernels._loaded.cache_clear()
+    try:
+        assert kernels._loaded() is None
+        assert torch.equal(multiply(x, weight, None, 2), expected)
+    finally:
+        kernels._loaded.cache_clear()
+
+
 @pytest.mark.parametrize("digits", [1, 2])
 @pytest.mark.parametrize(
     ("rows", "columns", "group", "bits", "symmetric", "real", "per_token"),

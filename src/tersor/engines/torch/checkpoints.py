@@ -18,6 +18,7 @@ from tersor.files.checkpoint import read_json
 from tersor.formats.hf.groups import Decoded, row_blocks, unpack_groups
 from tersor.formats.integer import IntegerRules
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.linear.arena import Arena
 from tersor.kernels.linear.module import quantized_linear
 from tersor.kernels.linear.weights import PackedWeight, is_group, pack_weight
 from tersor.kernels.reference.linear import Digits
@@ -60,10 +61,10 @@ def load_quantized(path: str | Path, *, dtype: Any = None, activations: Activati
     with contextlib.closing(open_quantized(folder)) as checkpoint:
         model = _empty_model(folder, dtype)
         per_token = _rounds_tokens(folder)
-        decoded = []
+        decoded, arena = [], Arena()
         for name in checkpoint.quantized_names:
             module = name.removesuffix(".weight")
-            packed, order = _packed(checkpoint.decoded(name))
+            packed, order = _packed(checkpoint.decoded(name), arena)
             linear = _linear(model, module, checkpoint.tensors[name].shape)
             if packed is None:
                 decoded.append(module)
@@ -122,7 +123,7 @@ def _rounds_tokens(folder: Path) -> bool:
     return any(isinstance(one, dict) and one.get("strategy") == "token" for one in inputs)
 
 
-def _packed(decoded: Decoded) -> tuple[PackedWeight | None, torch.Tensor | None]:
+def _packed(decoded: Decoded, arena: Arena) -> tuple[PackedWeight | None, torch.Tensor | None]:
     """Return the matrix as the kernels read it, None where none takes it; and the order of its columns."""
     fmt, (rows, columns) = decoded.tensor.format, decoded.tensor.shape
     rules = fmt.rules
@@ -134,7 +135,7 @@ def _packed(decoded: Decoded) -> tuple[PackedWeight | None, torch.Tensor | None]
         for name in ("codes", "zeros", "scales")
     )
     order = None if decoded.order is None else torch.from_numpy(decoded.order)
-    return pack_weight(codes, zeros, scales, bits=rules.bits, real=rules.scale_type), order
+    return pack_weight(codes, zeros, scales, bits=rules.bits, real=rules.scale_type, arena=arena), order
 
 
 def _linear(model: Any, module: str, shape: tuple[int, ...]) -> Any:

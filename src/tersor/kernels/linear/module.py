@@ -79,10 +79,7 @@ class _Linear:
                 self.out_features, self.bits, parts["codes"], parts["scales"], self.real, parts["zeros"]
             )
             self._packed, self._of = weight, weight.codes
-        rows = x.reshape(-1, self.in_features)
-        return multiply(rows, self._packed, self._float_bias(parts), self.digits, self.per_token).reshape(
-            *x.shape[:-1], self.out_features
-        )
+        return multiply(x, self._packed, self._float_bias(parts), self.digits, self.per_token)
 
     def extra_repr(self) -> str:
         """What `print` shows of it."""

@@ -34,33 +34,35 @@ class Native(Protocol):
 def multiply(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, digits: Digits = 1, per_token: bool = False
 ) -> Tensor:
-    """Return x · weightᵀ + bias, [tokens, rows] in the type of `x`; sums are float32.
+    """Return x · weightᵀ + bias, [..., rows] in the type of `x`; sums are float32.
 
-    x          float32, float16 or bfloat16 [tokens, columns] on the CPU
+    x          float32, float16 or bfloat16 [..., columns] on the CPU
     bias       float32 [rows]
     digits     bytes of the codes that activations are rounded to
     per_token  whether all activations of a token share a scale; else those of each group of the weight do
     Runs on as many threads as torch has; their number changes no bit. Raises ShapeError.
     """
-    module, kind = _loaded(), _kind(x.dtype)
-    if x.dim() != 2 or x.shape[1] != weight.columns or kind < 0 or x.device.type != "cpu":
+    kind, shape = _kind(x.dtype), x.shape
+    if kind < 0 or not shape or shape[-1] != weight.columns or x.device.type != "cpu":
         raise ShapeError(
-            f"a weight [{weight.rows}, {weight.columns}] takes float32, float16 or bfloat16 [tokens, {weight.columns}] "
-            f"on the CPU, got {x.dtype} {tuple(x.shape)} on {x.device}"
+            f"a weight [{weight.rows}, {weight.columns}] takes float32, float16 or bfloat16 [..., {weight.columns}] "
+            f"on the CPU, got {x.dtype} {tuple(shape)} on {x.device}"
         )
     if bias is not None and (bias.dtype != torch.float32 or bias.shape != (weight.rows,) or not bias.is_contiguous()):
         raise ShapeError(f"the bias must be contiguous float32 [{weight.rows}], got {bias.dtype} {tuple(bias.shape)}")
+    module = _loaded()
     if module is None:
-        made = definition.multiply(x, *weight.unpacked(), bias, digits=digits, per_token=per_token)
-        return made.to(x.dtype)
-    tokens = len(x)
-    y = x.new_empty((tokens, weight.rows))
+        rows = x.reshape(-1, weight.columns)
+        made = definition.multiply(rows, *weight.unpacked(), bias, digits=digits, per_token=per_token)
+        return made.to(x.dtype).reshape(*shape[:-1], weight.rows)
+    y = x.new_empty((*shape[:-1], weight.rows))
+    tokens = y.numel() // weight.rows
     if not tokens:
         return y
     x = x.contiguous()
     place = 0 if bias is None else bias.data_ptr()
-    threads = torch.get_num_threads()
-    module.linear(*weight.arguments, place, tokens, digits, per_token, x.data_ptr(), kind, y.data_ptr(), kind, threads)
+    how = (tokens, digits, per_token, x.data_ptr(), kind, y.data_ptr(), kind, torch.get_num_threads())
+    module.linear(*weight.arguments, place, *how)
     return y
 
 
@@ -70,7 +72,9 @@ def _kind(dtype: torch.dtype) -> int:
     return {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}.get(dtype, -1)
 
 
+@cache
 def _loaded() -> Native | None:
+    """The compiled kernels, asked for once: for small layers even that takes a share of the time."""
     module = cast("Native | None", native())
     if module is not None:
         _share_team()

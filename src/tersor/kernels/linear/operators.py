@@ -55,9 +55,7 @@ def _on_cpu(  # noqa: PLR0917 (the schema)
     digits: Any,
     per_token: bool,
 ) -> Tensor:
-    weight = PackedWeight(rows, bits, codes, scales, REALS[real], zeros)
-    made = multiply(x.reshape(-1, x.shape[-1]), weight, bias, digits, per_token)
-    return made.reshape(*x.shape[:-1], rows)
+    return multiply(x, PackedWeight(rows, bits, codes, scales, REALS[real], zeros), bias, digits, per_token)
 
 
 def _shaped(x: Tensor, *parts: Any) -> Tensor:

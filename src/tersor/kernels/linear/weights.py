@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tersor.core.errors import ShapeError, UnsupportedError
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.linear.arena import LINE, Arena
 from tersor.kernels.reference.linear import BLOCK, pack_blocks, pack_codes, unpack_blocks, unpack_codes
 
 if TYPE_CHECKING:
@@ -106,13 +107,16 @@ def is_group(width: int) -> bool:
     return width % MULTIPLE == 0 and MULTIPLE <= width <= WIDEST
 
 
-def pack_weight(codes: Tensor, zeros: Tensor, scales: Tensor, *, bits: int, real: Real = "f32") -> PackedWeight:
+def pack_weight(
+    codes: Tensor, zeros: Tensor, scales: Tensor, *, bits: int, real: Real = "f32", arena: Arena | None = None
+) -> PackedWeight:
     """Lay a matrix out for the kernels.
 
     codes   uint8 [rows, columns], below 2^bits
     zeros   uint8 [rows, groups]
     scales  float32 [rows, groups], of numbers that the kind `real` has
     bits    2, 3 or 4 are stored in 4, 8 in 8
+    arena   memory to put it into, which matrices of one model should share; None: one of its own
     Raises ShapeError for arrays that do not fit together, UnsupportedError for groups that no kernel is there for.
     """
     if (
@@ -132,23 +136,13 @@ def pack_weight(codes: Tensor, zeros: Tensor, scales: Tensor, *, bits: int, real
             f"in steps of {MULTIPLE}"
         )
     stored = 4 if bits <= 4 else 8
-    middle = 1 << (stored - 1)
-    plain = bool((zeros == middle).all())
-    lined = pack_blocks(scales.to(torch.float32)).to(_dtype(real))
-    return PackedWeight(
-        rows=len(codes),
-        bits=stored,
-        codes=_in_large_pages(pack_codes(codes, stored)),
-        scales=_in_large_pages(lined.view(torch.uint8)),
-        real=real,
-        zeros=None if plain else _in_large_pages(pack_blocks(zeros)),
-    )
+    plain = bool((zeros == 1 << (stored - 1)).all())
+    lined = pack_blocks(scales.to(torch.float32)).to(_dtype(real)).view(torch.uint8)
+    packed, points = pack_codes(codes, stored), None if plain else pack_blocks(zeros)
+    arena = arena or Arena(packed.nbytes + lined.nbytes + (0 if points is None else points.nbytes) + 3 * LINE)
+    points = None if points is None else arena.keep(points)
+    return PackedWeight(len(codes), stored, arena.keep(packed), arena.keep(lined), real, points)
 
 
 def _dtype(real: Real) -> torch.dtype:
     return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[real]
-
-
-def _in_large_pages(tensor: Tensor) -> Tensor:
-    """Return a copy in memory of numpy's, which asks the system for large pages: one entry of the TLB for 2 MiB."""
-    return torch.from_numpy(tensor.numpy().copy())

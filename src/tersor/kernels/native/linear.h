@@ -209,8 +209,6 @@ inline void round_tile(const LinearJob& job, int64_t tile) {
 
 // ---- multiplying ----
 
-constexpr int64_t AHEAD = 4096;  // bytes; what the processor foresees by itself ends with a page
-
 // One group: Σ (code - zero)·x for B blocks and P planes. CHAINS sums beside each other hide the latency of one.
 template <int BITS, int B, int P>
 inline void sum_group(const uint8_t* const* codes, int64_t ahead, const int8_t* x, int64_t steps, vi (&sums)[B * PARTS][P]) {
@@ -227,7 +225,7 @@ inline void sum_group(const uint8_t* const* codes, int64_t ahead, const int8_t* 
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
                 const uint8_t* here = codes[v / PARTS] + (i + u) * BLOCK * 4 + v % PARTS * W * 4;
-                if (v % PARTS == 0) __builtin_prefetch(here + ahead);
+                if (P == TILE && v % PARTS == 0) __builtin_prefetch(here + ahead);
                 vi raw;
                 std::memcpy(&raw, here, sizeof raw);
                 levels[v][0] = BITS == 4 ? raw & 0x0f0f0f0f : raw;
@@ -271,8 +269,9 @@ inline void multiply_tile(const LinearJob& job, int64_t block, Span span) {
         vi sums[V][P];
         for (int v = 0; v < V; ++v)
             for (int p = 0; p < P; ++p) sums[v][p] = job.zeros ? load_bytes(job.zeros + place(v)) * offsets[p] : splat(offsets[p]);
-        // A full tile computes for so long that the rows of the next turn can come meanwhile.
-        sum_group<BITS, B, P>(codes, P < TILE ? AHEAD : B * block_bytes, x, group_bytes / (BLOCK * 4), sums);
+        // A full tile computes for so long that the rows of the next turn can come meanwhile; with few tokens the
+        // processor foresees one stream better than it is told.
+        sum_group<BITS, B, P>(codes, B * block_bytes, x, group_bytes / (BLOCK * 4), sums);
         for (int v = 0; v < V; ++v) {
             const vf scale = load_reals(job.scales, job.scale_type, place(v));
             for (int t = 0; t < T; ++t) {
