@@ -144,6 +144,16 @@ def test_the_rest_computes_in_the_type_that_is_asked_for(write: Write) -> None:
     assert torch.equal(model.half().model.layers[0].mlp.up_proj.scales, scales)  # a cast rounds no scale
 
 
+@pytest.mark.parametrize("source", ["llama", "qwen2"])
+def test_the_output_matrix_can_be_rounded_too(write: Write, source: str) -> None:
+    folder = write(source, "gptq", "int8-g32-sym-f16")
+    whole, rounded = (load_quantized(folder, activations="int16", round_head=how) for how in (False, True))
+    assert isinstance(rounded.lm_head, linear_class())
+    assert rounded.lm_head.bits == 8
+    assert 1e-7 < distance(rounded, whole) < 1e-4
+    assert torch.equal(rounded.model.embed_tokens.weight, whole.model.embed_tokens.weight)
+
+
 def test_folders_that_do_not_fit_are_refused(write: Write, sources: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(SchemeError, match="not quantized"):
         load_quantized(sources["llama"])

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from tersor.core.errors import FormatError, MissingError, SchemeError, ShapeError, UnsupportedError
+from tersor.core.tensor import QuantizedTensor
 from tersor.files.checkpoint import read_json
+from tersor.formats import get
 from tersor.formats.hf.groups import Decoded, row_blocks, unpack_groups
 from tersor.formats.integer import IntegerRules
 from tersor.kernels.lazy import LazyModule
@@ -45,13 +47,17 @@ def is_quantized(folder: Path) -> bool:
     return bool(read_json(folder / "config.json").get("quantization_config"))
 
 
-def load_quantized(path: str | Path, *, dtype: Any = None, activations: Activations = "int8") -> Any:
+def load_quantized(
+    path: str | Path, *, dtype: Any = None, activations: Activations = "int8", round_head: bool = False
+) -> Any:
     """Load a quantized checkpoint as a causal language model of transformers that multiplies on the CPU in integers.
 
     path         a folder with config.json and weights in gptq, awq or compressed-tensors
     dtype        torch type of everything that is not quantized; None: as config.json says
     activations  "int8" is fastest, one scale for each group of a weight; "int16" costs some speed away from the memory
                  roof and loses next to nothing
+    round_head   whether to round the output matrix to int8, a scale a row, where the file has it unrounded: it is half
+                 of what a token reads in a small model
     Matrices in formats or groups that no kernel takes are decoded and multiplied by torch; `model.decoded_layers` names
     them. Raises MissingError, SchemeError (not quantized), UnsupportedError, FormatError and ShapeError.
     """
@@ -80,6 +86,9 @@ def load_quantized(path: str | Path, *, dtype: Any = None, activations: Activati
             )
             model.set_submodule(module, made)
         _fill_rest(model, checkpoint)
+    head = model.get_output_embeddings()
+    if round_head and isinstance(head, torch.nn.Linear):
+        model.set_output_embeddings(_rounded(head, DIGITS[activations]))
     model.decoded_layers = tuple(decoded)
     return model.eval()
 
@@ -136,6 +145,16 @@ def _packed(decoded: Decoded, arena: Arena) -> tuple[PackedWeight | None, torch.
     )
     order = None if decoded.order is None else torch.from_numpy(decoded.order)
     return pack_weight(codes, zeros, scales, bits=rules.bits, real=rules.scale_type, arena=arena), order
+
+
+def _rounded(layer: torch.nn.Linear, digits: Digits) -> torch.nn.Module:
+    """Return the layer on int8 with a scale a row; a matrix that it shares with the embedding stays there as it is."""
+    fmt = get("int8-channel-sym")
+    weight = layer.weight.detach().to(torch.float32).numpy()
+    packed, _ = _packed(Decoded(QuantizedTensor(fmt, weight.shape, fmt.encode(weight))), Arena(weight.size))
+    if packed is None:
+        return layer
+    return quantized_linear(packed, layer.bias, digits=digits)
 
 
 def _linear(model: Any, module: str, shape: tuple[int, ...]) -> Any:

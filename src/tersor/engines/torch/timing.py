@@ -24,7 +24,7 @@ __all__ = ["main"]
 class _Stage:
     """A causal model of transformers, and the sequences that are being continued."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, loading: dict[str, Any]) -> None:
         import torch  # noqa: PLC0415 - only ever in the child
         from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
@@ -34,7 +34,7 @@ class _Stage:
         began = perf_counter()
         self.model: Any = None
         if path and is_quantized(Path(path)):
-            self.model = load_quantized(path)
+            self.model = load_quantized(path, **loading)
         elif path:
             self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True).eval()
         self.load_s = perf_counter() - began
@@ -86,7 +86,8 @@ def main() -> None:
     output: BinaryIO = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print must not enter the protocol
     try:
-        stage = _Stage(path, json.loads(options)["threads"])
+        chosen = json.loads(options)
+        stage = _Stage(path, chosen["threads"], chosen["loading"])
         send(output, {"done": True, **stage.facts()})
     except Exception as error:  # the edge of the process: whatever a foreign library raises goes to the parent
         send(output, {"error": f"{type(error).__name__}: {error}"})
