@@ -6,9 +6,10 @@
 A shape is rows x columns: outputs times inputs. Engines run one after the other, round after round, in this process:
 torch, torchao (installed into `.venv-peers` on the first run), ONNX Runtime, and ggml out of the wheel of xllamacpp.
 Each multiplies copies of the matrix that fill four times the last-level cache, so weights come from memory. Times are
-medians; `ours/it` is the median over the rounds of our time by the engine's (for the first row of each table: 1).
+medians; `ours/it` is the median over the rounds of our time by the engine's: below 1, ours is faster.
 With one thread only the time that it ran is counted, so that others who use the machine disturb little.
-`roof` is the share of the read bandwidth, measured in the same rounds, that reading the engine's own weights takes.
+`roof` is the share of the read bandwidth, measured in the same round, that reading the engine's own weights takes; a
+quarter of them may still lie in the cache, so it may pass 100 %.
 `dB` is the power of the exact product by that of the error: what rounding weights and activations costs.
 """
 
@@ -136,14 +137,13 @@ def measured(shape: str, tokens: int, bits: int, options: argparse.Namespace, to
             began = clock()
             entry.run()
             times.append((clock() - began) / problem.copies)
-    roof, found = max(roofs), []
+    found = []
     for entry, times, level in zip(entries, seconds, decibels, strict=True):
         typical = median(times)
         rate, work = entry.nbytes / typical, 2 * tokens * rows * columns / typical
+        share = median(entry.nbytes / its / roof for its, roof in zip(times, roofs, strict=True))
         ratio = median(own / its for own, its in zip(seconds[0], times, strict=True))
-        found.append(
-            Row(shape, tokens, bits, entry.name, 1e6 * typical, rate / 1e9, rate / roof, work / 1e9, ratio, level)
-        )
+        found.append(Row(shape, tokens, bits, entry.name, 1e6 * typical, rate / 1e9, share, work / 1e9, ratio, level))
     return found
 
 
