@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.reference.arithmetic import constant, divided
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,9 @@ def quantize_activations(x: Tensor, group: int, digits: Digits) -> tuple[Tensor,
     """
     groups = x.to(torch.float32).reshape(len(x), x.shape[1] // group, group)
     largest = groups.abs().amax(2)
-    top = torch.tensor(TOPS[digits], dtype=torch.float32)
     usable = (largest >= SMALLEST) & (largest < torch.inf)
-    scale = torch.where(usable, largest / top, largest * 0)
-    inverse = torch.where(usable, top / largest, 0)
+    scale = torch.where(usable, largest / constant(TOPS[digits], largest), largest * 0)
+    inverse = torch.where(usable, divided(TOPS[digits], largest), 0)
     codes = torch.where(usable[..., None], groups * inverse[..., None], 0).round()
     return codes.reshape(x.shape).to(torch.int32), scale
 
