@@ -129,9 +129,11 @@ def measured(shape: str, tokens: int, bits: int, options: argparse.Namespace, to
     clock = time.perf_counter if options.threads > 1 else time.thread_time
     seconds: list[list[float]] = [[] for _ in entries]
     roofs = []
-    for _ in range(options.rounds):
+    for number in range(options.rounds):
         roofs.append(measure_roofs(options.threads).read_bytes_per_s)
-        for entry, times in zip(entries, seconds, strict=True):
+        for place in range(len(entries)):  # none is always the one after the roofs, when others claim the machine
+            turn = (place + number) % len(entries)
+            entry, times = entries[turn], seconds[turn]
             time.sleep(PAUSE_S)
             entry.run()  # wakes the threads, and puts the engine's code and scales where they would be
             began = clock()

@@ -25,7 +25,9 @@ def hashes(folder: Path, compiler: str, isa: str, options: list[str], *, runner:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed: apt install g++-aarch64-linux-gnu")
+@pytest.mark.skipif(
+    shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed: apt install g++-aarch64-linux-gnu"
+)
 @pytest.mark.skipif(shutil.which(EMULATOR) is None, reason=f"{EMULATOR} is not installed: apt install qemu-user-static")
 def test_arm_gives_the_same_bits(tmp_path: Path) -> None:
     here = hashes(tmp_path, "g++", "portable", ["-DTERSOR_LANES=4"])
