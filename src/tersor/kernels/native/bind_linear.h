@@ -1,7 +1,8 @@
 // The integer linear kernels as Python sees them: memory by address, which kernels/linear has checked. Part of module.cpp.
 #pragma once
 
-constexpr int64_t PIECES = 8;  // for each thread: so many that none waits long for another
+// For each thread: few, for a stream is foreseen once it runs; more than one, or all wait for the slowest.
+constexpr int64_t PIECES = 3;
 
 // y [tokens, rows] = x [tokens, columns] · weightᵀ + bias. Every address is that of a contiguous array as LinearJob
 // says; 0: there is none. Kinds of numbers: 0 float32, 1 float16, 2 bfloat16.
