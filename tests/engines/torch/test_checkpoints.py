@@ -107,6 +107,12 @@ def test_logits_are_those_of_the_decoded_weights(
         assert fine.lm_head.weight.data_ptr() == fine.model.embed_tokens.weight.data_ptr()
 
 
+def test_activations_share_a_scale_as_the_file_says(write: Write) -> None:
+    folders = [write("llama", "compressed-tensors", "int8-channel-sym", activations=True)]
+    folders.append(write("llama", "compressed-tensors", "int8-g32-sym-f16"))
+    assert [load_quantized(folder).model.layers[0].mlp.up_proj.per_token for folder in folders] == [True, False]
+
+
 def test_generation_goes_on_from_the_cache(write: Write) -> None:
     model = load_quantized(write("llama", "gptq", "int4-g32-sym-f16"))
     made = model.generate(IDS[:1], max_new_tokens=6, do_sample=False, pad_token_id=0, attention_mask=torch.ones(1, 6))
