@@ -42,6 +42,7 @@ __all__ = [
     "formats",
     "inspect",
     "load",
+    "load_quantized",
     "loadtest",
     "optimize",
     "quantize",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from tersor.core.evaluation import Benchmark as Benchmark
     from tersor.core.evaluation import Evaluation as Evaluation
     from tersor.core.plan import Plan as Plan
+    from tersor.engines.torch.checkpoints import load_quantized as load_quantized
     from tersor.evaluation.checks.verdict import Verdict as Verdict
     from tersor.evaluation.nets.accuracy import evaluate_net as evaluate_net
     from tersor.models import Model as Model
@@ -105,6 +107,7 @@ _HOMES = {
     "evaluate_net": "tersor.evaluation.nets.accuracy",
     "inspect": "tersor.pipeline.inspect",
     "load": "tersor.models",
+    "load_quantized": "tersor.engines.torch.checkpoints",
     "loadtest": "tersor.pipeline.deploy.loadtest",
     "optimize": "tersor.pipeline.targets.optimize",
     "quantize": "tersor.pipeline.conversion",

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tersor.containers.hf.writer import write_checkpoint
 from tersor.core.errors import EngineError
+from tersor.core.tensor import QuantizedTensor
 from tersor.engines.transformers_timing import TransformersTiming, empty_engine
+from tersor.files.checkpoint import Checkpoint
+from tersor.formats import get
 
 torch = pytest.importorskip("torch", reason="transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the engine under test")
@@ -43,6 +49,22 @@ def test_the_tokens_are_those_of_transformers_own_greedy_generation(engine: Tran
     assert made["ids"] == expected[:, 4:].tolist()
     assert len(made["step_ns"]) == 6
     assert min(made["step_ns"]) > 0
+
+
+def test_a_quantized_checkpoint_runs_in_integers(folder: Path, tmp_path: Path) -> None:
+    fmt, quantized = get("int8-g16-sym-f16"), tmp_path / "gptq"
+    with contextlib.closing(Checkpoint([folder / "model.safetensors"])) as source:
+        names = [name for name in source.tensors if name.endswith("proj.weight")]
+        weights = ((name, np.asarray(source.read(name), np.float32)) for name in names)
+        tensors = ((name, QuantizedTensor(fmt, w.shape, fmt.encode(w))) for name, w in weights)
+        write_checkpoint(folder, source, dict.fromkeys(names, fmt), tensors, quantized, name="gptq")
+    weights_bytes = 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    with TransformersTiming(quantized, timeout_s=120) as engine, TransformersTiming(folder, timeout_s=120) as whole:
+        held = [one.timed("time_open", sequences=1, context=20, threads=1)["loaded_bytes"] for one in (engine, whole)]
+        assert 2.5 * weights_bytes < held[1] - held[0] < 3 * weights_bytes  # one byte and an eighth instead of four
+        engine.timed("time_prompt", sequences=2, prompts=PROMPTS)
+        made = engine.timed("time_generation", sequences=2, steps=3)
+        assert all(0 <= token < 120 for ids in made["ids"] for token in ids)
 
 
 def test_the_engine_tells_what_it_is(engine: TransformersTiming, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,22 @@ def exercise_scales(native: Any, groups: int, width: int, rng: np.random.Generat
         native.search_scales(x, importance, scale, zero, np.array([1, 0.5], np.float32), 16, 2)
 
 
+def exercise_linear(native: Any, rows: int, columns: int, group: int, rng: np.random.Generator) -> None:
+    """Multiply arrays that end where their last element does, by few tokens and many, broken values among them."""
+    blocks, groups = -(-rows // 16), columns // group
+    for bits, digits, zero, tokens in itertools.product((4, 8), (1, 2), (False, True), (1, 2, 7, 13)):
+        codes = rng.integers(0, 256, blocks * columns * bits * 2, dtype=np.uint8)
+        scales = rng.random(blocks * groups * 16, np.float32)
+        zeros = rng.integers(0, 1 << bits, blocks * groups * 16, dtype=np.uint8)
+        bias = rng.random(rows, np.float32)
+        for x in inputs(rng, (tokens, columns)):
+            y = np.empty((tokens, rows), np.float32)
+            address = [array.ctypes.data for array in (codes, scales, zeros, bias, x, y)]
+            place = (address[0], address[1], 0, address[2] if zero else 0, address[3] if zero else 0)
+            how = (tokens, digits, zero, address[4], 0, address[5], 0, 3)
+            native.linear(rows, columns, group, bits, *place, *how)
+
+
 def main() -> None:
     """Exercise every kernel on every instruction set."""
     native = load(Path(sys.argv[1]))
@@ -105,6 +122,8 @@ def main() -> None:
             exercise_feedback(native, *shape, rng)
         for shape in ((1, 1), (15, 7), (16, 32), (300, 128)):
             exercise_scales(native, *shape, rng)
+        for rows, columns, group in ((1, 16, 16), (16, 64, 32), (45, 96, 48), (70, 80, 80)):
+            exercise_linear(native, rows, columns, group, rng)
         sys.stdout.write(f"{level} done\n")
 
 

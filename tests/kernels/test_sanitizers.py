@@ -21,6 +21,7 @@ LEVELS = {
     "avx2": ["-DTERSOR_LANES=8", "-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-DTERSOR_LANES=16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mf16c"],
 }
+LINEAR_LEVELS = {**LEVELS, "avx512vnni": [*LEVELS["avx512"], "-mavx512vnni"]}
 
 
 def compiled(folder: Path, source: Path, name: str, options: list[str]) -> str:
@@ -33,10 +34,11 @@ def build(folder: Path) -> Path:
     include = [sysconfig.get_paths()["include"], nanobind.include_dir()]
     root = Path(nanobind.include_dir()).parent
     flags = [f"-I{path}" for path in (*include, root / "ext" / "robin_map" / "include")]
-    x86 = os.uname().machine == "x86_64"
+    x86, exact = os.uname().machine == "x86_64", ["-ffp-contract=off"]
     objects = [
-        compiled(folder, NATIVE / "isa.cpp", level, [*CHECKS, "-ffp-contract=off", f"-DTERSOR_ISA={level}", *options])
-        for level, options in LEVELS.items()
+        compiled(folder, NATIVE / source, f"{source}-{level}", [*CHECKS, *exact, f"-DTERSOR_ISA={level}", *options])
+        for source, levels in (("isa.cpp", LEVELS), ("linear.cpp", LINEAR_LEVELS))
+        for level, options in levels.items()
         if x86 or level == "portable"
     ]
     module = [*CHECKS, *flags, *(["-DTERSOR_X86"] if x86 else [])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,16 +22,19 @@ class TransformersTiming:
     path       a folder with config.json and weights
     threads    of torch
     timeout_s  longest wait, in seconds, for loading and for each call
+    loading    options of `load_quantized` but for the path and types, for a quantized checkpoint
 
     Raises EngineError (refused, died, timed out) and MissingError.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, timeout_s: float = 600) -> None:
+    def __init__(
+        self, path: Path, *, threads: int = 1, timeout_s: float = 600, loading: Mapping[str, str | bool] | None = None
+    ) -> None:
         if threads < 1 or timeout_s <= 0:
             raise EngineError(f"threads and timeout_s must be positive, got {threads} and {timeout_s}")
         if not (path / "config.json").is_file():
             raise EngineError(f"{path}: no config.json; transformers runs folders of Hugging Face form")
-        self._child = _child(path, threads, timeout_s)
+        self._child = _child(path, threads, timeout_s, dict(loading or {}))
         self.vocabulary_size = int(self._child.greeting["vocabulary_size"])
         self.load_s = float(self._child.greeting["load_s"])
 
@@ -63,16 +66,16 @@ class TransformersTiming:
 
 def empty_engine(*, threads: int = 1, timeout_s: float = 600) -> Child:
     """The child process with torch and transformers loaded and no model."""
-    return _child(None, threads, timeout_s)
+    return _child(None, threads, timeout_s, {})
 
 
-def _child(path: Path | None, threads: int, timeout_s: float) -> Child:
+def _child(path: Path | None, threads: int, timeout_s: float, loading: dict[str, str | bool]) -> Child:
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise MissingError(f"running a model of Hugging Face form needs {package}: pip install 'tersor[torch]'")
     return Child(
         "tersor.engines.torch.timing",
-        ["" if path is None else str(path), json.dumps({"threads": threads})],
+        ["" if path is None else str(path), json.dumps({"threads": threads, "loading": loading})],
         subject="no model" if path is None else str(path),
         engine="transformers",
         environment={"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_OFFLINE": "1"},

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tersor.core.arrays import Float32
-from tersor.core.errors import FormatError, TersorError, UnsupportedError
+from tersor.core.errors import FormatError, MissingError, SchemeError, TersorError, UnsupportedError
 from tersor.core.format import Format
 from tersor.core.tensor import QuantizedTensor
-from tersor.files.checkpoint import Checkpoint
+from tersor.files.checkpoint import Checkpoint, read_json, weight_files
 from tersor.files.dtypes import Numbers
 from tersor.files.safetensors import TensorInfo, checked_rows
 from tersor.formats import get
@@ -28,10 +28,10 @@ from tersor.formats.hf.compressed_tensors import (
 )
 from tersor.formats.hf.gptq import Gptq
 from tersor.formats.hf.groups import Decoded, Part, checked_part, format_of
-from tersor.formats.hf.settings import Settings
+from tersor.formats.hf.settings import Settings, read_settings
 from tersor.formats.hf.words import Stored
 
-__all__ = ["QuantizedCheckpoint"]
+__all__ = ["QuantizedCheckpoint", "open_quantized"]
 
 _WORD_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _PACKED_PARTS = (
@@ -51,6 +51,27 @@ class _Module:
     shape: tuple[int, int]
     label: str
     decode: Callable[[int, int], Decoded]
+
+
+def open_quantized(folder: Path) -> QuantizedCheckpoint:
+    """Return the quantized checkpoint in `folder`; the caller closes it.
+
+    Raises MissingError where there is none, SchemeError where it is not quantized, and what reading it raises.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingError(f"{folder}: no config.json; a checkpoint folder holds it beside the weights")
+    values = read_json(path).get("quantization_config")
+    if not values:
+        raise SchemeError(f"{path}: has no quantization_config, so the checkpoint is not quantized")
+    settings = read_settings(values, str(path))
+    paths, index, _ = weight_files(folder)
+    checkpoint = Checkpoint(paths, index)
+    try:
+        return QuantizedCheckpoint(checkpoint, settings, str(folder))
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 class QuantizedCheckpoint:
@@ -91,13 +112,17 @@ class QuantizedCheckpoint:
 
         UnsupportedError where its groups are not of neighbouring columns (activation order).
         """
-        module = self._modules[name]
-        decoded = self._decoded(module, 0, module.shape[0])
+        decoded = self.decoded(name)
         if decoded.order is not None:
             raise UnsupportedError(
                 f"{name}: its groups are not of neighbouring columns (desc_act); no format here is so"
             )
         return decoded.tensor
+
+    def decoded(self, name: str) -> Decoded:
+        """Return a quantized matrix, codes verbatim, its columns in the order of its groups."""
+        module = self._modules[name]
+        return self._decoded(module, 0, module.shape[0])
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Numbers:
         """Return rows of the leading axis: a quantized matrix as float32, others as Checkpoint.read does."""

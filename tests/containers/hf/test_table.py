@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.containers.hf.convert import open_quantized
 from tersor.containers.hf.table import CONTAINERS, format_for
 from tersor.core.errors import SchemeError
 from tersor.formats import get
+from tersor.models.quantized_checkpoint import open_quantized
 
 SOME = {"model.layers.0.mlp.up_proj": "int4-g32-sym-bf16"}
 PACKED = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.containers.hf.convert import convert_checkpoint, open_quantized
+from tersor.containers.hf.convert import convert_checkpoint
 from tersor.containers.hf.writer import write_checkpoint
 from tersor.containers.lossless import gathered_codes
 from tersor.core.errors import FormatError, SchemeError, ShapeError
@@ -15,6 +15,7 @@ from tersor.core.tensor import QuantizedTensor
 from tersor.files.checkpoint import Checkpoint, weight_files
 from tersor.formats import get
 from tersor.models import load
+from tersor.models.quantized_checkpoint import open_quantized
 
 torch = pytest.importorskip("torch", reason="the source is saved with torch: pip install 'tersor[torch]'")
 safetensors = pytest.importorskip("safetensors.torch", reason="the source is saved with safetensors")

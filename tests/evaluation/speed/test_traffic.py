@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tersor.containers.hf.table import format_for
+from tersor.containers.hf.writer import write_checkpoint
 from tersor.core.errors import UnsupportedError
+from tersor.core.tensor import QuantizedTensor
 from tersor.evaluation.speed.traffic import Weight, gguf_traffic, model_traffic, weigh
+from tersor.files.checkpoint import Checkpoint
+from tersor.formats import get
 
 EMBEDDING = Weight("token_embd.weight", (100, 8), 3200, "F32")
 BLOCK = Weight("blk.0.ffn_up.weight", (16, 8), 512, "F32")
@@ -75,3 +82,22 @@ def test_an_architecture_without_a_table_row_has_no_traffic(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text('{"architectures": ["UnheardOfForCausalLM"], "model_type": "unheard"}')
     with pytest.raises(UnsupportedError, match="UnheardOfForCausalLM"):
         model_traffic(tmp_path)
+
+
+def test_a_quantized_checkpoint_is_weighed_in_its_integers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="builds a checkpoint")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "float")
+    fmt = get("int4-g16")
+    with contextlib.closing(Checkpoint([tmp_path / "float" / "model.safetensors"])) as source:
+        formats = {name: format_for("gptq", fmt, "F32") for name in source.tensors if name.endswith("proj.weight")}
+        weights = ((name, np.asarray(source.read(name), np.float32)) for name in formats)
+        tensors = ((name, QuantizedTensor(formats[name], w.shape, formats[name].encode(w))) for name, w in weights)
+        write_checkpoint(tmp_path / "float", source, formats, tensors, tmp_path / "gptq", name="gptq")
+    found = model_traffic(tmp_path / "gptq")
+    weights_count = 4 * 32 * 32 + 3 * 48 * 32
+    assert found.body == weights_count
+    assert found.weight_bytes == weights_count // 16 * 10 + 4 * (64 * 32 + 3 * 32)  # 16 codes and a scale: 10 bytes

@@ -1,7 +1,8 @@
 """The child process that times transformers: the same operations and answers as `engines/llama/timing.py`.
 
 Started by `engines/child.py` with the arguments MODEL OPTIONS_JSON; without a MODEL it is an empty engine, whose memory
-is what every model pays. The model runs in the type its checkpoint names, as people run it.
+is what every model pays. The model runs in the type its checkpoint names, as people run it; a quantized one on our own
+integer kernels.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import inspect
 import json
 import os
 import sys
+from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any, BinaryIO
 
 from tersor.engines.frames import receive, send
+from tersor.engines.torch.checkpoints import is_quantized, load_quantized
 
 __all__ = ["main"]
 
@@ -21,7 +24,7 @@ __all__ = ["main"]
 class _Stage:
     """A causal model of transformers, and the sequences that are being continued."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, loading: dict[str, Any]) -> None:
         import torch  # noqa: PLC0415 - only ever in the child
         from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
@@ -30,7 +33,9 @@ class _Stage:
         torch.set_grad_enabled(False)
         began = perf_counter()
         self.model: Any = None
-        if path:
+        if path and is_quantized(Path(path)):
+            self.model = load_quantized(path, **loading)
+        elif path:
             self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True).eval()
         self.load_s = perf_counter() - began
         takes = {} if self.model is None else inspect.signature(self.model.forward).parameters
@@ -81,7 +86,8 @@ def main() -> None:
     output: BinaryIO = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print must not enter the protocol
     try:
-        stage = _Stage(path, json.loads(options)["threads"])
+        chosen = json.loads(options)
+        stage = _Stage(path, chosen["threads"], chosen["loading"])
         send(output, {"done": True, **stage.facts()})
     except Exception as error:  # the edge of the process: whatever a foreign library raises goes to the parent
         send(output, {"error": f"{type(error).__name__}: {error}"})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tersor.core.errors import UnsupportedError
 from tersor.files.gguf import BLOCKS, GgufFile
+from tersor.formats import get
 from tersor.models.load import load
 from tersor.models.model import kind_of
 
@@ -65,7 +66,7 @@ def gguf_traffic(path: Path) -> Traffic:
 
 
 def model_traffic(folder: Path) -> Traffic:
-    """Read the headers of a checkpoint, in the type that transformers will hold it in.
+    """Read the headers of a checkpoint, in the type that transformers will hold it in; integers as they are.
 
     UnsupportedError for architectures that no table row covers.
     """
@@ -73,7 +74,11 @@ def model_traffic(folder: Path) -> Traffic:
     named = _NAMES.get(str(model.config.get("dtype") or model.config.get("torch_dtype")))
     weights = []
     for tensor in model.tensors:
-        label = named or tensor.source_dtype
+        label = tensor.source_dtype
+        if label.startswith("int"):
+            weights.append(Weight(tensor.name, tensor.shape, _integer_bytes(label, tensor.shape), label))
+            continue
+        label = named or label
         if label not in _WIDE:
             raise UnsupportedError(f"{tensor.name} is stored as {label}: its bytes per weight vary")
         weights.append(Weight(tensor.name, tensor.shape, math.prod(tensor.shape) * _WIDE[label], label))
@@ -82,6 +87,12 @@ def model_traffic(folder: Path) -> Traffic:
     return weigh(
         weights, {"general.architecture": model.architecture, **metadata}, sum(f.stat().st_size for f in files)
     )
+
+
+def _integer_bytes(label: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a matrix whose label names bits and groups, with scales of 16 bits where it names no others."""
+    fmt = get(label if label.endswith(("f16", "f32")) else f"{label}-f16")
+    return math.prod(shape[:-1]) * fmt.row_bytes(shape[-1])
 
 
 def weigh(weights: Iterable[Weight], metadata: Mapping[str, object], file_bytes: int) -> Traffic:

@@ -91,6 +91,38 @@ struct ScaleJob {
 
 using ScaleSearch = void (*)(const ScaleJob& job, int64_t first, int64_t last);
 
+// How numbers of 16 or 32 bits are stored.
+enum class Real { f32, f16, bf16 };
+
+// Tokens times a matrix of integers in groups; see linear.h. Everything is laid out as reference/linear.py says.
+struct LinearJob {
+    int64_t rows, columns, group;  // group: a multiple of 16 that divides the columns
+    int bits;                      // 4 or 8
+    const uint8_t* codes;          // [blocks, columns · bits · 2]
+    const void* scales;            // [blocks, groups, 16]
+    Real scale_type;
+    const uint8_t* zeros;          // [blocks, groups, 16]; null: half of the codes everywhere
+    const float* bias;             // [rows] or null
+    int64_t tokens;
+    int digits;                    // bytes of an activation's code: 1 or 2
+    bool per_token;                // one scale for all activations of a token
+    const void* x;                 // [tokens, columns]
+    Real x_type;
+    void* y;                       // [tokens, rows]
+    Real y_type;
+    int8_t* planes;                // [tokens · digits, columns]; these three as tiles of tokens lie
+    float* steps;                  // [tokens, groups]: scales of the activations
+    int32_t* sums;                 // [tokens · digits, groups]: of codes, times what a zero point of 1 takes off
+};
+
+struct LinearTable {
+    // Rounds the activations of tile `tile` of tokens: planes, steps and sums.
+    void (*round)(const LinearJob& job, int64_t tile);
+    // Every token times rows of blocks [first, last).
+    void (*multiply)(const LinearJob& job, int64_t first, int64_t last);
+    int64_t (*tiles)(const LinearJob& job);
+};
+
 struct FeedbackTable {
     int tile;
     void (*settle)(const FeedbackJob& job, int64_t first, int64_t last, int64_t until, int64_t row, int64_t end);

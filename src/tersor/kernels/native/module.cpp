@@ -20,16 +20,24 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#if defined(TERSOR_ARM)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #endif
 
 #include "job.h"
+#include "team.h"
 
 namespace tersor {
 
-namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); }
+namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
 #if defined(TERSOR_X86)
-namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); }
-namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); }
+namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
+namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
+namespace avx512vnni { LinearTable linear(); }
+#elif defined(TERSOR_ARM)
+namespace dotprod { LinearTable linear(); }
 #endif
 
 }  // namespace tersor
@@ -45,20 +53,41 @@ struct Level {
     LogitTable logits;
     FeedbackTable feedback;
     ScaleSearch search_scales;
+    LinearTable linear;
 };
+
+// The same but for products of bytes, for which there is an instruction.
+Level with_linear(Level level, const char* name, LinearTable linear) {
+    level.name = name, level.linear = linear;
+    return level;
+}
+
+#if defined(TERSOR_ARM)
+bool has_dotprod() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return true;  // every Apple processor that runs macOS
+#endif
+}
+#endif
 
 // What this processor can run, slowest first.
 const std::vector<Level>& levels() {
     static const std::vector<Level> found = [] {
         std::vector<Level> list;
-        list.push_back({"portable", portable::codecs(), portable::logits(), portable::feedback(), portable::scale_search()});
+        list.push_back({"portable", portable::codecs(), portable::logits(), portable::feedback(), portable::scale_search(), portable::linear()});
 #if defined(TERSOR_X86)
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
-            list.push_back({"avx2", avx2::codecs(), avx2::logits(), avx2::feedback(), avx2::scale_search()});
+            list.push_back({"avx2", avx2::codecs(), avx2::logits(), avx2::feedback(), avx2::scale_search(), avx2::linear()});
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c"))
-            list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search()});
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c")) {
+            list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search(), avx512::linear()});
+            if (__builtin_cpu_supports("avx512vnni")) list.push_back(with_linear(list.back(), "avx512vnni", avx512vnni::linear()));
+        }
+#elif defined(TERSOR_ARM)
+        if (has_dotprod()) list.push_back(with_linear(list.back(), "dotprod", dotprod::linear()));
 #endif
         return list;
     }();
@@ -348,6 +377,7 @@ auto compare_to_top_k(Ids ids, Matrix log_p, Doubles mass, Doubles entropy, Logi
 }
 
 #include "bind_feedback.h"  // uses the array types and share_out above
+#include "bind_linear.h"
 #include "bind_scales.h"
 
 std::vector<std::string> names() {
@@ -379,6 +409,8 @@ NB_MODULE(_native, m) {
     m.def("settle", &settle);
     m.def("propagate", &propagate);
     m.def("search_scales", &search_scales);
+    m.def("linear", &linear);
+    m.def("use_team", [](uintptr_t parallel) { team() = (Parallel)parallel; });
     m.def("formats", &names);
     m.def("isa", [] { return chosen()->name; });
     m.def("isa_levels", &level_names);

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 
-from tersor.containers.hf.convert import open_quantized
 from tersor.containers.hf.table import container, format_for
 from tersor.containers.hf.writer import CheckpointSource, write_checkpoint
 from tersor.core.arrays import Bytes, Float32
@@ -29,6 +28,7 @@ from tersor.files.safetensors import TensorInfo
 from tersor.formats import get
 from tersor.formats.integer import IntegerRules
 from tersor.models.model import Model, ModelTensor
+from tersor.models.quantized_checkpoint import open_quantized
 from tersor.models.transforms import Source, origin
 from tersor.pipeline.quantize import Findings
 from tersor.pipeline.steps import provenance

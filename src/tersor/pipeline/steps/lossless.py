@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tersor.containers.hf.convert import open_quantized
 from tersor.containers.lossless import Kept, gathered_codes
 from tersor.containers.mixtures import is_quantizable
 from tersor.core.arrays import Bytes, Float32
@@ -17,7 +16,7 @@ from tersor.core.card import Card, TensorError
 from tersor.core.errors import SchemeError, ShapeError, UnsupportedError
 from tersor.core.plan import Plan
 from tersor.models.model import Model, ModelTensor
-from tersor.models.quantized_checkpoint import QuantizedCheckpoint
+from tersor.models.quantized_checkpoint import QuantizedCheckpoint, open_quantized
 from tersor.models.transforms import Affine, Source, origin
 from tersor.pipeline.quantize import quantize
 

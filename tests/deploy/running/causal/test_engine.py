@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import tersor
 from tersor import reference_model
 from tersor.core.errors import EngineError
 from tersor.deploy.running.supervised import Patience, RequestError, Running
+from tersor.models.quantized_checkpoint import open_quantized
 
 torch = pytest.importorskip("torch", reason="runs the model: pip install 'tersor[torch]'")
 transformers = pytest.importorskip("transformers", reason="runs the model: pip install 'tersor[torch]'")
@@ -216,16 +217,21 @@ def test_many_at_once_say_what_each_says_alone(model: Asking) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_in_integers_says_what_transformers_says_of_it(tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors", reason="transformers decodes with it: pip install compressed-tensors")
-    tersor.quantize(reference_model.PATH, "int4-g32", output=tmp_path / "made", container="compressed-tensors")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
-    net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype="auto")
+@pytest.mark.parametrize("container", ["compressed-tensors", "gptq"])
+def test_a_checkpoint_in_integers_says_what_its_decoded_weights_say(tmp_path: Path, container: str) -> None:
+    made = tmp_path / "made"
+    tersor.quantize(reference_model.PATH, "int4-g32", output=made, container=container)
+    net = transformers.AutoModelForCausalLM.from_pretrained(reference_model.PATH, dtype=torch.float32)
+    with closing(open_quantized(made)) as checkpoint:
+        for name in checkpoint.quantized_names:
+            net.get_parameter(name).data.copy_(torch.from_numpy(checkpoint.read(name)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made)
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
-    made = net.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids))
-    with Asking(tmp_path / "made") as model:
-        said = model.one(prompt=PROMPT, max_tokens=6, temperature=0)["choices"][0]["text"]
-    assert said == tokenizer.decode(made[0, ids.shape[1] :])
+    said = net.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids))
+    with Asking(made) as model:
+        assert model.one(prompt=PROMPT, max_tokens=6, temperature=0)["choices"][0]["text"] == tokenizer.decode(
+            said[0, ids.shape[1] :]
+        )
 
 
 def test_a_folder_without_safetensors_is_no_model(folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tersor.deploy.running.causal.asking import Asked, asked
 from tersor.deploy.running.causal.pieces import Held, Pieces
 from tersor.deploy.running.causal.sampling import Draw
 from tersor.deploy.running.worker import Emit, RefusedError
+from tersor.engines.torch.checkpoints import is_quantized, load_quantized
 
 __all__ = ["opened"]
 
@@ -59,8 +60,11 @@ class _Causal:
         self._torch = torch
         source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **source)
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        self._model = load(folder, dtype="auto", use_safetensors=True, **source).eval()
+        if is_quantized(folder):
+            self._model = load_quantized(folder)  # on integers, as the file has them
+        else:
+            load = transformers.AutoModelForCausalLM.from_pretrained
+            self._model = load(folder, dtype="auto", use_safetensors=True, **source).eval()
         takes = inspect.signature(self._model.forward).parameters
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         text = self._model.config.get_text_config()

@@ -1,0 +1,96 @@
+"""Activations times a packed weight: checks them, then hands them to the native kernel or to the reference."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from tersor.core.errors import ShapeError
+from tersor.kernels.codec import native
+from tersor.kernels.lazy import LazyModule
+from tersor.kernels.linear.weights import PackedWeight
+from tersor.kernels.reference import linear as definition
+from tersor.kernels.reference.linear import Digits
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["multiply"]
+
+
+class Native(Protocol):
+    """What the compiled module offers; memory by address."""
+
+    def linear(self, *arguments: Any) -> None: ...
+    def use_team(self, address: int) -> None: ...
+
+
+def multiply(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, digits: Digits = 1, per_token: bool = False
+) -> Tensor:
+    """Return x · weightᵀ + bias, [..., rows] in the type of `x`; sums are float32.
+
+    x          float32, float16 or bfloat16 [..., columns] on the CPU
+    bias       float32 [rows]
+    digits     bytes of the codes that activations are rounded to
+    per_token  whether all activations of a token share a scale; else those of each group of the weight do
+    Runs on as many threads as torch has; their number changes no bit. Raises ShapeError.
+    """
+    kind, shape = _kind(x.dtype), x.shape
+    if kind < 0 or not shape or shape[-1] != weight.columns or x.device.type != "cpu":
+        raise ShapeError(
+            f"a weight [{weight.rows}, {weight.columns}] takes float32, float16 or bfloat16 [..., {weight.columns}] "
+            f"on the CPU, got {x.dtype} {tuple(shape)} on {x.device}"
+        )
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != (weight.rows,) or not bias.is_contiguous()):
+        raise ShapeError(f"the bias must be contiguous float32 [{weight.rows}], got {bias.dtype} {tuple(bias.shape)}")
+    module = _loaded()
+    if module is None:
+        rows = x.reshape(-1, weight.columns)
+        made = definition.multiply(rows, *weight.unpacked(), bias, digits=digits, per_token=per_token)
+        return made.to(x.dtype).reshape(*shape[:-1], weight.rows)
+    y = x.new_empty((*shape[:-1], weight.rows))
+    tokens = y.numel() // weight.rows
+    if not tokens:
+        return y
+    x = x.contiguous()
+    place = 0 if bias is None else bias.data_ptr()
+    how = (tokens, digits, per_token, x.data_ptr(), kind, y.data_ptr(), kind, torch.get_num_threads())
+    module.linear(*weight.arguments, place, *how)
+    return y
+
+
+@cache
+def _kind(dtype: torch.dtype) -> int:
+    """The place of `dtype` in REALS; -1: it is not there."""
+    return {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}.get(dtype, -1)
+
+
+@cache
+def _loaded() -> Native | None:
+    """The compiled kernels, asked for once: for small layers even that takes a share of the time."""
+    module = cast("Native | None", native())
+    if module is not None:
+        _share_team()
+    return module
+
+
+@cache
+def _share_team() -> None:
+    """Have the kernels run on torch's own OpenMP team, where torch brought one that can be called."""
+    module = cast("Native", native())
+    spec = importlib.util.find_spec("torch")
+    folder = Path((spec and spec.origin) or "").parent
+    for path in sorted((*folder.glob("lib/lib*omp*"), *folder.parent.glob("torch.libs/lib*omp*"))):
+        try:
+            parallel = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        module.use_team(ctypes.cast(parallel, ctypes.c_void_p).value or 0)
+        return

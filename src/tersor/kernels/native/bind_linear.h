@@ -1,0 +1,33 @@
+// The integer linear kernels as Python sees them: memory by address, which kernels/linear has checked. Part of module.cpp.
+#pragma once
+
+// For each thread: few, for a stream is foreseen once it runs; more than one, or all wait for the slowest.
+constexpr int64_t PIECES = 3;
+
+// y [tokens, rows] = x [tokens, columns] · weightᵀ + bias. Every address is that of a contiguous array as LinearJob
+// says; 0: there is none. Kinds of numbers: 0 float32, 1 float16, 2 bfloat16.
+void linear(int64_t rows, int64_t columns, int64_t group, int bits, uintptr_t codes, uintptr_t scales, int scale_type,
+            uintptr_t zeros, uintptr_t bias, int64_t tokens, int digits, bool per_token, uintptr_t x, int x_type, uintptr_t y,
+            int y_type, int threads) {
+    if (rows < 1 || columns < 1 || tokens < 1 || group < 1 || group % 16 || columns % group || (bits != 4 && bits != 8) ||
+        (digits != 1 && digits != 2))
+        throw std::invalid_argument("no kernel for such a matrix");
+    nb::gil_scoped_release release;
+    if (threads <= 0) threads = (int)std::max(1u, std::thread::hardware_concurrency());
+    const int64_t planes = tokens * digits, groups = columns / group, blocks = (rows + 15) / 16;
+    const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+    thread_local std::vector<uint8_t> memory;  // of the calling thread, kept for its next call
+    const int64_t plane_bytes = rounded(planes * columns), step_bytes = rounded(tokens * groups * 4);
+    memory.resize((size_t)(plane_bytes + step_bytes + planes * groups * 4 + 64));
+    uint8_t* place = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
+    const LinearJob job{rows, columns, group, bits, (const uint8_t*)codes, (const void*)scales, (Real)scale_type,
+                        (const uint8_t*)zeros, (const float*)bias, tokens, digits, per_token, (const void*)x, (Real)x_type,
+                        (void*)y, (Real)y_type, (int8_t*)place, (float*)(place + plane_bytes),
+                        (int32_t*)(place + plane_bytes + step_bytes)};
+    const LinearTable table = chosen()->linear;
+    take_turns(table.tiles(job), 1, threads, [&](int64_t first, int64_t last) {
+        for (; first < last; ++first) table.round(job, first);
+    });
+    const int64_t grain = std::max<int64_t>(2, blocks / (threads * PIECES) / 2 * 2);
+    take_turns(blocks, grain, threads, [&](int64_t first, int64_t last) { table.multiply(job, first, last); });
+}
