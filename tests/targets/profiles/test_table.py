@@ -45,6 +45,14 @@ def test_what_runs_fast_is_a_format_of_ours_on_an_engine_that_is_known(name: str
         assert text == "int8" or get(text).bits_per_weight  # "int8": nets with rounded activations
 
 
+def test_no_gpu_runs_floats_of_8_bits_before_it_has_units_for_them() -> None:
+    rows = [row for row in PROFILES.values() if row.capability is not None]
+    for row in rows:
+        for engine, support in row.engines.items():
+            assert ("fp8_e4m3" in support.formats) <= (row.capability >= (8, 9)), (row.name, engine)  # type: ignore[operator]
+    assert {row.capability >= (8, 9) for row in rows} == {True, False}  # type: ignore[operator]
+
+
 def test_narrow_types_are_never_slower_than_wide_ones_of_the_same_machine() -> None:
     order = ("float32", "float16", "float8", "float4"), ("float32", "int8", "int4")
     for row in PROFILES.values():

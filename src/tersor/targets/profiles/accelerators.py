@@ -7,7 +7,7 @@ from tersor.targets.profiles.profile import Figure, Profile, Support
 __all__ = ["APPLE", "GPUS"]
 
 _VLLM = "docs.vllm.ai/en/v0.14.0/features/quantization: table of supported hardware"
-_TENSORRT = Support(("int8", "fp8_e4m3", "f16"), "TensorRT 10, Working with Quantized Types", ("Conv+Relu", "Conv+Add"))
+_TENSORRT = "TensorRT 10, Working with Quantized Types, and its support matrix: FP8 from capability 8.9 on"
 _LLAMA = Support(
     ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0", "f16"), "llama.cpp, ggml-cuda: int8 dot products or tensor cores"
 )
@@ -20,7 +20,12 @@ def _engines(capability: tuple[int, int]) -> dict[str, Support]:
         formats.append("fp8_e4m3")
     if capability >= (10, 0):
         formats.append("nvfp4")
-    return {"vllm": Support(tuple(formats), _VLLM), "tensorrt": _TENSORRT, "llama.cpp": _LLAMA}
+    tensorrt = ("int8", "fp8_e4m3", "f16") if capability >= (8, 9) else ("int8", "f16")
+    return {
+        "vllm": Support(tuple(formats), _VLLM),
+        "tensorrt": Support(tensorrt, _TENSORRT, ("Conv+Relu", "Conv+Add")),
+        "llama.cpp": _LLAMA,
+    }
 
 
 def _gpu(
