@@ -71,18 +71,20 @@ def test_compiled_and_exported_programs_give_the_same_bits(weight: PackedWeight)
 
 
 def test_weights_that_are_loaded_or_copied_are_used(weight: PackedWeight, matrix: Callable[..., Arrays]) -> None:
-    other = pack_weight(*matrix(48, 64, 32, 4, symmetric=False), bits=4, real="f16")
+    codes, zeros, scales = matrix(48, 64, 32, 4, symmetric=False)
+    other = pack_weight(15 - codes, zeros, scales, bits=4, real="f16")
     module, x = quantized_linear(weight), inputs(4, 64)
     twin = copy.deepcopy(module)
     twin.load_state_dict(quantized_linear(other).state_dict())
     assert torch.equal(twin(x), multiply(x, other))
-    twin.load_state_dict(module.state_dict(), assign=True)
-    assert torch.equal(twin(x), module(x))
+    assert not torch.equal(twin(x), module(x))
+    module.load_state_dict(twin.state_dict(), assign=True)  # other memory under the same names
+    assert torch.equal(module(x), multiply(x, other))
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(x), module(x))
-    assert torch.equal(module.to(torch.bfloat16)(x), multiply(x, weight))
+    assert torch.equal(module.to(torch.bfloat16)(x), multiply(x, other))
 
 
 def test_gradients_pass_through_as_by_the_decoded_weight(weight: PackedWeight) -> None:
