@@ -79,6 +79,10 @@ def test_what_cannot_be_done_is_refused(net: Path, tmp_path: Path) -> None:
         optimize(net, target="gpu")
     with pytest.raises(SchemeError, match="must be positive"):
         optimize(net, threads=(0,))
+    gguf = tmp_path / "model.gguf"
+    gguf.touch()
+    with pytest.raises(SchemeError, match="processor time is for nets"):
+        optimize(gguf, clock="processor", threads=(1,))
     with pytest.raises(SchemeError, match=r"give threads=\(1,\)"):
         optimize(net, clock="processor", threads=(1, 2))
     with pytest.raises(MissingError, match="no such file"):

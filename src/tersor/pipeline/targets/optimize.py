@@ -107,9 +107,8 @@ def optimize(
         raise SchemeError("rounds, batch, length and threads must be positive")
     if clock == "processor" and tuple(threads) != (1,):
         raise SchemeError("processor time of several threads is no measure of speed: give threads=(1,)")
-    path = _checked(Path(artefact).expanduser())
-    began, machine, digest = time.perf_counter(), processor(), sha256(path)
-    place = output or choices_path(path)
+    path, began, machine = _checked(Path(artefact).expanduser(), clock), time.perf_counter(), processor()
+    digest, place, sizes = sha256(path), output or choices_path(path), Sizes(batch, length)
     known, load = _read_choices(place), busy_cores()
     found = known.find(digest, _fingerprint(machine), batch, length)
     if found is not None and not again and _is_current(found):
@@ -117,32 +116,38 @@ def optimize(
     counts = tuple(threads) or tuple(dict.fromkeys((machine.physical, machine.cores, 1)))
     search = _Search(counts, _engines(path, engines), rounds, clock, timeout_s)
     measured = _net if path.suffix == ".onnx" else _language
-    tried = measured(path, search, Sizes(batch, length), progress)
-    best = tried[0]
-    assert best.best_ms is not None, "the first of those tried ran"
-    choice = Choice(
-        artefact_sha256=digest,
-        machine=_fingerprint(machine),
-        engine=best.engine,
-        threads=best.threads,
-        settings=best.settings,
-        batch=batch,
-        length=length,
-        best_ms=best.best_ms,
-        tried=tuple(tried),
-        versions=_versions(search.engines),
-        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
+    choice = _choice(measured(path, search, sizes, progress), digest, sizes, machine, search)
     with atomic_writer(place) as file:
         file.write(known.with_choice(choice).to_json().encode())
     return Optimized(path, choice, True, time.perf_counter() - began, place, load)
 
 
-def _checked(path: Path) -> Path:
+def _choice(tried: Sequence[Tried], digest: str, sizes: Sizes, machine: Processor, search: _Search) -> Choice:
+    """Return what is remembered: the first of those tried, and all of them."""
+    best = tried[0]
+    assert best.best_ms is not None, "the first of those tried ran"
+    return Choice(
+        artefact_sha256=digest,
+        machine=_fingerprint(machine),
+        engine=best.engine,
+        threads=best.threads,
+        settings=best.settings,
+        batch=sizes.batch,
+        length=sizes.length,
+        best_ms=best.best_ms,
+        tried=tuple(tried),
+        versions=_versions(search.engines),
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _checked(path: Path, clock: Clock) -> Path:
     if not path.is_file():
         raise MissingError(f"{path}: no such file")
     if path.suffix not in (".onnx", ".gguf"):
         raise UnsupportedError(f"{path}: engines are chosen for .onnx and .gguf files")
+    if clock != "wall" and path.suffix == ".gguf":
+        raise SchemeError("llama.cpp is timed by the clock on the wall: processor time is for nets")
     return path
 
 
