@@ -7,14 +7,17 @@ every reader has a decoder of its own, and a Relu or Clip that rounding makes id
 
 from __future__ import annotations
 
+import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tersor.core.errors import SchemeError
+from tersor.core.errors import SchemeError, UnsupportedError
 from tersor.graph.net import Net
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Quantizer, Scheme
+from tersor.graph.sessions import Feeds
 from tersor.graph.training.module import to_torch
 from tersor.graph.training.ops.layers import gemm
 from tersor.graph.writing.torch_module import integer_module
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 else:
     torch, functional = LazyModule("torch", "torch"), LazyModule("torch.nn.functional", "torch")
 
-__all__ = ["float_module", "xnnpack_module"]
+__all__ = ["exported", "float_module", "xnnpack_module"]
 
 EVERYTHING = (-np.inf, np.inf)
 
@@ -67,6 +70,22 @@ def float_module(net: Net, *, half: bool = False) -> nn.Module:
     _bound_by_functions(module.graph)
     made = _finished(module)
     return _halved(made) if half else made
+
+
+def exported(module: nn.Module, feeds: Feeds) -> bytes:
+    """Return the file of `torch.export.save` for inputs of these very shapes; UnsupportedError where there is none."""
+    inputs = tuple(torch.from_numpy(np.ascontiguousarray(values)) for values in feeds.values())
+    target = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch itself
+            torch.export.save(torch.export.export(module, inputs), target)
+    except Exception as error:  # torch raises a class for each of its stages
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedError(
+            f"torch cannot export the net for phones: {(lines or [repr(error)])[0][:300]}"
+        ) from error
+    return target.getvalue()
 
 
 def _finished(module: fx.GraphModule) -> fx.GraphModule:
