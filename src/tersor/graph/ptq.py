@@ -129,7 +129,7 @@ def quantize_net(
     ranges: Mapping[str, tuple[float, float]] = {}
     if recipe.smooth and precision.activations != "float":
         # a range found at run time is smoothed as one that was calibrated
-        rounded = place(plain, row, replace(precision, activations="static"), left=recipe.left)
+        rounded = place(plain, row, replace(precision, activations="static", block=None), left=recipe.left)
         flat = smooth(plain, rounded, batches, threads=threads, progress=progress)
         plain, ranges = flat.net, flat.ranges
         placement = place(plain, row, precision, left=recipe.left)
