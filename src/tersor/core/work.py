@@ -7,12 +7,14 @@ from typing import Literal, TypeAlias
 
 __all__ = ["KINDS", "OperatorWork", "WorkKind"]
 
-WorkKind: TypeAlias = Literal["convolution", "pointwise", "depthwise", "linear", "product", "function", "pool", "move"]
+WorkKind: TypeAlias = Literal[
+    "convolution", "stem", "pointwise", "depthwise", "linear", "product", "function", "pool", "move"
+]
 KINDS: tuple[WorkKind, ...] = (
-    *("convolution", "pointwise", "depthwise", "linear", "product", "function", "pool", "move"),
+    *("convolution", "stem", "pointwise", "depthwise", "linear", "product", "function", "pool", "move"),
 )
-"""Convolutions of windows, of single places, of each channel alone; products with a matrix of weights, and of two
-activations; functions of values; windows without weights; what only moves numbers."""
+"""Convolutions of windows, of windows over few channels, of single places, of each channel alone; products with a
+matrix of weights, and of two activations; functions of values; windows without weights; what only moves numbers."""
 
 
 @dataclass(frozen=True, slots=True)

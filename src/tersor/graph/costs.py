@@ -21,6 +21,8 @@ FUSED = ("Relu", "Clip")
 """What every engine of the table computes within the operator before it."""
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum")
 BITS = 8
+FEW = 8
+"""Input channels: fewer fill no vector, as those of pictures."""
 
 
 def work_of(
@@ -93,7 +95,9 @@ def _kind(node: ir.Node, weight: Array | None, macs: int) -> WorkKind:
     if kind in ("Conv", "ConvTranspose") and weight is not None:
         if kind == "Conv" and weight.shape[1] == 1 and attribute(node, "group", 1) > 1:
             return "depthwise"
-        return "pointwise" if math.prod(weight.shape[2:]) == 1 else "convolution"
+        if math.prod(weight.shape[2:]) == 1:
+            return "pointwise"
+        return "stem" if weight.shape[1 if kind == "Conv" else 0] < FEW else "convolution"
     if macs:
         return "product" if weight is None else "linear"
     if kind in POOLS:
