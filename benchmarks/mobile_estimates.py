@@ -70,6 +70,7 @@ def small_nets() -> Iterator[tuple[str, list[Layer], tuple[int, ...]]]:
     for c, side in ((16, 32), (64, 56), (32, 112), (256, 14)):
         first = ("conv", c, 1, 1, 1)
         yield f"sums {c}×{side}²", [first, ("Add", "x"), ("Relu",), ("Add", "x"), ("Add", "v0")], (1, c, side, side)
+        yield f"sums of integers {c}×{side}²", [first, first, ("Add", "v0"), ("Add", "v1")], (1, c, side, side)
         yield f"windows {c}×{side}²", [first, ("MaxPool",)], (1, c, side, side)
         yield f"means {c}×{side}²", [first, ("GlobalAveragePool",)], (1, c, side, side)
     yield "many of nothing", [("conv", 8, 1, 1, 1)] * 12, (1, 8, 4, 4)
@@ -105,7 +106,7 @@ def drawn(name: str, layers: list[Layer], shape: tuple[int, ...]) -> Net:
     return Net.parse(onnx.shape_inference.infer_shapes(model).SerializeToString(), name)
 
 
-def shortest(run: Callable[[], object], seconds: float = 1.0) -> float:
+def shortest(run: Callable[[], object], seconds: float = 0.4) -> float:
     """Return the shortest time of many calls, seconds."""
     best, calls, end = math.inf, 0, time.perf_counter() + seconds
     run()

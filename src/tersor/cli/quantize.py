@@ -53,6 +53,7 @@ from tersor.cli.options.nets import (
     MaxLatencyOption,
     MaxMemoryOption,
     NetSizeOption,
+    PhoneOption,
     TargetOption,
     TrainOption,
     WeightsOption,
@@ -144,6 +145,7 @@ def quantize(
     max_memory_mb: MaxMemoryOption = None,
     max_latency_ms: MaxLatencyOption = None,
     max_file_mb: MaxFileOption = None,
+    phone: PhoneOption = None,
     leave: LeaveOption = None,
     mean: MeanOption = "0,0,0",
     std: StdOption = "1,1,1",
@@ -174,7 +176,7 @@ def quantize(
             calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of), kind
         )
         made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs)
-        budget = Budget(max_memory_mb, max_latency_ms, max_file_mb)
+        budget = Budget(max_memory_mb, max_latency_ms, max_file_mb, phone)
         made = replace(made, resume=resume, command=command, target=target, budget=budget)
         quantize_net_command(
             model, output, file_type if is_given(context, "file_type") else None, made, as_json=as_json

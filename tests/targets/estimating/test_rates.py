@@ -16,6 +16,7 @@ from tersor.targets.estimating.latency import estimate_energy, estimate_latency,
 from tersor.targets.estimating.machine import Machine, of_profile, of_roofs
 from tersor.targets.estimating.measured import RATES
 from tersor.targets.estimating.rates import Rates, Timed, fit_rates, terms_of
+from tersor.targets.profiles.table import profile
 from tersor.targets.roofs import Roofs
 
 HERE = replace(of_roofs(Roofs(1, 1e10, 1e11, 4e11, 1, "by hand", 0.1)), cache_bytes=None)
@@ -125,19 +126,16 @@ def test_warmth_and_energy_need_figures_of_their_own() -> None:
 
 
 def test_profiles_are_read_as_far_as_they_tell() -> None:
-    class Figure:
-        def __init__(self, value: float) -> None:
-            self.value, self.source = value, "a document"
-
-    class Profile:
-        name, power_w, read_bytes_per_s = "a phone", None, Figure(5e10)
-
-        def peak(self, dtype: str) -> Figure | None:
-            return Figure(1e12) if dtype == "int8" else None
-
-    machine = of_profile(Profile())
-    assert (dict(machine.peaks), machine.read_bytes_per_s, machine.is_measured) == ({"int8": 1e12}, 5e10, False)
-    assert "int8: a document" in machine.sources
+    phone = of_profile(profile("snapdragon-8-gen-3"))
+    assert (phone.is_measured, phone.threads) == (False, 6)
+    assert phone.vectors == pytest.approx(phone.peaks["int8"] / 8)
+    assert any("assumed" in line for line in phone.sources)
+    found = estimate_latency(drawn(1), phone, KNOWN)
+    assert isinstance(found, Estimate)
+    assert found.high / found.low > 10, "nobody has measured one here"
+    plain = tuple(replace(row, arithmetic="float32") for row in drawn(1))
+    assert "its peak in float32" in str(estimate_latency(plain, phone, KNOWN))
+    assert isinstance(estimate_latency(drawn(1), of_profile(profile("iphone-16-pro")), KNOWN), Unknown)
 
 
 def test_what_cannot_be_is_refused() -> None:

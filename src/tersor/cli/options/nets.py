@@ -20,6 +20,7 @@ __all__ = [
     "MaxLatencyOption",
     "MaxMemoryOption",
     "NetSizeOption",
+    "PhoneOption",
     "TargetOption",
     "TrainOption",
     "WeightsOption",
@@ -91,6 +92,14 @@ MaxLatencyOption = Annotated[
     float | None,
     typer.Option(metavar="MS", help="Nets, --target mobile: what half of all calls may take, on this machine."),
 ]
+PhoneOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROFILE",
+        help="Nets, --target mobile: estimate latency on a class of machines (`tersor estimate --list`), with its "
+        "interval, and hold --max-latency-ms against that.",
+    ),
+]
 MaxFileOption = Annotated[
     float | None,
     typer.Option(
@@ -102,7 +111,7 @@ MaxFileOption = Annotated[
 
 OF_NETS = (
     *("weights", "data", "max_drop", "train", "epochs", "kind", "engine", "leave", "mean", "std", "size_of", "target"),
-    *("max_memory_mb", "max_latency_ms", "max_file_mb"),
+    *("max_memory_mb", "max_latency_ms", "max_file_mb", "phone"),
 )
 """Parameters that mean nothing for a language model."""
 OF_LANGUAGE = (

@@ -106,8 +106,9 @@ def _check_target(given: NetArguments, output: Path, *, is_mobile: bool) -> None
     if is_mobile:
         engine_for(output.suffix)
         return
-    if given.budget is not None and given.budget.demands:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given.budget.demands)
+    if given.budget is not None and (given.budget.demands or given.budget.phone):
+        demands = [*given.budget.demands, *["phone"] * (given.budget.phone is not None)]
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in demands)
         raise SchemeError(f"{names}: limits of a phone need --target mobile, and a name like {output.stem}.pte")
     if output.suffix != ".onnx":
         raise SchemeError(

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
 
 from tersor.core.errors import SchemeError
 from tersor.targets.processor import processor
+from tersor.targets.profiles.profile import Profile
 from tersor.targets.roofs import Roofs
 
 __all__ = ["Machine", "of_profile", "of_roofs"]
+
+
+INTEGERS_A_FLOAT = 8
+"""Operations of SMMLA in the time of one of FMLA, on Arm's cores of 2021 and later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Machine:
     read_bytes_per_s   from memory; None where nobody tells
     is_measured        whether the figures were measured on it: documents tell what no program reaches
     cache_bytes        of the last cache; None where nobody tells, weights are then read from memory
+    vectors            operations a second in float32 that caches keep up with; None: the peak in float32
     power_w            that it takes for long at full work; None where nobody tells
     sustained_share    of its first speed that is left when it is warm, with its source; None where nobody tells
     """
@@ -32,6 +37,7 @@ class Machine:
     is_measured: bool
     threads: int = 1
     cache_bytes: int | None = None
+    vectors: float | None = None
     power_w: float | None = None
     sustained_share: float | None = None
     sources: tuple[str, ...] = field(default=())
@@ -59,37 +65,25 @@ def of_roofs(roofs: Roofs, name: str = "this machine") -> Machine:
     return Machine(name, peaks, roofs.read_bytes_per_s, True, roofs.threads, cache_bytes=cache, sources=told)
 
 
-class _Figure(Protocol):
-    @property
-    def value(self) -> float: ...
-    @property
-    def source(self) -> str: ...
-
-
-class _Profile(Protocol):
-    """What `tersor.targets.profiles` holds of a class of machines."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def read_bytes_per_s(self) -> _Figure | None: ...
-    @property
-    def power_w(self) -> _Figure | None: ...
-    def peak(self, dtype: str) -> _Figure | None: ...
-
-
-def of_profile(profile: _Profile) -> Machine:
-    """Return a class of machines as its documents tell it."""
+def of_profile(profile: Profile) -> Machine:
+    """Return a class of machines as its documents tell it, all its cores that they tell of together."""
     found = {name: profile.peak(name) for name in ("float32", "float16", "int8")}
     peaks = {name: figure.value for name, figure in found.items() if figure is not None}
     read, power = profile.read_bytes_per_s, profile.power_w
     told = [f"{name}: {figure.source}" for name, figure in found.items() if figure is not None]
-    told += [f"memory: {read.source}"] * (read is not None) if read is not None else []
+    told += [] if read is None else [f"memory: {read.source}"]
+    vectors = None
+    if "float32" not in peaks and "int8" in peaks:
+        vectors = peaks["int8"] / INTEGERS_A_FLOAT
+        told.append(f"its caches are as fast as vectors of a {INTEGERS_A_FLOAT}th of its int8 peak would need: assumed")
+    counted = sum(round(row.count.value) for row in profile.cores if row.count is not None and row.per_cycle)
     return Machine(
         profile.name,
         peaks,
         None if read is None else read.value,
         False,
+        threads=max(counted, 1),
+        vectors=vectors,
         power_w=None if power is None else power.value,
         sources=tuple(told),
     )

@@ -77,16 +77,17 @@ def terms_of(work: Iterable[OperatorWork], machine: Machine) -> dict[str, float]
     def add(name: str, seconds: float) -> None:
         found[name] = found.get(name, 0.0) + seconds
 
+    caches = machine.peak("float32") if machine.vectors is None else machine.vectors
     for row in work:
         found[OPERATOR] += 1
-        moved = (row.read_bytes + row.written_bytes) / machine.peak("float32")
+        moved = (row.read_bytes + row.written_bytes) / caches
         if not row.macs:
             add(f"{row.kind} {row.arithmetic} bytes", moved)
             continue
         add(f"{row.kind} {row.arithmetic}", OPERATIONS * row.macs / machine.peak(row.arithmetic))
         add(f"activations {row.arithmetic} bytes", moved)
     if weights and is_cached:
-        add("weights in a cache", weights / machine.peak("float32"))
+        add("weights in a cache", weights / caches)
     elif weights:
         if machine.read_bytes_per_s is None:
             raise SchemeError(f"{machine.name}: nobody tells how fast its memory is")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tersor.core.errors import SchemeError
@@ -29,6 +31,15 @@ FOUND = Benchmark(
 )
 def test_demands_are_judged_with_their_intervals(budget: Budget, outcomes: list[str]) -> None:
     assert [limit.outcome for limit in budget.limits(FOUND)] == outcomes
+
+
+def test_a_phone_that_is_not_here_is_judged_by_its_estimate() -> None:
+    budget = Budget(max_latency_ms=10, phone="snapdragon-8-gen-3")
+    (limit,) = budget.limits(FOUND, "nobody tells its peak")
+    assert (limit.outcome, limit.reason) == ("fail", "nobody tells its peak")
+    known = replace(FOUND, metrics=(*FOUND.metrics, Metric("estimated_latency_ms", 5.0, "ms", 2.0, 20.0)))
+    (limit,) = budget.limits(known)
+    assert limit.outcome == "inconclusive", "its interval holds the bound"
 
 
 def test_what_was_not_measured_is_not_met() -> None:

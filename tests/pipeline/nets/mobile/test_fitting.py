@@ -89,6 +89,16 @@ def test_where_nothing_fits_every_format_says_why() -> None:
     assert [limit.outcome for limit in forced.card.benchmarks[0].limits] == ["fail"]
 
 
+def test_a_phone_is_estimated_with_an_interval_or_said_to_be_unknown(graph: Net) -> None:
+    notes = made(graph, "int8", ".ort", budget=Budget(phone="snapdragon-8-gen-3")).card.notes
+    assert any(note.startswith("latency on snapdragon-8-gen-3") for note in notes)
+    assert "energy on snapdragon-8-gen-3 unknown: nobody tells its power" in notes
+    with pytest.raises(QualityError, match=r"fp32: latency on iphone-16-pro unknown: .*nobody tells"):
+        made(graph, None, ".ort", budget=Budget(max_latency_ms=50, phone="iphone-16-pro"))
+    with pytest.raises(SchemeError, match="no profile 'pixel'"):
+        made(graph, "int8", ".ort", budget=Budget(phone="pixel"))
+
+
 def test_a_file_of_onnx_runtime_runs_as_the_net_does(graph: Net, tmp_path: Path) -> None:
     result = made(graph, "int8", ".ort")
     card = result.save(tmp_path / "net.ort")

@@ -12,7 +12,7 @@ import numpy as np
 
 from tersor.core.card import Artefact, Card
 from tersor.core.errors import QualityError, SchemeError, TersorError
-from tersor.core.evaluation import Limit
+from tersor.core.evaluation import Limit, Metric
 from tersor.files.atomic import atomic_writer
 from tersor.files.hashing import sha256
 from tersor.graph.net import Net
@@ -25,9 +25,15 @@ from tersor.graph.sessions import Feeds
 from tersor.graph.simplify import simplified
 from tersor.pipeline.nets.cards import card_of
 from tersor.pipeline.nets.data import calibration_batches
+from tersor.pipeline.nets.mobile.budget import ESTIMATED, Budget
 from tersor.pipeline.nets.mobile.programs import Made, engine_for, make_program
 from tersor.pipeline.nets.quantizing import NetHow, open_source, quantize_network
 from tersor.pipeline.steps.cards import save_card
+from tersor.targets.estimating.estimate import Unknown
+from tersor.targets.estimating.latency import estimate_energy, estimate_latency, estimate_sustained
+from tersor.targets.estimating.machine import of_profile
+from tersor.targets.estimating.measured import RATES
+from tersor.targets.profiles.table import profile
 
 __all__ = ["FLOATS", "LADDERS", "PhoneResult", "Trial", "quantize_for_phone"]
 
@@ -127,9 +133,27 @@ def _tried(source: Net, name: str, how: NetHow, sample: Feeds, suffix: str) -> T
         if how.budget is None or not how.budget.demands:
             raise
         return Trial(name, error=str(error))
-    limits = () if how.budget is None else how.budget.limits(made.benchmark)
-    benchmark = replace(made.benchmark, limits=limits, command=how.command)
-    return Trial(name, quantized, made, replace(card, benchmarks=(benchmark,)), limits)
+    if how.budget is not None:
+        made, unknown = _estimated(made, how.budget)
+        made = replace(made, benchmark=replace(made.benchmark, limits=how.budget.limits(made.benchmark, unknown)))
+    benchmark = replace(made.benchmark, command=how.command)
+    return Trial(name, quantized, made, replace(card, benchmarks=(benchmark,)), benchmark.limits)
+
+
+def _estimated(made: Made, budget: Budget) -> tuple[Made, str]:
+    """Return what was made with an estimate for the phone of the budget, and why there is none, where there is none."""
+    if budget.phone is None:
+        return made, ""
+    machine = of_profile(profile(budget.phone))
+    latency = estimate_latency(made.work, machine, RATES)
+    found = (latency, estimate_sustained(latency, machine), estimate_energy(latency, machine))
+    notes = [*made.notes, *map(str, found)]
+    if isinstance(latency, Unknown):
+        return replace(made, notes=tuple(notes)), str(latency)
+    notes += [f"the estimate rests on this: {line}" for line in latency.assumptions]
+    metric = Metric(ESTIMATED, latency.value, "ms", latency.low, latency.high)
+    benchmark = replace(made.benchmark, metrics=(*made.benchmark.metrics, metric))
+    return replace(made, notes=tuple(notes), benchmark=benchmark), ""
 
 
 def _rounded(source: Net, name: str, how: NetHow) -> tuple[QuantizedNet, Card]:

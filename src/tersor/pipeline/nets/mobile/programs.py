@@ -16,6 +16,7 @@ import numpy as np
 
 from tersor.core.errors import EngineError, SchemeError
 from tersor.core.evaluation import Benchmark, Metric
+from tersor.core.work import OperatorWork
 from tersor.engines.executorch.program import Program, lower
 from tersor.evaluation.nets.latency import latency_metrics
 from tersor.files.pte import PteProgram, read_pte
@@ -48,11 +49,12 @@ SECONDS = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """The bytes of a file, what was measured of it, and what a reader of its Card must know."""
+    """The bytes of a file, what was measured of it, what a reader of its Card must know, and what its operators do."""
 
     data: bytes
     benchmark: Benchmark
     notes: tuple[str, ...]
+    work: tuple[OperatorWork, ...]
 
 
 def engine_for(suffix: str) -> str:
@@ -114,7 +116,7 @@ def make_program(
         seconds=time.perf_counter() - began,
         versions=made.versions,
     )
-    return Made(made.data, benchmark, made.notes)
+    return Made(made.data, benchmark, made.notes, work)
 
 
 class _Executorch:
