@@ -32,4 +32,4 @@ RATES = Rates(
     spread=0.35,
     source="nets of one kind of operator each in ONNX Runtime 1.32, one thread, AVX-512 VNNI, 2026-11-28",
 )
-"""Multiples of what peaks alone would take; of x86-64 with VNNI, where depthwise and pooling kernels on integers are slow."""
+"""Multiples of what peaks alone would take. Integer kernels of depthwise convolutions and pooling are slow there."""
