@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tersor.core.work import KINDS
+from tersor.core.nets.work import KINDS
 from tersor.graph.costs import work_of
 
 from .conftest import Drawing, encoder, images, mobilenet, quantized, sentences

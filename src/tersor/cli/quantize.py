@@ -164,7 +164,6 @@ def quantize(
     Example:
       tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
       tersor quantize org/name -o name.gguf --format q4_k_m --calibration my-text/
-      tersor quantize org/name -o name.gguf --format q3_k_m --statistics saved/
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
       tersor quantize net.onnx -o net.pte --target mobile --max-memory-mb 20 --max-latency-ms 50 --calibration images/

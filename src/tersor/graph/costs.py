@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tersor.core.work import OperatorWork, WorkKind
+from tersor.core.nets.work import OperatorWork, WorkKind
 from tersor.graph.net import Array, Net, attribute, constant, operator
 from tersor.graph.placement.engines import PASSING
 from tersor.graph.placement.sites import WEIGHT, Placement

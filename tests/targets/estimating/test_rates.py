@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import SchemeError
-from tersor.core.work import OperatorWork
+from tersor.core.nets.work import OperatorWork
 from tersor.targets.estimating.estimate import Estimate, Unknown
 from tersor.targets.estimating.latency import estimate_energy, estimate_latency, estimate_sustained
 from tersor.targets.estimating.machine import Machine, of_profile, of_roofs

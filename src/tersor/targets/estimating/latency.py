@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tersor.core.errors import SchemeError
-from tersor.core.work import OperatorWork
+from tersor.core.nets.work import OperatorWork
 from tersor.targets.estimating.estimate import Estimate, Unknown
 from tersor.targets.estimating.machine import Machine
 from tersor.targets.estimating.rates import CALL, OPERATOR, Rates, terms_of

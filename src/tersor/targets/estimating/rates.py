@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.core.errors import SchemeError
-from tersor.core.work import OperatorWork
+from tersor.core.nets.work import OperatorWork
 from tersor.targets.estimating.machine import Machine
 
 Numbers: TypeAlias = npt.NDArray[np.float64]

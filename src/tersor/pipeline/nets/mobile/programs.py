@@ -16,7 +16,7 @@ import numpy as np
 
 from tersor.core.errors import EngineError, SchemeError
 from tersor.core.evaluation import Benchmark, Metric
-from tersor.core.work import OperatorWork
+from tersor.core.nets.work import OperatorWork
 from tersor.engines.executorch.program import Program, lower
 from tersor.evaluation.nets.latency import latency_metrics
 from tersor.files.pte import PteProgram, read_pte
