@@ -4,8 +4,9 @@
     python benchmarks/mobile_estimates.py --calibrate
 
 The rates in src/tersor/targets/estimating/measured.py were fitted by --calibrate to small nets of one kind of operator
-each, run by ONNX Runtime with one thread. Held out are whole nets, and ExecuTorch altogether. One thread, and the
-shortest of many calls: other work of this machine disturbs them least. Needs: pip install 'tersor[torch,onnx,mobile]'
+each, run by ONNX Runtime with one thread. Held out are whole nets, and ExecuTorch, of which only the cost of a call and
+of an operator that does nothing is known. One thread, and the shortest processor time of many calls: other work of the
+machine disturbs that least. Needs: pip install 'tersor[torch,onnx,mobile]'
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tersor.graph.writing.xnnpack import exported, float_module, xnnpack_module
 from tersor.targets.estimating.estimate import Unknown
 from tersor.targets.estimating.latency import estimate_latency
 from tersor.targets.estimating.machine import Machine, of_roofs
-from tersor.targets.estimating.measured import RATES
+from tersor.targets.estimating.measured import rates_of
 from tersor.targets.estimating.rates import Timed, fit_rates
 from tersor.targets.roofs import Roofs, measure_roofs
 
@@ -107,13 +108,13 @@ def drawn(name: str, layers: list[Layer], shape: tuple[int, ...]) -> Net:
 
 
 def shortest(run: Callable[[], object], seconds: float = 0.4) -> float:
-    """Return the shortest time of many calls, seconds."""
+    """Return the shortest processor time of many calls, seconds."""
     best, calls, end = math.inf, 0, time.perf_counter() + seconds
     run()
     while calls < 30 or time.perf_counter() < end:
-        began = time.perf_counter()
+        began = time.process_time()
         run()
-        best, calls = min(best, time.perf_counter() - began), calls + 1
+        best, calls = min(best, time.process_time() - began), calls + 1
     return best
 
 
@@ -177,7 +178,7 @@ def executorch_seconds(module: Any, feeds: dict[str, Any], name: str) -> float:
         path = Path(folder) / "net.pte"
         path.write_bytes(lower(exported(module, feeds), name).data)
         with Program(path, threads=1) as program:
-            return min(program.times_ms(list(feeds.values()), seconds=2.0)) / 1e3
+            return min(program.times_ms(list(feeds.values()), seconds=2.0, processor=True)) / 1e3
 
 
 def measured(net: Net, feeds: dict[str, Any], engine: str) -> Iterator[tuple[str, float, QuantizedNet | None]]:
@@ -205,7 +206,7 @@ def compare(machine: Machine, nets: list[str], engines: list[str]) -> None:
         for engine in engines:
             for kind, seconds, made in measured(net, feeds, engine):
                 source, placement = (plain, None) if made is None else (made.source, made.placement)
-                found = estimate_latency(work_of(source, feeds, placement), machine, RATES)
+                found = estimate_latency(work_of(source, feeds, placement), machine, rates_of(engine))
                 if isinstance(found, Unknown):
                     print(f"{name:22}{engine:13}{kind:8}{1e3 * seconds:10.3f}  {found}")
                     continue

@@ -34,6 +34,7 @@ def test_a_program_of_an_earlier_day_answers_as_it_did(path: Path) -> None:
         times = program.times_ms([given], seconds=0.05)
         assert len(times) >= module.LEAST_ROUNDS
         assert all(time > 0 for time in times)
+        assert all(time > 0 for time in program.times_ms([given], seconds=0.01, processor=True))
         assert program.threads == 1
         with pytest.raises(ShapeError, match="inputs of"):
             program.run([given[:0]])

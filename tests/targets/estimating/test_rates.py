@@ -14,7 +14,7 @@ from tersor.core.nets.work import OperatorWork
 from tersor.targets.estimating.estimate import Estimate, Unknown
 from tersor.targets.estimating.latency import estimate_energy, estimate_latency, estimate_sustained
 from tersor.targets.estimating.machine import Machine, of_profile, of_roofs
-from tersor.targets.estimating.measured import RATES
+from tersor.targets.estimating.measured import FIXED, RATES, rates_of
 from tersor.targets.estimating.rates import Rates, Timed, fit_rates, terms_of
 from tersor.targets.profiles.table import profile
 from tersor.targets.roofs import Roofs
@@ -149,6 +149,14 @@ def test_what_cannot_be_is_refused() -> None:
         replace(HERE, sustained_share=1.5)
     with pytest.raises(SchemeError, match="not negative"):
         Rates({"call": -1.0}, 0.1, "x")
+
+
+def test_an_engine_has_calls_of_its_own_and_shares_the_rest() -> None:
+    ours, theirs = rates_of("executorch"), rates_of("onnxruntime")
+    assert theirs.terms == RATES.terms
+    assert {name for name in ours.terms if ours.terms[name] != theirs.terms[name]} == {"call", "operator"}
+    assert rates_of("another").terms == RATES.terms
+    assert set(FIXED) == {"executorch", "onnxruntime"}
 
 
 def test_the_table_knows_both_arithmetics() -> None:

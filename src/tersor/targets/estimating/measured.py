@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from tersor.targets.estimating.rates import Rates
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
-__all__ = ["RATES"]
+from tersor.targets.estimating.rates import CALL, OPERATOR, Rates
+
+__all__ = ["FIXED", "RATES", "rates_of"]
 
 RATES = Rates(
     {
@@ -33,3 +37,16 @@ RATES = Rates(
     source="nets of one kind of operator each in ONNX Runtime 1.32, one thread, AVX-512 VNNI, 2026-11-28",
 )
 """Multiples of what peaks alone would take. Integer kernels of depthwise convolutions and pooling are slow there."""
+
+FIXED: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "onnxruntime": {name: RATES.terms[name] for name in (CALL, OPERATOR)},
+        "executorch": {CALL: 5.4e-6, OPERATOR: 2.0e-7},
+    }
+)
+"""Engine → seconds of a call and of an operator that does nothing: of nets of 2 and of 32 convolutions of 16 places."""
+
+
+def rates_of(engine: str) -> Rates:
+    """Return the rates with what calls and operators cost an engine by themselves; ONNX Runtime's for one not known."""
+    return replace(RATES, terms={**RATES.terms, **FIXED.get(engine, FIXED["onnxruntime"])})

@@ -32,13 +32,15 @@ from tersor.pipeline.steps.cards import save_card
 from tersor.targets.estimating.estimate import Unknown
 from tersor.targets.estimating.latency import estimate_energy, estimate_latency, estimate_sustained
 from tersor.targets.estimating.machine import of_profile
-from tersor.targets.estimating.measured import RATES
+from tersor.targets.estimating.measured import rates_of
 from tersor.targets.profiles.table import profile
 
 __all__ = ["FLOATS", "LADDERS", "PhoneResult", "Trial", "quantize_for_phone"]
 
 FLOATS = {"fp32": False, "fp16": True}
 """Formats without integers, and whether they are half as wide."""
+ENGINES = {".pte": "executorch", ".ort": "onnxruntime"}
+"""As the table of rates names them."""
 LADDERS = {".pte": ("fp32", "fp16", "int8", "int4-g32"), ".ort": ("fp32", "int8")}
 """From the most precise to the smallest."""
 ITEMS = 16
@@ -134,18 +136,18 @@ def _tried(source: Net, name: str, how: NetHow, sample: Feeds, suffix: str) -> T
             raise
         return Trial(name, error=str(error))
     if how.budget is not None:
-        made, unknown = _estimated(made, how.budget)
+        made, unknown = _estimated(made, how.budget, ENGINES[suffix])
         made = replace(made, benchmark=replace(made.benchmark, limits=how.budget.limits(made.benchmark, unknown)))
     benchmark = replace(made.benchmark, command=how.command)
     return Trial(name, quantized, made, replace(card, benchmarks=(benchmark,)), benchmark.limits)
 
 
-def _estimated(made: Made, budget: Budget) -> tuple[Made, str]:
+def _estimated(made: Made, budget: Budget, engine: str) -> tuple[Made, str]:
     """Return what was made with an estimate for the phone of the budget, and why there is none, where there is none."""
     if budget.phone is None:
         return made, ""
     machine = of_profile(profile(budget.phone))
-    latency = estimate_latency(made.work, machine, RATES)
+    latency = estimate_latency(made.work, machine, rates_of(engine))
     found = (latency, estimate_sustained(latency, machine), estimate_energy(latency, machine))
     notes = [*made.notes, *map(str, found)]
     if isinstance(latency, Unknown):
