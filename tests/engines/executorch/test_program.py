@@ -59,7 +59,7 @@ def test_what_cannot_be_lowered_is_told_with_the_words_of_the_compiler() -> None
 
 
 def test_an_absent_file_or_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for call in (lambda: Program(tmp_path / "net.pte"), lambda: lower(b"")):
         with pytest.raises(MissingError, match=r"pip install 'tersor\[mobile\]'"):
             call()
