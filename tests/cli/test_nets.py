@@ -72,6 +72,20 @@ def test_a_net_is_quantized_judged_and_raced(folder: Path, capsys: pytest.Captur
     assert "tersor quantize net.onnx -o small.onnx" in (folder / "small.onnx.card.md").read_text()
 
 
+def test_a_net_for_phones_is_fitted_to_a_budget(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        "quantize net.onnx -o small.ort --target mobile --max-file-mb 1 --max-latency-ms 1000 --threads 1 "
+        "--calibration calibration.npz",
+        capsys,
+    )
+    assert (code, err) == (0, "")
+    assert "net → fp32" in out
+    assert "note: fp32 fits: latency_p50_ms is" in out
+    assert "wrote small.ort" in out
+    assert (folder / "small.ort").read_bytes()[4:8] == b"ORTM"
+    assert json.loads((folder / "small.ort.card.json").read_text())["benchmarks"][0]["limits"][0]["outcome"] == "pass"
+
+
 def test_json_is_the_card_and_names_what_went_back_to_float(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(
         "quantize net.onnx -o small.onnx --format int2 --calibration calibration.npz --max-drop 5 --threads 1 --json",
@@ -160,7 +174,7 @@ def test_weights_alone_and_ranges_found_at_run_time(
         ("-o small.onnx --calibration calibration.npz --activations none", "activations are static, dynamic, float"),
         (
             "-o small.onnx --calibration calibration.npz --format int4-g32 --activations dynamic",
-            "groups of 32 weights are for activations in float, not dynamic",
+            "onnxruntime takes weights for dynamic activations in no groups",
         ),
         ("-o small.onnx --calibration calibration.npz --format int4-g9", "engines take powers of two from 16 on"),
         ("-o small.onnx --calibration calibration.npz --seed 3", "--seed means nothing for a net"),
@@ -168,6 +182,14 @@ def test_weights_alone_and_ranges_found_at_run_time(
         ("-o small.onnx --calibration calibration.npz --leave nose", "net has no operator 'nose'"),
         ("-o small.onnx --calibration calibration.npz --weights w.safetensors", "--weights belong to a PyTorch net"),
         ("-o small.onnx --calibration none.npz", "none.npz: no such file"),
+        ("-o small.pte --calibration calibration.npz --target moon", "nets have the target mobile, not 'moon'"),
+        ("-o small.onnx --calibration calibration.npz --target mobile", "phones run .pte and .ort files"),
+        (
+            "-o small.onnx --calibration calibration.npz --max-file-mb 1",
+            "--max-file-mb: limits of a phone need --target",
+        ),
+        ("-o small.ort --calibration calibration.npz --max-latency-ms 0", "max_latency_ms is more than 0, got 0"),
+        ("-o small.ort --calibration calibration.npz --max-file-mb 0.001", "fp32: file_bytes is"),
         ("-o small.onnx --calibration calibration.npz --format q4_k_m", "nets are written as int8, int4, int3, int2"),
         ("-o small.onnx --calibration calibration.npz --format q4_0", "nets are written as int8, int4, int3, int2"),
     ],

@@ -49,7 +49,12 @@ from tersor.cli.options.nets import (
     EpochsOption,
     LeaveOption,
     MaxDropOption,
+    MaxFileOption,
+    MaxLatencyOption,
+    MaxMemoryOption,
     NetSizeOption,
+    PhoneOption,
+    TargetOption,
     TrainOption,
     WeightsOption,
 )
@@ -64,6 +69,7 @@ from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.conversion import plainly
+from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.quantizing import is_network
 from tersor.pipeline.steps.lossless import quantized_source
 from tersor.pipeline.steps.planning import Choices
@@ -135,6 +141,11 @@ def quantize(
     epochs: EpochsOption = 10,
     kind: ActivationsOption = None,
     engine: EngineOption = "onnxruntime",
+    target: TargetOption = None,
+    max_memory_mb: MaxMemoryOption = None,
+    max_latency_ms: MaxLatencyOption = None,
+    max_file_mb: MaxFileOption = None,
+    phone: PhoneOption = None,
     leave: LeaveOption = None,
     mean: MeanOption = "0,0,0",
     std: StdOption = "1,1,1",
@@ -153,9 +164,9 @@ def quantize(
     Example:
       tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
       tersor quantize org/name -o name.gguf --format q4_k_m --calibration my-text/
-      tersor quantize org/name -o name.gguf --format q3_k_m --statistics saved/
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
+      tersor quantize net.onnx -o net.pte --target mobile --max-memory-mb 20 --max-latency-ms 50 --calibration images/
     """
     command = _command(context.obj or [], model, output)
     if is_network(model):
@@ -164,9 +175,11 @@ def quantize(
             calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of), kind
         )
         made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs)
-        made = replace(made, resume=resume, command=command)
-        named = file_type if is_given(context, "file_type") else "int8"
-        quantize_net_command(model, output, named, made, as_json=as_json)
+        budget = Budget(max_memory_mb, max_latency_ms, max_file_mb, phone)
+        made = replace(made, resume=resume, command=command, target=target, budget=budget)
+        quantize_net_command(
+            model, output, file_type if is_given(context, "file_type") else None, made, as_json=as_json
+        )
         return
     refuse_given(context, OF_NETS, "a language model")
     choices = Choices(tensor_formats=tensor_format or (), output_format=output_format, search=search, fallback=fallback)

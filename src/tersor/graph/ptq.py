@@ -34,7 +34,7 @@ class Recipe:
 
     bits      of weights; activations have 8
     activations  "static", "dynamic" or "float", see Precision
-    group     so many weights of a row share a scale, where activations are floats; None: a row
+    group     so many weights of a row share a scale, where activations are not static; None: a row
     wide      names of operators whose weights have 8 bits whatever `bits` says
     engine    a key of ENGINES: what the quantizers are placed for
     ranges    a key of RANGES: how the range of an activation is chosen
@@ -119,7 +119,8 @@ def quantize_net(
     elif "Gemm" not in row.compressed:
         plain = with_products(plain)
     placement = place(plain, row, precision, left=recipe.left)
-    if precision.activations == "float" and any(is_packed(site.scheme) for site in placement.weights.values()):
+    is_decoded = precision.activations == "float" or precision.block is not None
+    if is_decoded and any(is_packed(site.scheme) for site in placement.weights.values()):
         refuse_halves(plain)
     seen: Mapping[str, Seen] = {}
     if is_static:
@@ -128,7 +129,7 @@ def quantize_net(
     ranges: Mapping[str, tuple[float, float]] = {}
     if recipe.smooth and precision.activations != "float":
         # a range found at run time is smoothed as one that was calibrated
-        rounded = place(plain, row, replace(precision, activations="static"), left=recipe.left)
+        rounded = place(plain, row, replace(precision, activations="static", block=None), left=recipe.left)
         flat = smooth(plain, rounded, batches, threads=threads, progress=progress)
         plain, ranges = flat.net, flat.ranges
         placement = place(plain, row, precision, left=recipe.left)

@@ -68,7 +68,7 @@ class Precision:
     bits         of weights
     activations  "static": to ranges that calibration found; "dynamic": to the range of each batch, found at run time;
                  "float": not at all, weights alone are small
-    block        so many weights of a row share a scale, where the activations are floats and the row divides
+    block        so many weights of a row share a scale, where the row divides and the activations are not static
     wide         names of operators whose weights have 8 bits all the same
     """
 
@@ -80,8 +80,8 @@ class Precision:
     def __post_init__(self) -> None:
         if self.activations not in ACTIVATIONS:
             raise SchemeError(f"activations are {', '.join(ACTIVATIONS)}, not {self.activations!r}")
-        if self.block is not None and self.activations != "float":
-            raise SchemeError(f"groups of {self.block} weights are for activations in float, not {self.activations}")
+        if self.block is not None and self.activations == "static":
+            raise SchemeError(f"groups of {self.block} weights are for activations in float or dynamic, not static")
         if self.block is not None and (self.block < SMALLEST_BLOCK or self.block & (self.block - 1)):
             raise SchemeError(f"groups of {self.block} weights: engines take powers of two from {SMALLEST_BLOCK} on")
 

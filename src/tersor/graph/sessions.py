@@ -30,9 +30,18 @@ class Session:
     watched    names of values that are returned beside the outputs
     optimized  False: node by node as the graph stands, with the numbers that the standard defines
     threads    0: as many as there are cores
+    data       the file of this very net in ONNX Runtime's own format, to be run instead of it
     """
 
-    def __init__(self, net: Net, watched: Iterable[str] = (), *, optimized: bool = True, threads: int = 0) -> None:
+    def __init__(
+        self,
+        net: Net,
+        watched: Iterable[str] = (),
+        *,
+        optimized: bool = True,
+        threads: int = 0,
+        data: bytes | None = None,
+    ) -> None:
         self.outputs = [str(value.name) for value in net.outputs]
         self.watched = [name for name in dict.fromkeys(watched) if name not in self.outputs]
         options = onnxruntime.SessionOptions()
@@ -40,7 +49,7 @@ class Session:
         options.intra_op_num_threads = threads
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-        data = _watching(net, self.watched).to_bytes()
+        data = _watching(net, self.watched).to_bytes() if data is None else data
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base but Exception

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from tersor.core.errors import SchemeError
 from tersor.formats import get
 from tersor.formats.hf.groups import unpack_groups
 from tersor.graph.net import Array, Net, constant
+from tersor.graph.placement.engines import Engine
 from tersor.graph.placement.sites import TABLE, Placement, Site
 from tersor.graph.scheme import Integers, Quantizer
 from tersor.kernels.lazy import LazyModule
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["RoundedWeight", "as_matrix", "rounded_tables", "rounded_weight"]
+__all__ = ["RoundedWeight", "as_matrix", "rounded_tables", "rounded_weight", "stored_by"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +73,15 @@ def rounded_weight(weight: Array, site: Site, method: str = "rtn", **statistics:
         made = np.moveaxis(codes.reshape(shape[scheme.axis], *rest), 0, scheme.axis)
     zero = np.zeros(np.shape(scale), scheme.dtype)
     return RoundedWeight(np.ascontiguousarray(made.astype(scheme.dtype)), Quantizer(np.asarray(scale), zero, scheme))
+
+
+def stored_by(engine: Engine, weight: RoundedWeight) -> RoundedWeight:
+    """Return a weight with the scales that an engine has room for: those of groups may have the bits of bfloat16."""
+    quantizer = weight.quantizer
+    if quantizer.scheme.block is None or not engine.short_scales:
+        return weight
+    short = torch.from_numpy(np.array(quantizer.scale)).to(torch.bfloat16).float().numpy()
+    return RoundedWeight(weight.codes, replace(quantizer, scale=short))
 
 
 def rounded_tables(net: Net, placement: Placement) -> dict[str, RoundedWeight]:

@@ -16,6 +16,9 @@ from tersor.pipeline import quantize as pipeline
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.nets.mobile.budget import Budget
+from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
+from tersor.pipeline.nets.mobile.programs import SUFFIXES
 from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, is_network, quantize_network
 from tersor.pipeline.nets.training import Training
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
@@ -65,6 +68,7 @@ class NetOptions(TypedDict, total=False):
     limit: int | None
     training: Training | None
     bench: bool
+    budget: Budget | None
     threads: int
     command: str
 
@@ -93,12 +97,14 @@ def quantize(
     *,
     calibration: Any = None,
     **options: Any,
-) -> Card | QuantizedResult:
+) -> Card | QuantizedResult | PhoneResult:
     """Write a language model in `format` to `output`, with its Card beside, and return the Card; or round a net.
 
     A torch module, a Net, an .onnx file or "package.module:factory" is a net with activations: `format` is "int8" (or
     "int4" to "int2" for its weights), `calibration` yields batches or is a path, options are those of `NetHow`. What is
-    returned can be called and saved; with `output` it is saved, and its Card returned. For a language model:
+    returned can be called and saved; with `output` it is saved, and its Card returned. With target="mobile", or an
+    output that ends in .pte or .ort, it becomes a program for phones that keeps to `budget`, without a format in the
+    most precise one that does: a PhoneResult. For a language model:
 
     model        what `tersor.load` takes, or what it returned
     format       a file type such as "q4_k_m" (`tersor formats --files` lists them); for another container than
@@ -112,18 +118,24 @@ def quantize(
     SchemeError, use the command line there.
     """
     if is_network(model):
-        return _quantized_net(model, format or "int8", calibration, **options)
+        return _quantized_net(model, format, calibration, **options)
     return _quantized_model(model, format or "q4_k_m", calibration, **options)  # type: ignore[arg-type]  # is_network
 
 
 def _quantized_net(
-    net: Any, name: str, calibration: Any, output: str | Path | None = None, **options: Any
-) -> Card | QuantizedResult:
+    net: Any, name: str | None, calibration: Any, output: str | Path | None = None, **options: Any
+) -> Card | QuantizedResult | PhoneResult:
     odd = sorted(set(options) - set(NetHow.__dataclass_fields__))
     if odd or calibration is None:
         told = f"no option {', '.join(odd)}" if odd else "calibration data is needed: batches, or a path"
         raise SchemeError(f"quantizing a net: {told}; there are {', '.join(NetHow.__dataclass_fields__)}")
-    made = quantize_network(net, name, NetHow(calibration=calibration, **options))
+    how, suffix = NetHow(calibration=calibration, **options), "" if output is None else Path(output).suffix
+    made: QuantizedResult | PhoneResult
+    if how.target == "mobile" or suffix in SUFFIXES:
+        chosen = name if name is not None or (how.budget is not None and how.budget.demands) else "int8"
+        made = quantize_for_phone(net, chosen, how, suffix=suffix or ".pte")
+    else:
+        made = quantize_network(net, name or "int8", how)
     return made if output is None else made.save(output)
 
 

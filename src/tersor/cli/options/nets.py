@@ -16,7 +16,12 @@ __all__ = [
     "EpochsOption",
     "LeaveOption",
     "MaxDropOption",
+    "MaxFileOption",
+    "MaxLatencyOption",
+    "MaxMemoryOption",
     "NetSizeOption",
+    "PhoneOption",
+    "TargetOption",
     "TrainOption",
     "WeightsOption",
 ]
@@ -69,7 +74,45 @@ NetSizeOption = Annotated[
     str, typer.Option("--size", metavar="HxW", help="Nets: what images of a folder are resized to.")
 ]
 
-OF_NETS = (*("weights", "data", "max_drop", "train", "epochs", "kind", "engine", "leave", "mean", "std", "size_of"),)
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T",
+        help="Nets: mobile writes what phones run, OUT.pte (ExecuTorch, XNNPACK) or OUT.ort (ONNX Runtime), after it "
+        "has run here and agreed.",
+    ),
+]
+MaxMemoryOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MB", help="Nets, --target mobile: what a process may grow by when it loads and runs OUT.pte."
+    ),
+]
+MaxLatencyOption = Annotated[
+    float | None,
+    typer.Option(metavar="MS", help="Nets, --target mobile: what half of all calls may take, on this machine."),
+]
+PhoneOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROFILE",
+        help="Nets, --target mobile: estimate latency on a class of machines (`tersor estimate --list`), with its "
+        "interval, and hold --max-latency-ms against that.",
+    ),
+]
+MaxFileOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MB",
+        help="Nets, --target mobile: what the file may take of the app. Given a limit and no --format, fp32, fp16, "
+        "int8 and int4-g32 are tried in turn until one fits; exit code 1 where none does.",
+    ),
+]
+
+OF_NETS = (
+    *("weights", "data", "max_drop", "train", "epochs", "kind", "engine", "leave", "mean", "std", "size_of", "target"),
+    *("max_memory_mb", "max_latency_ms", "max_file_mb", "phone"),
+)
 """Parameters that mean nothing for a language model."""
 OF_LANGUAGE = (
     *("tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),

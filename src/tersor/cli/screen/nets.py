@@ -17,6 +17,9 @@ from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
 from tersor.evaluation.nets.images import Preparation
 from tersor.graph.ptq import Recipe
+from tersor.pipeline.nets.mobile.budget import MEGA, Budget
+from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
+from tersor.pipeline.nets.mobile.programs import SUFFIXES, engine_for
 from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, quantize_network
 from tersor.pipeline.nets.training import Training
 
@@ -43,11 +46,18 @@ class NetArguments:
     train: Path | None = None
     epochs: int = 10
     resume: bool = False
+    target: str | None = None
+    budget: Budget | None = None
     command: str = ""
 
 
-def quantize_net_command(model: str, output: Path, file_type: str, given: NetArguments, *, as_json: bool) -> None:
-    """Quantize a net, write it and its Card, and tell what became of it."""
+def quantize_net_command(
+    model: str, output: Path, file_type: str | None, given: NetArguments, *, as_json: bool
+) -> None:
+    """Quantize a net, write it and its Card, and tell what became of it.
+
+    file_type  a format, None where none was typed: int8, or for phones with a budget the first that fits
+    """
     if given.calibration is None:
         raise SchemeError(
             "a net needs data to know the ranges of its activations by: --calibration with a folder of images, an "
@@ -55,8 +65,8 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
         )
     if given.method not in (None, *METHODS):
         raise SchemeError(f"nets are quantized by {', '.join(METHODS)}, not {given.method!r}")
-    if output.suffix != ".onnx":
-        raise SchemeError(f"nets are written as ONNX: give a name like {output.stem}.onnx, not {output.name}")
+    is_mobile = given.target is not None or output.suffix in SUFFIXES
+    _check_target(given, output, is_mobile=is_mobile)
     with progress_bar(unit="items") as progress:
         how = NetHow(
             calibration=given.calibration,
@@ -72,8 +82,14 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
             threads=given.threads,
             command=given.command,
             progress=progress,
+            budget=given.budget,
         )
-        result = quantize_network(model, file_type, how)
+        result: QuantizedResult | PhoneResult
+        if is_mobile:
+            named = file_type if file_type is not None or (given.budget and given.budget.demands) else "int8"
+            result = quantize_for_phone(model, named, how, suffix=output.suffix)
+        else:
+            result = quantize_network(model, file_type or "int8", how)
         card = result.save(output)
         if how.training is not None and how.training.folder is not None:
             shutil.rmtree(how.training.folder, ignore_errors=True)
@@ -81,6 +97,24 @@ def quantize_net_command(model: str, output: Path, file_type: str, given: NetArg
         print_json(card.to_object())
     else:
         _show(result, card, output)
+
+
+def _check_target(given: NetArguments, output: Path, *, is_mobile: bool) -> None:
+    """Refuse files that the target does not run, and limits that nobody judges."""
+    if given.target not in (None, "mobile"):
+        raise SchemeError(f"nets have the target mobile, not {given.target!r}")
+    if is_mobile:
+        engine_for(output.suffix)
+        return
+    if given.budget is not None and (given.budget.demands or given.budget.phone):
+        demands = [*given.budget.demands, *["phone"] * (given.budget.phone is not None)]
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in demands)
+        raise SchemeError(f"{names}: limits of a phone need --target mobile, and a name like {output.stem}.pte")
+    if output.suffix != ".onnx":
+        raise SchemeError(
+            f"nets are written as ONNX: give a name like {output.stem}.onnx, or .pte or .ort for phones, not "
+            f"{output.name}"
+        )
 
 
 def _training(given: NetArguments, output: Path) -> Training | None:
@@ -94,7 +128,7 @@ def _training(given: NetArguments, output: Path) -> Training | None:
     return Training(given.train, epochs=given.epochs, folder=workspace_path(output), resume=given.resume)
 
 
-def _show(result: QuantizedResult, card: Card, output: Path) -> None:
+def _show(result: QuantizedResult | PhoneResult, card: Card, output: Path) -> None:
     screen = console()
     screen.print(
         f"{card.name} → {card.plan.recipe.format}: {size(card.source_bytes)} → {size(card.nbytes)} "
@@ -113,18 +147,33 @@ def _show(result: QuantizedResult, card: Card, output: Path) -> None:
         if noise is not None:
             made.add_row("output SQNR, dB", "", f"{noise.value:.1f}", "")
     for race in card.benchmarks:
-        ours, ratio = race.metric("latency_p50_ms"), race.ratios[0]
-        if ours is not None and ratio.value > 0:
+        ours, ratio = race.metric("latency_p50_ms"), race.ratios[0] if race.ratios else None
+        if ours is not None and ratio is not None and ratio.value > 0:
             times = f"{significant(ours.value / ratio.value)}", f"{significant(ours.value)}"
             made.add_row(f"ms, batch {race.settings['batch']}", *times, f"{1 / ratio.value:.2f}× faster")
     if made.row_count:
         screen.print(made)
     for note in card.notes:
         screen.print(f"note: {note}")
-    if result.ranking:
+    if isinstance(result, QuantizedResult) and result.ranking:
         screen.print(_ranking(result))
+    if isinstance(result, PhoneResult):
+        screen.print(_trials(result))
     sys.stdout.write(f"wrote {output} in {card.seconds.total:.1f} s\n")
     sys.stdout.write(f"Card  {card_path(output, 'html')} (and .md, .json)\n")
+
+
+def _trials(result: PhoneResult) -> Table:
+    made = table("format", ">file, MB", ">planned, MB", ">memory, MB", ">ms", ">SQNR, dB", "verdict")
+    columns = (("file_bytes", MEGA), ("planned_bytes", MEGA), ("resident_bytes", MEGA), ("latency_p50_ms", 1.0))
+    for trial in result.trials:
+        cells = []
+        for name, unit in (*columns, ("output_sqnr", 1.0)):
+            found = None if trial.made is None else trial.made.benchmark.metric(name)
+            cells.append("–" if found is None else significant(found.value / unit))
+        verdict = "fits" if trial.limits and trial.fits else "made" if trial.fits else "does not fit"
+        made.add_row(trial.format, *cells, verdict)
+    return made
 
 
 def _ranking(result: QuantizedResult) -> Table:

@@ -16,7 +16,7 @@ from tersor.evaluation.statistics import quantile_interval
 from tersor.graph.net import Net
 from tersor.graph.sessions import Feeds, Session
 
-__all__ = ["race_nets"]
+__all__ = ["latency_metrics", "race_nets"]
 
 WARMUPS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 20, 400
@@ -52,7 +52,7 @@ def race_nets(subject: Net, against: Net, feeds: Feeds, *, threads: int = 0, sec
         engine=f"onnxruntime {version('onnxruntime')}",
         machine={"cores": os.cpu_count() or 1},
         settings={"batch": items, "rounds": len(ours), "threads": threads or (os.cpu_count() or 1)},
-        metrics=(*_latencies(ours), Metric("file_bytes", float(sizes[0]), "bytes")),
+        metrics=(*latency_metrics(ours), Metric("file_bytes", float(sizes[0]), "bytes")),
         ratios=(
             median_metric("latency_p50_ms", [a / b for a, b in zip(ours, theirs, strict=True)], ""),
             Metric("file_bytes", sizes[0] / sizes[1], units=1),
@@ -62,7 +62,8 @@ def race_nets(subject: Net, against: Net, feeds: Feeds, *, threads: int = 0, sec
     )
 
 
-def _latencies(times: Sequence[float]) -> list[Metric]:
+def latency_metrics(times: Sequence[float]) -> list[Metric]:
+    """Return the median and the 95th percentile of `times` in milliseconds, with their intervals."""
     made = []
     for name, share in (("latency_p50_ms", 0.5), ("latency_p95_ms", 0.95)):
         found = quantile_interval(times, np.arange(len(times)), share)

@@ -17,7 +17,7 @@ from tersor.graph.corrections.statistics import InputStatistics, merged
 from tersor.graph.net import Array, Net, constant
 from tersor.graph.placement.sites import WEIGHT, Placement, Site
 from tersor.graph.scheme import Integers, Quantizer, Scheme
-from tersor.graph.weights import RoundedWeight, as_matrix, rounded_weight
+from tersor.graph.weights import RoundedWeight, as_matrix, rounded_weight, stored_by
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import METHODS
 
@@ -62,7 +62,7 @@ def round_with_statistics(
             if known is None
             else rounded_with_statistics(weight, site, method, known)
         )
-        made.update(dict.fromkeys(names, found))
+        made.update(dict.fromkeys(names, stored_by(placement.engine, found)))
     return {name: made[name] for name in placement.weights}
 
 

@@ -37,6 +37,8 @@ class Engine:
     weighted     operators with constant weights that have integer kernels
     dynamic      those of them whose inputs it rounds to a range found at run time, for a file that says so
     compressed   those it runs in float on weights that stay small in memory
+    blocks       groups of weights in multiples of this many, where activations are rounded at run time; None: nowhere
+    short_scales  the scales of such groups are bfloat16
     products     whether MatMul of two activations has one
     scores       how queries and keys are rounded, where it fuses an attention whose scores are a product of integers;
                  before their numbers are moved, for a quantizer behind that would break it up; None: nowhere
@@ -59,6 +61,8 @@ class Engine:
     source: str
     dynamic: tuple[str, ...] = ()
     compressed: tuple[str, ...] = ()
+    blocks: int | None = None
+    short_scales: bool = False
     products: bool = True
     scores: Scheme | None = None
     passing: tuple[str, ...] = PASSING
@@ -109,10 +113,13 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             "xnnpack",
             activations=_SIGNED,
             weighted=("Conv", "ConvTranspose", "Gemm", "MatMul"),
-            joining=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"),
+            joining=("Add", "Mul", "Concat", "GlobalAveragePool"),  # ExecuTorch hands it other means in float alone
             closed=("Conv", "ConvTranspose", "Gemm", "MatMul"),
             fused=("Relu", "Clip"),
-            source="XNNPACK as ExecuTorch 1.5 uses it: qs8 kernels, per-channel weights (qs8-qc8w)",
+            source="XNNPACK as ExecuTorch 1.5.1 uses it (partition/config): qs8-qc8w, qd8-qc8w and qd8-qb4w kernels",
+            dynamic=("MatMul",),
+            blocks=32,
+            short_scales=True,
             products=False,
         ),
     }

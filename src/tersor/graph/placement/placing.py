@@ -28,6 +28,8 @@ __all__ = ["place"]
 
 SCALING = ("Mul", "Div", "Add", "Where", "Cast")
 """What stands between a product and the Softmax of its scores."""
+LARGEST = 1 << 31
+"""No group divides by it."""
 SMALLEST_TABLE, SHORTEST_ROW = 4096, 32
 """Numbers; below, scales and operators cost more than the table. Short rows are coordinates, and no features."""
 
@@ -53,6 +55,11 @@ def place(net: Net, row: Engine, precision: Precision = USUAL, *, left: Collecti
     if not _weighted(row, precision):
         others = " or ".join(kind for kind in ACTIVATIONS if _weighted(row, Precision(activations=kind)))
         raise SchemeError(f"{row.name} runs no net with {precision.activations} activations: choose {others}")
+    if precision.block is not None and precision.activations == "dynamic" and precision.block % (row.blocks or LARGEST):
+        told = (
+            "in no groups" if row.blocks is None else f"in groups of {row.blocks} or a multiple, not {precision.block}"
+        )
+        raise SchemeError(f"{row.name} takes weights for dynamic activations {told}")
     return _Placing(net, row, precision, frozenset(left)).placed()
 
 

@@ -15,7 +15,7 @@ from tersor.graph.training.fake import codes_of, step_of
 from tersor.graph.training.module import to_onnx_weights
 from tersor.graph.training.norms import conv_norm
 from tersor.graph.training.sources import put_biases, put_weights, start_of
-from tersor.graph.weights import RoundedWeight
+from tersor.graph.weights import RoundedWeight, stored_by
 from tersor.graph.writing.qdq import with_quantizers
 from tersor.kernels.lazy import LazyModule
 
@@ -47,7 +47,8 @@ def convert(prepared: fx.GraphModule, quantized: QuantizedNet) -> QuantizedNet:
             activations[site] = replace(activations[site], scale=_finite(step, site))
         elif kind in stored:
             floats[site] = _finite(values[str(node.args[0])], site)
-            stored[kind][site] = _rounded(node, values, stored[kind][site].quantizer, site)
+            learned = _rounded(node, values, stored[kind][site].quantizer, site)
+            stored[kind][site] = stored_by(quantized.placement.engine, learned)
         elif node.target is conv_norm:
             biases[node.meta["node"]] = _finite(values[str(_unrounded(node.args[2]))], node.meta["node"])
     source = Net(to_onnx_weights(prepared, start_of(quantized, rounded=True).model), quantized.source.name)

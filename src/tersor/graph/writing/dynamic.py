@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tersor.graph.net import Net
+from tersor.graph.placement.sites import WEIGHT
 from tersor.graph.weights import RoundedWeight
+from tersor.graph.writing.stored import allow_halves, put_before, stored
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -28,17 +30,40 @@ def round_at_run_time(net: Net, products: Sequence[tuple[ir.Node, RoundedWeight]
     codes."""
     rounded: dict[ir.Value, ir.Node] = {}
     held: dict[int, tuple[ir.Value, ir.Value]] = {}
+    decoders: dict[int, ir.Node] = {}
     for node, weight in products:
         source = node.inputs[0]
         assert source is not None, "a MatMul without an input"
         if source not in rounded:
             rounded[source] = _quantize(net, source)
             net.graph.insert_before(node, [rounded[source]])
+        if weight.quantizer.scheme.block is not None:
+            _decode(net, node, rounded[source], weight, decoders)
+            continue
         if id(weight) not in held:
             old = str(node.inputs[1].name if node.inputs[1] is not None else node.name)
             codes = net.new_constant(f"{old}_quantized", weight.codes.astype(np.int8))
             held[id(weight)] = codes, net.new_constant(f"{old}_scale", weight.quantizer.scale)
         _multiply(net, node, rounded[source], *held[id(weight)])
+
+
+def _decode(net: Net, node: ir.Node, quantize: ir.Node, weight: RoundedWeight, decoders: dict[int, ir.Node]) -> None:
+    """Decode codes of activations and of weights before a product: the standard multiplies no groups of integers."""
+    allow_halves(net)
+    old = node.inputs[0]
+    restore = ir.node("DequantizeLinear", quantize.outputs, name=net.free_name(f"{node.name}_dequantize"))
+    values = restore.outputs[0]
+    values.name, values.type = net.free_name(f"{node.name}_dequantized"), ir.TensorType(ir.DataType.FLOAT)
+    values.shape = None if old is None else old.shape
+    net.graph.insert_before(node, [restore])
+    node.replace_input_with(0, values)
+    if id(weight) not in decoders:
+        matrix = node.inputs[WEIGHT]
+        name = str(node.name if matrix is None else matrix.name)
+        decoders[id(weight)] = stored(net, name, weight.codes, weight.quantizer, packed=True)
+        put_before(net, node, WEIGHT, decoders[id(weight)])
+    else:
+        node.replace_input_with(WEIGHT, decoders[id(weight)].outputs[0])
 
 
 def _quantize(net: Net, source: ir.Value) -> ir.Node:

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tersor.core.errors import SchemeError
+from tersor.graph.placement.sites import BIAS
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Quantizer
 from tersor.graph.training.convert import evaluated
+from tersor.graph.training.fake import fake_quantize_at_run_time
+from tersor.graph.training.ops.layers import gemm
 from tersor.graph.training.places import QUANTIZERS, put
 from tersor.graph.training.prepare import prepare
 from tersor.graph.weights import RoundedWeight
+from tersor.graph.writing.stored import HALF_BITS
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -30,18 +34,23 @@ else:
 
 __all__ = ["integer_module"]
 
+SIGNED, HALVES = (-128, 127), (-8, 7)
+"""Codes of 8 bits, and of 4."""
 PLACE = "integers"
 """Under this name the module keeps codes, scales and zero points."""
 
 
-def integer_module(quantized: QuantizedNet) -> fx.GraphModule:
+def integer_module(quantized: QuantizedNet, *, by_row: bool = False) -> fx.GraphModule:
     """Return a module at rest with weights of integers; its outputs are those of `quantized.net`, up to float sums.
 
-    Raises SchemeError for activations whose range is found at run time, UnsupportedError for an operator without a row
-    in the table of those that PyTorch can take.
+    by_row  ranges found at run time are those of each row, and not of the batch, as XNNPACK finds them
+    Raises SchemeError for activations whose range is found at run time without `by_row`, UnsupportedError for an
+    operator without a row in the table of those that PyTorch can take.
     """
-    if quantized.placement.precision.activations == "dynamic":
-        raise SchemeError("ranges found at run time are for ONNX Runtime; PyTorch takes static or float activations")
+    if quantized.placement.precision.activations == "dynamic" and not by_row:
+        raise SchemeError(
+            "ranges found at run time are for ONNX Runtime and phones; PyTorch takes static or float activations"
+        )
     importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
     prepared = prepare(quantized)
     return _Writing(quantized, prepared, evaluated(prepared)).written()
@@ -51,6 +60,7 @@ class _Writing:
     def __init__(self, quantized: QuantizedNet, module: fx.GraphModule, values: dict[str, Tensor]) -> None:
         self.quantized, self.module, self.graph, self.values = quantized, module, module.graph, values
         self.operators: Any = torch.ops.quantized_decomposed
+        self.is_dynamic = quantized.placement.precision.activations == "dynamic"
 
     def written(self) -> fx.GraphModule:
         for node in list(self.graph.nodes):
@@ -66,6 +76,8 @@ class _Writing:
                     self._take_rows(node, site, self.quantized.tables[site])
                 elif kind == "bias":
                     self._replace(node, self._buffer(f"{site}.bias", self.values[node.name]))
+                elif node.target is fake_quantize_at_run_time:
+                    self._replace(node, self._rows(node.args[0]))
         self.graph.eliminate_dead_code()
         self._forget_unused()
         self.module.recompile()
@@ -82,6 +94,14 @@ class _Writing:
         codes = self.graph.call_function(self.operators.quantize_per_tensor.default, (node.args[0], *grid))
         return self.graph.call_function(self.operators.dequantize_per_tensor.default, (codes, *grid))
 
+    def _rows(self, values: Any) -> fx.Node:
+        """Return values rounded to the range of each row: 255 steps from its smallest to its largest, 0 among them."""
+        call, codes, ops = self.graph.call_function, (*SIGNED, torch.int8), self.operators
+        found = call(ops.choose_qparams_per_token_asymmetric.default, (values, torch.int8))
+        grid = call(operator.getitem, (found, 0)), call(operator.getitem, (found, 1))
+        rounded = call(ops.quantize_per_token.default, (values, *grid, *codes))
+        return call(ops.dequantize_per_token.default, (rounded, *grid, *codes, torch.float32))
+
     def _weight(self, site: str, weight: RoundedWeight) -> fx.Node:
         scheme, scale = weight.quantizer.scheme, torch.from_numpy(np.array(weight.quantizer.scale))
         codes = self._buffer(f"{site}.codes", torch.from_numpy(weight.codes.copy()))
@@ -89,19 +109,31 @@ class _Writing:
             return self._times(codes, self._buffer(f"{site}.scale", scale))
         if scheme.block is not None:
             steps = self._buffer(f"{site}.scale", scale)
+            if self.is_dynamic:
+                zeros = self._buffer(f"{site}.zero_point", torch.zeros(scale.shape, dtype=torch.int64))
+                given = (codes, steps, zeros, *self._ends(weight), torch.int8, scheme.block, torch.float32)
+                return self.graph.call_function(self.operators.dequantize_per_channel_group.default, given)
             return self._times(
                 codes, self.graph.call_method("repeat_interleave", (steps, scheme.block, 1 - scheme.axis))
             )
         zero = torch.zeros(scale.shape, dtype=torch.int64)
         parts = [self._buffer(f"{site}.{name}", part) for name, part in (("scale", scale), ("zero_point", zero))]
-        grid = (scheme.axis, scheme.lowest, scheme.highest, torch.int8)
+        grid = (scheme.axis, *self._ends(weight), torch.int8)
         return self.graph.call_function(self.operators.dequantize_per_channel.default, (codes, *parts, *grid))
 
+    def _ends(self, weight: RoundedWeight) -> tuple[int, int]:
+        """Return between which codes a weight is said to lie: XNNPACK packs those of 4 bits two to the byte, in pairs
+        of a row and where activations are rounded at run time."""
+        packs = self.is_dynamic and weight.quantizer.scheme.bits <= HALF_BITS and weight.codes.shape[-1] % 2 == 0
+        return HALVES if packs else SIGNED
+
     def _linear(self, weight: fx.Node, product: fx.Node, site: str) -> None:
-        """Put a linear layer, with the bias that is added behind, in the place of a product: inductor knows these."""
-        matrix = _transposed(self.quantized.weights[site])
-        last, inputs = product, [product.args[0], self._weight(site, matrix)]
-        behind = next(iter(product.users)) if len(product.users) == 1 else None
+        """Put a linear layer, with the bias that is added in or behind it, in the place of a product: compilers know
+        these."""
+        weights = self.quantized.weights[site]
+        matrix = weights if weights.quantizer.scheme.axis == 0 else _transposed(weights)
+        last, inputs = product, [product.args[0], self._weight(site, matrix), *product.args[BIAS:]]
+        behind = next(iter(product.users)) if len(product.users) == 1 and len(inputs) == BIAS else None
         if behind is not None and behind.target is torch.add and len(behind.args) == 2 and not behind.kwargs:
             other = behind.args[0] if behind.args[1] is product else behind.args[1]
             stored = self.values.get(getattr(other, "name", ""))
@@ -146,11 +178,16 @@ class _Writing:
 
 
 def _product(weight: fx.Node) -> fx.Node | None:
-    """Return the product of two matrices that alone reads a weight, as its second; None where there is none."""
+    """Return the product that alone reads a matrix as its second, outputs with a scale each; None without one."""
     reader = next(iter(weight.users)) if len(weight.users) == 1 else None
-    reads = reader is not None and reader.target is torch.matmul and reader.args[1] is weight
-    axis = weight.args[4]
-    return reader if reads and axis == 1 else None
+    if reader is None or len(reader.args) < 2 or reader.args[1] is not weight:
+        return None
+    axis, settings = weight.args[4], reader.kwargs
+    if reader.target is torch.matmul:
+        return reader if axis == 1 else None
+    plain = all(settings.get(name, 1) == 1 for name in ("alpha", "beta")) and not settings.get("transA", 0)
+    outputs = 0 if settings.get("transB", 0) else 1
+    return reader if reader.target is gemm and plain and axis == outputs else None
 
 
 def _transposed(weight: RoundedWeight) -> RoundedWeight:

@@ -33,6 +33,7 @@ from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.nets.cards import card_of, notes_of, operator_errors
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.judge import Judge, scores_by
+from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.naming import is_net_name, load_net
 from tersor.pipeline.nets.training import Training, train_quantized
 from tersor.pipeline.steps.cards import save_card
@@ -70,6 +71,7 @@ class NetHow:
     preparation     how pixels of images become numbers
     training        train on integers after PTQ (QAT), None: PTQ alone; batches may be a path as `data` may
     bench           measure latency too
+    budget          what a phone leaves, for `quantize_for_phone`
     """
 
     calibration: Any
@@ -87,6 +89,7 @@ class NetHow:
     labels: str = "labels"
     training: Training | None = None
     bench: bool = True
+    budget: Budget | None = None
     threads: int = 0
     command: str = ""
     progress: Progress | None = None

@@ -62,9 +62,9 @@ def average_pool(
     )
     beyond = _beyond(x.shape[2:], begin, end, reach, strides) if ceil_mode else [0] * spatial
     padding = interleaved(begin, end)
-    means = _means(
-        functional.pad(functional.pad(x, padding), interleaved([0] * spatial, beyond)), kernel_shape, strides, dilations
-    )
+    around = functional.pad(x, padding) if any(padding) else x  # a padding of nothing is an operator all the same
+    around = functional.pad(around, interleaved([0] * spatial, beyond)) if any(beyond) else around
+    means = _means(around, kernel_shape, strides, dilations)
     if not any(beyond) and (count_include_pad or not any(padding)):
         return means
     counted = functional.pad(torch.ones_like(x[:1, :1]), padding, value=float(bool(count_include_pad)))

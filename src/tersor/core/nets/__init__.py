@@ -1,0 +1,1 @@
+"""The vocabulary of nets with activations."""

@@ -1,0 +1,1 @@
+"""ExecuTorch: programs for phones, made by its compiler and run by its runtime, each in a child process."""
