@@ -31,6 +31,7 @@ from tersor.cli.options.language import (
     ModelArgument,
     OutputFormatOption,
     OutputOption,
+    PlanOption,
     SaveImatrixOption,
     SearchOption,
     SeedOption,
@@ -59,12 +60,14 @@ from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
+from tersor.methods import METHODS
 from tersor.models import Model, load
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.conversion import plainly
 from tersor.pipeline.nets.quantizing import is_network
+from tersor.pipeline.planning.plan_file import PlanFile
 from tersor.pipeline.steps.lossless import quantized_source
 from tersor.pipeline.steps.planning import Choices
 
@@ -80,6 +83,7 @@ def quantize(
     model: ModelArgument,
     output: OutputOption,
     file_type: FileTypeOption = "q4_k_m",
+    plan: PlanOption = None,
     tensor_format: TensorFormatOption = None,
     output_format: OutputFormatOption = None,
     embedding_format: EmbeddingFormatOption = None,
@@ -154,6 +158,7 @@ def quantize(
       tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
       tersor quantize org/name -o name.gguf --format q4_k_m --calibration my-text/
       tersor quantize org/name -o name.gguf --format q3_k_m --statistics saved/
+      tersor quantize org/name -o name.gguf --plan plan.yaml --calibration my-text/
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
     """
@@ -172,6 +177,14 @@ def quantize(
     choices = Choices(tensor_formats=tensor_format or (), output_format=output_format, search=search, fallback=fallback)
     choices["embedding_format"] = embedding_format
     source = load(model, ignore_config=ignore_config or ())
+    planned = None if plan is None else PlanFile.load(plan)
+    if planned is not None:
+        if is_given(context, "file_type"):
+            raise SchemeError("--format and --plan both say what tensors become; give one of them")
+        if container != "gguf":
+            raise SchemeError(f"a plan holds formats of a GGUF, and {container} cannot hold those")
+        file_type = planned.file_type
+        choices["tensor_formats"] = (*choices["tensor_formats"], *planned.tensor_formats(source))
     if imatrix is not None:
         choices["importance"] = importance_from(imatrix, source)
     cut = calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
@@ -179,7 +192,7 @@ def quantize(
         refuse_given(context, OF_TEXT, "saved statistics")
     is_calibrated = calibration is not None or statistics is not None
     how = How(
-        method=method or ("best" if is_calibrated else "rtn"),
+        method=_method(method, planned, is_calibrated=is_calibrated),
         calibration=Calibration(calibration or BUILT_IN, *cut),
         statistics=statistics,
         container=container,
@@ -199,6 +212,21 @@ def quantize(
         print_json(card.to_object())
     elif card is not None:
         sys.stdout.write(_summary(card, model, output))
+
+
+def _method(given: str | None, planned: PlanFile | None, *, is_calibrated: bool) -> str:
+    """What was asked for, else what the plan was made for, else what the calibration allows."""
+    if given is not None:
+        return given
+    if planned is not None and planned.method:
+        row = METHODS.get(planned.method)
+        if row is not None and row.needs and not is_calibrated:
+            raise SchemeError(
+                f"the plan was made for {planned.method}, which has to know a text: give --calibration or --statistics "
+                f"(it was made on {planned.calibration or 'a text'}), or --method rtn for plain rounding"
+            )
+        return planned.method
+    return "best" if is_calibrated else "rtn"
 
 
 def _made(

@@ -7,7 +7,6 @@ put together and measured, which says how far the estimate is from what happens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,10 +39,11 @@ from tersor.pipeline.calibrated.statistics import open_statistics
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.stages import Clock
 
-__all__ = ["ANALYSIS", "Study", "analyse", "candidate_formats", "open_study"]
+__all__ = ["ANALYSIS", "Studied", "Study", "analyse", "candidate_formats", "open_study"]
 
 ANALYSIS = "analysis.json"
 PROJECTIONS = "projections.safetensors"
+TOKENS = "tokens.safetensors"
 CANDIDATES = "candidates"
 PIECE = 128
 """Tokens of a draw: more draws from the same text say more than longer ones."""
@@ -79,6 +79,31 @@ class Study:
         return 4
 
 
+@dataclass(frozen=True, eq=False)
+class Studied:
+    """A finished analysis with what it was made from.
+
+    calibration  int64 [sequences, tokens] that the candidates know
+    probes       int64 [draws, tokens] that estimates were made and mixes are measured on
+    """
+
+    folder: Path
+    analysis: Analysis
+    surveyed: Surveyed
+    calibration: npt.NDArray[np.int64]
+    probes: npt.NDArray[np.int64]
+
+    @property
+    def measured_on(self) -> npt.NDArray[np.int64]:
+        """As many of the probes as mixes are measured on."""
+        return _some(self.probes)
+
+    def with_analysis(self, analysis: Analysis) -> Studied:
+        """Return the same with another analysis, which is saved."""
+        _save(self.folder, analysis)
+        return replace(self, analysis=analysis)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Texts:
     """What calibrates, and what estimates are made on: int64 [draws, tokens]."""
@@ -108,7 +133,7 @@ def analyse(
     resume: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Analysis:
+) -> Studied:
     """Return the analysis of `model`, and save it with its candidates as `folder`.
 
     What lies there already is taken where it is of the same model, text, method, formats and versions; else it is
@@ -127,17 +152,20 @@ def analyse(
     about = _about(model, study, texts)
     workspace = _workspace(folder, about, resume=resume)
     if (folder / ANALYSIS).is_file():
-        return Analysis.load(folder / ANALYSIS)
+        return open_study(model, folder)
     run = _Run(model, Decoder(model), study, texts, formats, workspace, folder, progress, tell)
     with exact():
         found = run.analysis()
-    with atomic_writer(folder / ANALYSIS) as file:
-        file.write(found.to_json().encode())
-    return found
+    ids = {"calibration": texts.calibration.ids, "probes": texts.probes}
+    _write(folder / TOKENS, {name: np.ascontiguousarray(values, np.int64) for name, values in ids.items()}, "I64")
+    _save(folder, found)
+    return open_study(model, folder)
 
 
-def open_study(model: Model, folder: Path) -> tuple[Analysis, Surveyed]:
-    """Return a saved analysis of `model` with its candidates; SchemeError where it is another model's."""
+def open_study(model: Model, folder: Path) -> Studied:
+    """Return a saved analysis of `model`; SchemeError where it is another model's, MissingError where there is none."""
+    if not (folder / ANALYSIS).is_file():
+        raise MissingError(f"{folder}: holds no finished analysis; make one with tersor analyse")
     found = Analysis.load(folder / ANALYSIS)
     if found.sources != model.hashes():
         raise SchemeError(f"{folder}: the analysis of another model; analyse {model.name} anew")
@@ -146,10 +174,30 @@ def open_study(model: Model, folder: Path) -> tuple[Analysis, Surveyed]:
     odd = sorted(set(formats) - set(sources))
     if odd:
         raise FormatError(f"{folder / ANALYSIS}: {odd[0]!r} is no tensor of {model.name}")
-    about = json.loads((folder / CANDIDATES / "run.json").read_bytes())
-    about.pop("schema", None)
-    layers = Decoder(model).layers
-    return found, Surveyed(Workspace(folder / CANDIDATES, about, resume=True), formats, sources, layers)
+    workspace = Workspace(folder / CANDIDATES, {}, resume=True, is_owner=False)  # to be read, not to be gone on with
+    surveyed = Surveyed(workspace, formats, sources, Decoder(model).layers)
+    with SafetensorsFile(folder / TOKENS) as file:
+        wrong = [name for name in ("calibration", "probes") if name not in file.tensors]
+        if wrong or any(len(tensor.shape) != 2 or tensor.dtype != "I64" for tensor in file.tensors.values()):
+            raise FormatError(f"{folder / TOKENS}: holds no token ids; analyse {model.name} anew")
+        return Studied(folder, found, surveyed, file.read("calibration"), file.read("probes"))
+
+
+def _save(folder: Path, analysis: Analysis) -> None:
+    with atomic_writer(folder / ANALYSIS) as file:
+        file.write(analysis.to_json().encode())
+
+
+def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], dtype: str) -> None:
+    with atomic_writer(path) as output:
+        writer = SafetensorsWriter(output, [StoredTensor(name, dtype, a.shape) for name, a in arrays.items()], {})
+        for name, values in arrays.items():
+            writer.write(name, values)
+        writer.finish()
+
+
+def _some(probes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return probes[: max(1, MEASURED_TOKENS // probes.shape[1])]
 
 
 def _workspace(folder: Path, about: Mapping[str, Any], *, resume: bool) -> Workspace:
@@ -280,12 +328,7 @@ class _Run:
 
         with self.clock.stage("gradients"):
             found = project(self.decoder, self.texts.probes, surveyed, seed=self.study.seed, progress=tell)
-        stored = [StoredTensor(name, "F32", values.shape) for name, values in found.items()]
-        with atomic_writer(path) as output:
-            writer = SafetensorsWriter(output, stored, {})
-            for name, values in found.items():
-                writer.write(name, np.ascontiguousarray(values))
-            writer.finish()
+        _write(path, {name: np.ascontiguousarray(values) for name, values in found.items()}, "F32")
         return found
 
     def _tensor(self, name: str, surveyed: Surveyed, projection: npt.NDArray[np.float32]) -> AnalysedTensor:
@@ -319,8 +362,7 @@ class _Run:
             one = tensor.candidates[len(tensor.candidates) // 3]
             mixes[f"{tensor.name} as {one.format}"] = {tensor.name: one.format}
             estimates[f"{tensor.name} as {one.format}"] = one.kl
-        ids = self.texts.probes[: max(1, MEASURED_TOKENS // self.texts.probes.shape[1])]
-        divergences = measure_mixes(self.decoder, surveyed, ids, mixes)
+        divergences = measure_mixes(self.decoder, surveyed, _some(self.texts.probes), mixes)
         rows = [
             Measured("mix" if index < count else "single", name, estimates[name], float(divergences[name].kl.mean()))
             for index, name in enumerate(mixes)
