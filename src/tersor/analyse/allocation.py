@@ -20,6 +20,8 @@ __all__ = ["Frontier", "Mix", "Option", "pareto"]
 STEPS = 40_000
 """Fewest steps of the table: over a model of 4 M parameters each is about 200 bytes."""
 STEPS_A_TENSOR = 100
+ROUNDING = 1e-9
+"""Of sums of losses, relative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Frontier:
 
     def least(self, loss: float) -> Mix:
         """Return the smallest mix whose loss is at most `loss`; SchemeError where none is as good."""
-        good = np.flatnonzero(self._least <= loss)
+        good = np.flatnonzero(self._least <= loss * (1 + ROUNDING))
         if not len(good):
             raise SchemeError(f"a loss of {loss:.3g} is asked for, and the best mix has {self._least.min():.3g}")
         return self._mix(self._traced(int(good[0])))

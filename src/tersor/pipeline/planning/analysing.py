@@ -45,8 +45,10 @@ ANALYSIS = "analysis.json"
 PROJECTIONS = "projections.safetensors"
 TOKENS = "tokens.safetensors"
 CANDIDATES = "candidates"
-PIECE = 128
-"""Tokens of a draw: more draws from the same text say more than longer ones."""
+PIECES = (128, 64, 32)
+"""Tokens of a draw: from the same text, more and shorter draws say more."""
+ENOUGH_DRAWS = 64
+"""Estimates are good to √(2/draws), 18 %, each, and their sum over tensors to a few percent."""
 MEASURED_TOKENS = 8192
 """On which mixes are measured, at most."""
 SHARES = (0.02, 0.12, 0.3, 0.55, 0.9)
@@ -225,10 +227,19 @@ def _texts(model: Model, study: Study) -> _Texts:
         places = np.arange(len(whole.ids)) % (study.apart + 1) == study.apart // 2
         taken, kept = replace(whole, ids=whole.ids[~places]), whole.ids[places]
         said = f"{whole.corpus}, seed {study.calibration.seed}" if study.calibration.seed else whole.corpus
-    length = kept.shape[1]
-    pieces = kept[:, : length // PIECE * PIECE].reshape(-1, PIECE) if length >= PIECE else kept
+    pieces = _pieces(kept)
     sequences, tokens = taken.ids.shape
     return _Texts(taken, pieces, f"{said}: {sequences} sequences of {tokens} tokens, sha256 {taken.sha256}", statistics)
+
+
+def _pieces(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Cut sequences into the longest pieces that are enough draws, or into the shortest there are."""
+    held = [length for length in PIECES if length <= ids.shape[1]]
+    for length in held:
+        pieces = ids[:, : ids.shape[1] // length * length].reshape(-1, length)
+        if len(pieces) >= ENOUGH_DRAWS or length == held[-1]:
+            return pieces
+    return ids
 
 
 def _about(model: Model, study: Study, texts: _Texts) -> dict[str, Any]:

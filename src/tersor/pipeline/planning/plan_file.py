@@ -19,7 +19,7 @@ import yaml
 
 from tersor.containers.mixtures import file_type, tensor_format
 from tersor.core.errors import FormatError, MissingError, SchemeError
-from tersor.core.quantities import number, size
+from tersor.core.quantities import size
 from tersor.files.atomic import atomic_writer
 from tersor.models.model import Model
 
@@ -27,6 +27,7 @@ __all__ = ["MIX_SCHEMA", "PlanFile", "Share"]
 
 MIX_SCHEMA = "tersor.mix/1"
 MAX_BYTES = 16 << 20
+MAX_DEPTH = 8
 TEXTS = ("model", "target", "method", "calibration", "base", "goal")
 NUMBERS = ("predicted", "measured")
 HEAD = """\
@@ -131,12 +132,11 @@ class PlanFile:
             raise FormatError(f"{path}: a plan of more than {size(MAX_BYTES)}")
         try:
             text = content.decode()
-            if _has_alias(text):
-                raise FormatError(f"{path}: aliases have no place in a plan; write every format out")
+            _check_shape(text)
             document = yaml.safe_load(text)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
             if isinstance(error, FormatError):
-                raise
+                raise FormatError(f"{path}: {error}") from error
             raise FormatError(f"{path}: not a YAML document ({' '.join(str(error).split())})") from error
         try:
             return cls.from_object(document, place=str(path))
@@ -177,9 +177,16 @@ def _numbers(value: object, place: str) -> dict[str, float]:
     return dict(value)
 
 
-def _has_alias(text: str) -> bool:
-    """Whether anything stands for something else: a small file could then be a huge document."""
-    return any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+def _check_shape(text: str) -> None:
+    """Refuse what a small file could be a huge or endless document with: aliases, and brackets within brackets."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise FormatError("aliases have no place in a plan; write every format out")
+        depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+        depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+        if depth > MAX_DEPTH:
+            raise FormatError(f"brackets within brackets, more than {MAX_DEPTH} deep")
 
 
 def _text(value: str) -> str:
@@ -188,4 +195,8 @@ def _text(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else number(value, 6)
+    """A number as YAML 1.1 reads it: a mantissa without a point would make it text."""
+    if isinstance(value, int):
+        return str(value)
+    mantissa, mark, exponent = f"{value:.6g}".partition("e")
+    return mantissa + (".0" if "." not in mantissa else "") + mark + exponent
