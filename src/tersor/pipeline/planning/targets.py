@@ -36,7 +36,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             Target(
                 "mobile",
                 ("q2_k", "q3_k", "iq4_xs", "q4_0", "q4_k", "q5_k", "q6_k", "q8_0"),
-                "no ternary blocks, and none of the formats that llama.cpp does not repack or tune for Arm",
+                "formats with kernels in Arm's vector instructions; no ternary blocks, none of the older 5-bit ones",
             ),
         )
     }
