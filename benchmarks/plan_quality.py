@@ -47,7 +47,7 @@ FORMATS = ("q4_k_m", "q3_k_m", "q2_k")
 RIVAL, STOCK, PLAN = "llama.cpp imatrix", "ours best", "plan"
 SIZES = (2.6, 2.9, 3.2, 3.5, 3.9, 4.3, 4.8, 5.4, 6.2, 7.2)
 """Bits per weight of the plans whose predictions are checked."""
-LAYERS = (4, 8, 16)
+LAYERS = (2, 4, 8)
 SCALING_SEQUENCES = 64
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +77,7 @@ class Analysis:
     draws       random vectors that the estimates rest on; each is good to √(2/draws)
     tokens      of the sequences that divergences were estimated and measured on
     kept_bytes  bytes of tensors that have no choice, encoded
+    container   what shall hold the model: it says which tensors have to take one format
     weights     parameters of the whole model
     together    divergence of a mix with what its tensors do together, over the sum of what each does alone, by its name
     seconds     time of each stage
@@ -90,6 +91,7 @@ class Analysis:
     draws: int
     tokens: int
     kept_bytes: int
+    container: str
     weights: int
     tensors: tuple[AnalysedTensor, ...]
     measured: tuple[Measured, ...] = ()
@@ -123,12 +125,18 @@ class Analysis:
         """
         return self._stitched(loss) * self._run_factor
 
-    def options(self) -> dict[str, list[Option]]:
-        """Return what each tensor may take, its second-order divergence as the loss."""
-        return {
-            tensor.name: [Option(one.format, one.nbytes, one.kl) for one in tensor.candidates]
-            for tensor in self.tensors
-        }
+    def options(self, groups: Mapping[str, Sequence[str]]) -> dict[str, list[Option]]:
+        """Return what each group of tensors may take, all of them the same, with their losses added up."""
+        found: dict[str, list[Option]] = {}
+        tensors = {tensor.name: tensor for tensor in self.tensors}
+        for leader, names in groups.items():
+            held = [{one.format: one for one in tensors[name].candidates} for name in names]
+            shared = [kind for kind in held[0] if all(kind in other for other in held)]
+            found[leader] = [
+                Option(kind, sum(other[kind].nbytes for other in held), sum(other[kind].kl for other in held))
+                for kind in shared
+            ]
+        return found
 
     def to_json(self) -> str:
         """Return the analysis as a JSON document."""

@@ -22,7 +22,14 @@ from tersor.cli.options.language import (
     SequencesOption,
     ThreadsOption,
 )
-from tersor.cli.options.planning import FormatsOption, PlannedMethodOption, StatisticsOption, TargetOption, study_of
+from tersor.cli.options.planning import (
+    FormatsOption,
+    HolderOption,
+    PlannedMethodOption,
+    StatisticsOption,
+    TargetOption,
+    study_of,
+)
 from tersor.cli.screen.analysis import analysis_table, checks
 from tersor.cli.screen.output import JsonOption, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
@@ -40,6 +47,7 @@ def analyse(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
     target: TargetOption = "cpu",
     formats: FormatsOption = None,
+    container: HolderOption = "gguf",
     method: PlannedMethodOption = "best",
     calibration: CalibrationOption = BUILT_IN,
     calibration_sequences: SequencesOption = 128,
@@ -70,7 +78,7 @@ def analyse(
     if statistics is not None:
         refuse_given(context, OF_TEXT, "saved statistics")
     cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
-    study = study_of(target, formats, method, cut, statistics, threads=threads)
+    study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
     source = load(model, ignore_config=ignore_config or ())
     with progress_bar(unit="weights") as progress:
         found = run(source, output, study, progress=progress, tell=tell)

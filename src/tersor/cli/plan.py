@@ -23,7 +23,14 @@ from tersor.cli.options.language import (
     TensorFormatOption,
     ThreadsOption,
 )
-from tersor.cli.options.planning import FormatsOption, PlannedMethodOption, StatisticsOption, TargetOption, study_of
+from tersor.cli.options.planning import (
+    FormatsOption,
+    HolderOption,
+    PlannedMethodOption,
+    StatisticsOption,
+    TargetOption,
+    study_of,
+)
 from tersor.cli.quantize import parse_size
 from tersor.cli.screen.analysis import explanation, plan_summary, sweep_table
 from tersor.cli.screen.output import JsonOption, print_json, refuse_given
@@ -40,7 +47,7 @@ from tersor.pipeline.planning.sweep import parse_sweep, sweep
 
 __all__ = ["plan"]
 
-OF_STUDY = ("formats", "method", "statistics", *OF_TEXT)
+OF_STUDY = ("formats", "container", "method", "statistics", *OF_TEXT)
 """Parameters that shape an analysis: it has them already where one is given."""
 
 
@@ -92,6 +99,7 @@ def plan(
     ] = TRIALS,
     tensor_format: TensorFormatOption = None,
     formats: FormatsOption = None,
+    container: HolderOption = "gguf",
     method: PlannedMethodOption = "best",
     calibration: CalibrationOption = None,
     calibration_sequences: SequencesOption = 128,
@@ -143,7 +151,7 @@ def plan(
         if statistics is not None:
             refuse_given(context, OF_TEXT, "saved statistics")
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
-        study = study_of(target, formats, method, cut, statistics, threads=threads)
+        study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
         folder = analysis if analysis is not None else _beside(output)
         studied = _analysed(source, folder, study)
     planner = Planner(source, studied, target, tuple(tensor_format or ()))

@@ -181,8 +181,9 @@ def quantize(
     if planned is not None:
         if is_given(context, "file_type"):
             raise SchemeError("--format and --plan both say what tensors become; give one of them")
-        if container != "gguf":
-            raise SchemeError(f"a plan holds formats of a GGUF, and {container} cannot hold those")
+        if is_given(context, "container") and container != planned.where:
+            raise SchemeError(f"the plan holds formats of {planned.where}, and {container} cannot hold those")
+        container = planned.where
         file_type = planned.file_type
         choices["tensor_formats"] = (*choices["tensor_formats"], *planned.tensor_formats(source))
     if imatrix is not None:

@@ -12,7 +12,7 @@ from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.planning.analysing import Study
 from tersor.pipeline.planning.targets import target_named
 
-__all__ = ["FormatsOption", "PlannedMethodOption", "StatisticsOption", "TargetOption", "study_of"]
+__all__ = ["FormatsOption", "HolderOption", "PlannedMethodOption", "StatisticsOption", "TargetOption", "study_of"]
 
 TargetOption = Annotated[
     str, typer.Option(metavar="T", help="Whose formats tensors may take: cpu, gpu or mobile, each by llama.cpp.")
@@ -20,6 +20,14 @@ TargetOption = Annotated[
 FormatsOption = Annotated[
     str | None,
     typer.Option(metavar="F,F,…", help="The formats that tensors may take, instead of the target's; at most 127."),
+]
+HolderOption = Annotated[
+    str,
+    typer.Option(
+        "--container",
+        metavar="C",
+        help="What shall hold the model: gguf, or compressed-tensors, whose matrices take groups of integers.",
+    ),
 ]
 PlannedMethodOption = Annotated[
     str,
@@ -38,10 +46,12 @@ def study_of(
     calibration: tuple[str | None, int, int | None, str | None, int, int],
     statistics: Path | None,
     *,
+    container: str,
     threads: int,
 ) -> Study:
     """Return what the options ask for; `calibration` as Calibration takes it."""
     named = tuple(name.strip() for name in formats.split(",")) if formats else ()
     source, *cut = calibration
     text = Calibration(source or BUILT_IN, *cut)  # type: ignore[arg-type]  # in the order of its fields
-    return Study(target_named(target, named).formats, method, text, statistics, threads=threads)
+    held = target_named(target, named, container).formats
+    return Study(held, method, text, statistics, container, threads=threads)

@@ -24,7 +24,6 @@ from tersor.calibrate.sequences import Sequences
 from tersor.calibrate.statistics import Statistics, run_statistics
 from tersor.calibrate.stream import Needs, Setting, run_blocks
 from tersor.calibrate.workspace import Workspace
-from tersor.containers.mixtures import Choice, fit, is_quantizable
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.decoder import Decoder
 from tersor.files.atomic import atomic_writer
@@ -36,10 +35,12 @@ from tersor.models.model import Model
 from tersor.pipeline.calibrated.memory import plan_memory
 from tersor.pipeline.calibrated.run import Calibration, by_block, divided, exact, read_sequences
 from tersor.pipeline.calibrated.statistics import open_statistics
+from tersor.pipeline.planning.layout import candidate_formats, fused_groups, kept_bytes, spread
+from tersor.pipeline.planning.plan_file import GGUF
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.stages import Clock
 
-__all__ = ["ANALYSIS", "Studied", "Study", "analyse", "candidate_formats", "open_study"]
+__all__ = ["ANALYSIS", "Studied", "Study", "analyse", "open_study"]
 
 ANALYSIS = "analysis.json"
 PROJECTIONS = "projections.safetensors"
@@ -65,6 +66,7 @@ class Study:
     method       what will round the model: a key of METHODS; its errors are what is measured
     calibration  the text; one sequence for every `apart` of it is added and kept for the estimates
     statistics   saved sums of `tersor calibrate` instead of a text
+    container    what shall hold the model
     seed         of the random gradients
     """
 
@@ -72,6 +74,7 @@ class Study:
     method: str = "best"
     calibration: Calibration = field(default_factory=Calibration)
     statistics: Path | None = None
+    container: str = GGUF
     seed: int = 0
     threads: int = 0
 
@@ -116,17 +119,6 @@ class _Texts:
     statistics: Statistics | None
 
 
-def candidate_formats(model: Model, formats: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the formats that each matrix of `model` can take; where its rows fit none, what stands in for these."""
-    found = {}
-    for tensor in model.tensors:
-        if is_quantizable(tensor):
-            held = [name for name in formats if get(name).holds(tensor.columns)]
-            stand_ins = [fit(Choice(name, ""), tensor.columns).format for name in formats]
-            found[tensor.name] = tuple(dict.fromkeys(held or stand_ins))
-    return found
-
-
 def analyse(
     model: Model,
     folder: Path,
@@ -150,7 +142,7 @@ def analyse(
     if not folder.parent.is_dir():
         raise MissingError(f"{folder.parent}: no such folder; create it first")
     texts = _texts(model, study)
-    formats = candidate_formats(model, study.formats)
+    formats = candidate_formats(model, study.formats, study.container)
     about = _about(model, study, texts)
     workspace = _workspace(folder, about, resume=resume)
     if (folder / ANALYSIS).is_file():
@@ -248,6 +240,7 @@ def _about(model: Model, study: Study, texts: _Texts) -> dict[str, Any]:
         "model": dict(model.hashes()),
         "formats": list(study.formats),
         "method": study.method,
+        "container": study.container,
         "text": texts.described,
         "chunk": study.calibration.chunk,
         "seed": study.seed,
@@ -274,11 +267,6 @@ class _Run:
         surveyed = Surveyed(self.workspace, self.formats, sources, self.decoder.layers)
         projections = self._projections(surveyed)
         tensors = tuple(self._tensor(name, surveyed, projections[name]) for name in self.formats)
-        kept = sum(
-            tensor.rows * get("f32").row_bytes(tensor.columns)
-            for tensor in self.model.tensors
-            if tensor.name not in self.formats
-        )
         found = Analysis(
             model=self.model.name,
             architecture=self.model.architecture,
@@ -287,7 +275,8 @@ class _Run:
             calibration=self.texts.described,
             draws=len(self.texts.probes),
             tokens=int(self.texts.probes.size),
-            kept_bytes=kept,
+            kept_bytes=kept_bytes(self.model, self.formats, self.study.container),
+            container=self.study.container,
             weights=sum(tensor.rows * tensor.columns for tensor in self.model.tensors),
             tensors=tensors,
         )
@@ -357,13 +346,14 @@ class _Run:
         self, found: Analysis, surveyed: Surveyed, projections: Projections
     ) -> tuple[tuple[Measured, ...], dict[str, float]]:
         """Hold the estimates against mixes of several sizes, and against tensors rounded alone."""
-        frontier = Frontier(found.options())
+        groups = fused_groups(list(self.formats), found.container)
+        frontier = Frontier(found.options(groups))
         span = frontier.largest - frontier.smallest
         mixes: dict[str, dict[str, str]] = {}
         estimates: dict[str, float] = {}
         together: dict[str, float] = {}
         for share in SHARES:
-            mix = frontier.at(round(frontier.smallest + share * span))
+            mix = spread(frontier.at(round(frontier.smallest + share * span)), groups)
             name = f"{(mix.nbytes + found.kept_bytes) * 8 / found.weights:.2f} bits per weight"
             mixes[name], estimates[name] = dict(mix.formats), mix.loss
             sums = sum(projections[key][:, self.formats[key].index(kind)] for key, kind in mix.formats.items())

@@ -23,9 +23,9 @@ from tersor.kernels.lazy import LazyModule
 from tersor.models.model import Model
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare
 from tersor.pipeline.planning.analysing import Studied
+from tersor.pipeline.planning.layout import full_plan
 from tersor.pipeline.planning.plan_file import PlanFile
 from tersor.pipeline.planning.planning import Planned
-from tersor.pipeline.steps.planning import make_plan
 
 if TYPE_CHECKING:
     import torch
@@ -71,13 +71,7 @@ def _divergence(
     progress: Callable[[str, int, int], None] | None,
 ) -> Interval:
     analysis, ids = studied.analysis, studied.calibration
-    plan = make_plan(
-        model,
-        file.file_type,
-        tensor_formats=file.tensor_formats(model),
-        method=analysis.method,
-        calibration=analysis.calibration,
-    )
+    plan = full_plan(model, file, analysis.method, analysis.calibration)
     text = Sequences(ids, analysis.calibration, "")
     with tempfile.TemporaryDirectory() as folder, open_ranks("cpu") as ranks:
         prepared = prepare(

@@ -17,18 +17,21 @@ from typing import Any
 
 import yaml
 
+from tersor.containers.hf.table import container
 from tersor.containers.mixtures import file_type, tensor_format
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.core.quantities import size
 from tersor.files.atomic import atomic_writer
+from tersor.formats import get
 from tersor.models.model import Model
 
-__all__ = ["MIX_SCHEMA", "PlanFile", "Share"]
+__all__ = ["GGUF", "MIX_SCHEMA", "PlanFile", "Share"]
 
 MIX_SCHEMA = "tersor.mix/1"
+GGUF = "gguf"
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 8
-TEXTS = ("model", "target", "method", "calibration", "base", "goal")
+TEXTS = ("model", "target", "container", "method", "calibration", "base", "goal")
 NUMBERS = ("predicted", "measured")
 HEAD = """\
 # Which format each tensor takes, by tersor plan. Edit it freely, keep it under version control, and then
@@ -51,7 +54,8 @@ class PlanFile:
     """A plan.
 
     formats      GGUF name → format; tensors that are not named take `base`
-    base         a file type: what the rest takes
+    base         a file type, or a format of the container: what the rest takes
+    container    what holds it, "" for a GGUF
     method       what is to round, "" where nothing is said
     calibration  the text it was made for, in words
     goal         what was asked for, in words
@@ -62,6 +66,7 @@ class PlanFile:
     base: str = ""
     model: str = ""
     target: str = ""
+    container: str = ""
     method: str = ""
     calibration: str = ""
     goal: str = ""
@@ -73,18 +78,32 @@ class PlanFile:
             raise SchemeError("a plan names no tensor; there is nothing to decide")
         for name, kind in self.formats.items():
             try:
-                tensor_format(kind)
+                self._format(kind)
             except SchemeError as error:
                 raise SchemeError(f"{name}: {error}") from error
-        if self.base:
+        if self.base and self.where == GGUF:
             file_type(self.base)
+        elif self.base:
+            get(self.base)
+        if self.where != GGUF:
+            container(self.where)
+
+    @property
+    def where(self) -> str:
+        """The container."""
+        return self.container or GGUF
+
+    def _format(self, kind: str) -> str:
+        return tensor_format(kind) if self.where == GGUF else get(kind).name
 
     @property
     def file_type(self) -> str:
         """The file type that the plan's overrides go onto: its base, else the format that most tensors take, pure."""
         if self.base:
             return self.base
-        most = Counter(tensor_format(kind) for kind in self.formats.values()).most_common(1)[0][0]
+        most = Counter(self._format(kind) for kind in self.formats.values()).most_common(1)[0][0]
+        if self.where != GGUF:
+            return most
         return file_type(most if most in ("f32", "f16", "bf16") else f"{most}_pure").name
 
     def tensor_formats(self, model: Model) -> tuple[str, ...]:
@@ -95,7 +114,7 @@ class PlanFile:
                 near = difflib.get_close_matches(name, names, n=3)
                 hint = f"; near it are {', '.join(near)}" if near else ""
                 raise SchemeError(f"the plan names {name!r}, which {model.name} does not have{hint}")
-        return tuple(f"^{re.escape(name)}$={tensor_format(kind)}" for name, kind in self.formats.items())
+        return tuple(f"^{re.escape(name)}$={self._format(kind)}" for name, kind in self.formats.items())
 
     def to_yaml(self, shares: Mapping[str, Share] | None = None, *, name: str = "plan.yaml") -> str:
         """Return the file's text; `shares` stand behind the tensors as comments."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from tersor.analyse.allocation import Frontier, Mix, Option
 from tersor.analyse.analysis import Analysis
 from tersor.analyse.stitched import measure_mixes
-from tersor.containers.gguf import lay_out
-from tersor.containers.mixtures import parse_overrides
+from tersor.containers.mixtures import parse_overrides, tensor_format
 from tersor.core.errors import SchemeError
 from tersor.decoder import Decoder
 from tersor.evaluation.statistics import mean_interval
@@ -24,9 +22,8 @@ from tersor.formats import get
 from tersor.models.model import Model
 from tersor.pipeline.planning.analysing import Studied
 from tersor.pipeline.planning.goals import Goal
-from tersor.pipeline.planning.plan_file import PlanFile, Share
-from tersor.pipeline.steps import provenance
-from tersor.pipeline.steps.planning import make_plan
+from tersor.pipeline.planning.layout import file_bytes, full_plan, fused_groups, spread
+from tersor.pipeline.planning.plan_file import GGUF, PlanFile, Share
 
 __all__ = ["Planned", "Planner", "shares_of"]
 
@@ -68,9 +65,11 @@ class Planner:
     studied: Studied
     target: str = "cpu"
     fixed: tuple[str, ...] = ()
+    groups: dict[str, tuple[str, ...]] = field(init=False)
     frontier: Frontier = field(init=False)
 
     def __post_init__(self) -> None:
+        self.groups = fused_groups([tensor.name for tensor in self.analysis.tensors], self.analysis.container)
         self.frontier = Frontier(self._options())
 
     @property
@@ -79,9 +78,10 @@ class Planner:
         return self.studied.analysis
 
     def _options(self) -> dict[str, list[Option]]:
-        options = self.analysis.options()
-        for override in parse_overrides(self.fixed):
-            found = [name for name in options if override.pattern.search(name)]
+        options = self.analysis.options(self.groups)
+        is_gguf = self.analysis.container == GGUF
+        for override in parse_overrides(self.fixed, tensor_format if is_gguf else lambda text: get(text).name):
+            found = [key for key, names in self.groups.items() if any(map(override.pattern.search, names))]
             if not found:
                 raise SchemeError(f"the pattern {override.pattern.pattern!r} matches no tensor that has a choice")
             for name in found:
@@ -94,6 +94,8 @@ class Planner:
 
     def plan(self, goal: Goal, *, trials: int = TRIALS) -> Planned:
         """Return the best plan within `goal`; SchemeError where none is."""
+        if goal.max_bytes is not None and self.analysis.container != GGUF:
+            raise SchemeError("the size of a checkpoint folder is not known beforehand: give --bits-per-weight")
         overhead, mix = 0, self.frontier.at(self.frontier.largest)
         nbytes: int | None = None
         for _ in range(ROUNDS):
@@ -105,23 +107,17 @@ class Planner:
                 break
         else:
             raise SchemeError(f"no mix makes a file of at most {goal.max_bytes} bytes")
-        if not trials:
-            return found
-        other = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials)
+        other = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials) if trials else mix
         made = self._file(other, goal)
         if goal.max_bytes is not None and made.file_bytes > goal.max_bytes:
             return replace(found, tried=trials)
         return replace(made, tried=trials, was_moved=other is not mix)
 
-    def at(self, nbytes: int) -> Mix:
-        """Return the best mix of `nbytes` of all tensors, those without a choice counted."""
-        return self.frontier.at(nbytes - self.analysis.kept_bytes)
-
     def _budget(self, goal: Goal, mix: Mix, overhead: int) -> int | None:
         table = "token_embd.weight"
         is_read = all(tensor.name != "output.weight" for tensor in self.model.tensors)
         streamed = 0
-        if not is_read and table in mix.formats:
+        if not is_read and table in mix.formats:  # a GGUF's, since others keep it
             tensor = next(one for one in self.model.tensors if one.name == table)
             streamed = tensor.rows * get(mix.formats[table]).row_bytes(tensor.columns)
         weights, kept = self.analysis.weights, self.analysis.kept_bytes
@@ -150,19 +146,19 @@ class Planner:
         return math.exp(low)
 
     def _file(self, mix: Mix, goal: Goal) -> Planned:
-        analysis = self.analysis
+        analysis, where = self.analysis, self.analysis.container
+        whole = spread(mix, self.groups)
         file = PlanFile(
-            mix.formats,
+            whole.formats,
             model=self.model.name,
             target=self.target,
+            container="" if where == GGUF else where,
             method=analysis.method,
             calibration=analysis.calibration,
             goal=goal.described(),
         )
-        choices = {"method": analysis.method, "calibration": analysis.calibration}
-        plan = make_plan(self.model, file.file_type, tensor_formats=file.tensor_formats(self.model), **choices)  # type: ignore[arg-type]  # texts
-        parts = lay_out(Path("plan.gguf"), provenance.artefact_metadata(self.model, plan.recipe), plan.tensors)
-        kl, nbytes = analysis.predicted(mix.loss), sum(part.nbytes for part in parts)
+        plan = full_plan(self.model, file, analysis.method, analysis.calibration)
+        kl, nbytes = analysis.predicted(mix.loss), file_bytes(self.model, plan, where)
         predicted = {
             "kl": kl,
             "perplexity_increase_percent": 100 * math.expm1(kl),
@@ -170,14 +166,14 @@ class Planner:
             "tensor_bytes": plan.nbytes,
             "file_bytes": nbytes,
         }
-        return Planned(mix, replace(file, predicted=predicted), nbytes, kl)
+        return Planned(whole, replace(file, predicted=predicted), nbytes, kl)
 
     def _searched(self, mix: Mix, nbytes: int, trials: int) -> Mix:
         """Measure neighbours of a mix beside it, and return one that is better beyond the noise, or the mix itself."""
         neighbours = self._neighbours(mix, nbytes, trials)
         if not neighbours:
             return mix
-        sides = {str(number): one.formats for number, one in enumerate([mix, *neighbours])}
+        sides = {str(number): spread(one, self.groups).formats for number, one in enumerate([mix, *neighbours])}
         found = measure_mixes(Decoder(self.model), self.studied.surveyed, self.studied.measured_on, sides)
         best, gain = mix, 0.0
         for number, one in enumerate(neighbours, 1):

@@ -8,8 +8,10 @@ from types import MappingProxyType
 
 from tersor.containers.mixtures import tensor_format
 from tersor.core.errors import SchemeError
+from tersor.formats import get
+from tersor.pipeline.planning.plan_file import GGUF
 
-__all__ = ["TARGETS", "Target", "target_named"]
+__all__ = ["INTEGERS", "TARGETS", "Target", "target_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,19 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
 """By name."""
 
 
-def target_named(name: str, formats: Sequence[str] = ()) -> Target:
-    """Return the row called `name`, with other candidates where `formats` are given.
+INTEGERS = ("int4-channel-sym", "int4-g128-asym", "int4-g32-asym", "int8-channel-sym", "int8-g128-sym")
+"""Candidates in a checkpoint: engines have kernels for groups of 4 and 8 bits."""
+
+
+def target_named(name: str, formats: Sequence[str] = (), container: str = GGUF) -> Target:
+    """Return the row called `name`, with other candidates where `formats` are given or `container` is no GGUF.
 
     SchemeError for an unknown target, or a format that a GGUF cannot hold.
     """
     found = TARGETS.get(name)
     if found is None:
         raise SchemeError(f"no target {name!r}; there are {', '.join(TARGETS)}")
-    if not formats:
-        return found
-    return Target(name, tuple(dict.fromkeys(tensor_format(one) for one in formats)), "as asked for")
+    if formats:
+        held = [tensor_format(one) if container == GGUF else get(one).name for one in formats]
+        return Target(name, tuple(dict.fromkeys(held)), "as asked for")
+    return found if container == GGUF else Target(name, INTEGERS, "groups of integers that engines have kernels for")
