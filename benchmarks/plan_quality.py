@@ -140,7 +140,7 @@ def random_llama(layers: int, folder: Path) -> Path:
     return folder
 
 
-def cost(layers: int, text: Path, place: Path) -> Cost:
+def cost_of(layers: int, text: Path, place: Path) -> Cost:
     """Plan a model of random weights and count the seconds."""
     model = load(str(random_llama(layers, place / f"llama-{layers}")))
     study = Study(TARGETS["cpu"].formats, calibration=Calibration(text, SCALING_SEQUENCES, 256), threads=1)
@@ -180,9 +180,9 @@ def show(rows: list[Row], found: list[Prediction], costs: list[Cost]) -> None:
     console.print(f"{within} of {len(found)} predictions within 25 % of what was measured")
     if costs:
         table = Table("weights", "analysis, CPU s", "plan, CPU s", "analysis, s per M weights")
-        for row in costs:
-            per = row.analysis_s / row.weights * 1e6
-            table.add_row(f"{row.weights:,}", f"{row.analysis_s:.1f}", f"{row.plan_s:.1f}", f"{per:.1f}")
+        for cost in costs:
+            per = cost.analysis_s / cost.weights * 1e6
+            table.add_row(f"{cost.weights:,}", f"{cost.analysis_s:.1f}", f"{cost.plan_s:.1f}", f"{per:.1f}")
         console.print(table)
 
 
@@ -219,7 +219,7 @@ def main() -> None:
             found = predictions(bench, planner, [float(bits) for bits in chosen.sizes.split(",")], place)
             text = Path(bench.calibration.source)
         for layers in () if chosen.no_scaling else LAYERS:
-            costs.append(cost(layers, text, place))
+            costs.append(cost_of(layers, text, place))
             print(f"{layers} layers done", file=sys.stderr)
     if chosen.json:
         document = {"rows": rows, "predictions": found, "costs": costs, "analysis_s": seconds}

@@ -81,6 +81,8 @@ def test_what_cannot_be_reached_is_refused_with_the_nearest() -> None:
         frontier.least(0.0)
     with pytest.raises(SchemeError, match="t has no format"):
         Frontier({"t": []})
+    with pytest.raises(SchemeError, match="127 formats at most"):
+        Frontier({"t": [Option(str(n), n, 1 / (n + 1)) for n in range(128)]})
 
 
 def test_beaten_options_are_left_out() -> None:

@@ -38,15 +38,12 @@ def test_errors_are_those_of_the_kept_rows_and_fall_with_bits(case: Callable[...
             assert errors["q4_0"].output is errors["q4_0"].importance is None
             assert errors["q4_0"].method == "rtn"
         else:
-            outputs = [errors[kind].output for kind in ("q8_0", "q5_1", "q4_0")]
-            assert all(value is not None for value in outputs)
-            assert outputs == sorted(outputs)
+            outputs = [errors[kind].output or 0.0 for kind in ("q8_0", "q5_1", "q4_0")]
+            assert 0 < outputs[0] < outputs[1] < outputs[2] < (errors["q4_0"].importance or 0.0)
             assert errors["q4_0"].method == "gptq"
-            assert errors["q4_0"].output < errors["q4_0"].importance
 
 
-def test_an_output_error_is_what_the_matrix_gets_wrong_on_the_calibration_text(case: Callable[..., Case]) -> None:
-    """The embedding of plain rounding with rtn, whose candidates the encoder itself makes."""
+def test_candidates_are_the_rows_of_the_encoder_where_nothing_is_known(case: Callable[..., Case]) -> None:
     made = case(method="rtn")
     plain = get("q4_0").encode(made.surveyed.sources["token_embd.weight"].read(0, 300))
     np.testing.assert_array_equal(

@@ -20,6 +20,7 @@ __all__ = ["Frontier", "Mix", "Option", "pareto"]
 STEPS = 40_000
 """Fewest steps of the table: over a model of 4 M parameters each is about 200 bytes."""
 STEPS_A_TENSOR = 100
+MOST_OPTIONS = 127
 ROUNDING = 1e-9
 """Of sums of losses, relative."""
 
@@ -72,6 +73,8 @@ class Frontier:
         empty = [name for name, options in self.options.items() if not options]
         if empty:
             raise SchemeError(f"{empty[0]} has no format to choose from")
+        if max(map(len, self.options.values()), default=0) > MOST_OPTIONS:
+            raise SchemeError(f"a tensor may choose from {MOST_OPTIONS} formats at most")
         self.fronts = {name: pareto(options) for name, options in self.options.items()}
         steps = max(STEPS, STEPS_A_TENSOR * len(self.fronts))
         self._step = max(1, -(-(self.largest - self.smallest) // steps))
