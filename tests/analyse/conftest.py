@@ -62,7 +62,7 @@ def case(tiny_gguf: Callable[..., Path], tmp_path: Path) -> Callable[..., Case]:
         )
         with torch.no_grad():
             run_blocks(decoder, text, surveyor, Setting(stepwise=False))
-        ids = random.integers(0, decoder.vocabulary, (256, 16))
+        ids = random.integers(0, decoder.vocabulary, (160, 16))
         return Case(model, decoder, ids, Surveyed(surveyor.workspace, wanted, sources, decoder.layers), folder)
 
     return make

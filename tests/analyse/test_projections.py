@@ -81,7 +81,7 @@ def test_the_estimate_is_the_divergence_of_small_changes(case: Callable[..., Cas
         assert projections.shape == (len(made.ids), 3)
         np.testing.assert_allclose(projections[:, 1], -projections[:, 0], rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(projections[:, 2], 2 * projections[:, 0], rtol=1e-3, atol=1e-6)
-        # 256 draws: the mean square is good to √(2/256), 9 %.
+        # 160 draws: the mean square is good to √(2/160), 11 %.
         estimate = float(np.square(projections[:, 0], dtype=np.float64).mean())
         assert estimate == pytest.approx(measured(made, changes, name, 0), rel=0.25)
 
@@ -101,4 +101,4 @@ def test_slices_and_batches_change_only_the_draw_of_the_head(
     sliced = project(made.decoder, made.ids, changes, seed=1)
     for name, projections in project(made.decoder, made.ids, changes, seed=2).items():
         ours, other = (float(np.square(p[:, 0], dtype=np.float64).mean()) for p in (sliced[name], projections))
-        assert ours == pytest.approx(other, rel=0.35)
+        assert ours == pytest.approx(other, rel=0.6)

@@ -14,7 +14,6 @@ from typing import Annotated
 import typer
 
 from tersor import __version__
-from tersor.cli.analyse import analyse
 from tersor.cli.bench import bench
 from tersor.cli.calibrate import calibrate
 from tersor.cli.demo import demo
@@ -29,7 +28,8 @@ from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
 from tersor.cli.planning.advise import advise
-from tersor.cli.plan import plan
+from tersor.cli.planning.analyse import analyse
+from tersor.cli.planning.plan import plan
 from tersor.cli.quantize import quantize
 from tersor.cli.report import report
 from tersor.cli.screen.output import print_json

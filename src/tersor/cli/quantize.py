@@ -168,24 +168,15 @@ def quantize(
         made = NetArguments(
             calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of), kind
         )
-        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs)
-        made = replace(made, resume=resume, command=command)
-        named = file_type if is_given(context, "file_type") else "int8"
+        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs, resume=resume)
+        made, named = replace(made, command=command), file_type if is_given(context, "file_type") else "int8"
         quantize_net_command(model, output, named, made, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
-    choices = Choices(tensor_formats=tensor_format or (), output_format=output_format, search=search, fallback=fallback)
-    choices["embedding_format"] = embedding_format
+    choices = Choices(output_format=output_format, embedding_format=embedding_format, search=search, fallback=fallback)
     source = load(model, ignore_config=ignore_config or ())
-    planned = None if plan is None else PlanFile.load(plan)
-    if planned is not None:
-        if is_given(context, "file_type"):
-            raise SchemeError("--format and --plan both say what tensors become; give one of them")
-        if is_given(context, "container") and container != planned.where:
-            raise SchemeError(f"the plan holds formats of {planned.where}, and {container} cannot hold those")
-        container = planned.where
-        file_type = planned.file_type
-        choices["tensor_formats"] = (*choices["tensor_formats"], *planned.tensor_formats(source))
+    planned, file_type, container = _planned(context, plan, file_type, container)
+    choices["tensor_formats"] = (*(tensor_format or ()), *(planned.tensor_formats(source) if planned else ()))
     if imatrix is not None:
         choices["importance"] = importance_from(imatrix, source)
     cut = calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
@@ -213,6 +204,20 @@ def quantize(
         print_json(card.to_object())
     elif card is not None:
         sys.stdout.write(_summary(card, model, output))
+
+
+def _planned(
+    context: typer.Context, plan: Path | None, file_type: str, container: str
+) -> tuple[PlanFile | None, str, str]:
+    """Read the plan; return it with the file type and container that follow, those given where there is none."""
+    if plan is None:
+        return None, file_type, container
+    planned = PlanFile.load(plan)
+    if is_given(context, "file_type"):
+        raise SchemeError("--format and --plan both say what tensors become; give one of them")
+    if is_given(context, "container") and container != planned.where:
+        raise SchemeError(f"the plan holds formats of {planned.where}, and {container} cannot hold those")
+    return planned, planned.file_type, planned.where
 
 
 def _method(given: str | None, planned: PlanFile | None, *, is_calibrated: bool) -> str:

@@ -125,6 +125,8 @@ class Planner:
 
     def _within(self, goal: Goal, nbytes: int | None) -> Mix:
         kl = goal.kl
+        if nbytes is not None and nbytes < self.frontier.smallest:
+            raise SchemeError(f"{goal.described()}: {self._too_small(nbytes)}")
         if kl is None:
             assert nbytes is not None, "a goal without a limit"
             return self.frontier.at(nbytes)
@@ -136,6 +138,20 @@ class Planner:
                 f"the best is {best:.3g} nats"
             )
         return mix
+
+    def _too_small(self, nbytes: int) -> str:
+        """Say how small it can be, and which tensors stand in the way."""
+        least, kept = self.frontier.smallest + self.analysis.kept_bytes, self.analysis.kept_bytes
+        bits = 8 * least / self.analysis.weights
+        said = (
+            f"that leaves {max(nbytes, 0) + kept:,} bytes for tensors, and the smallest mix of these formats takes "
+            f"{least:,} ({bits:.3g} bits per weight)"
+        )
+        stuck = [t for t in self.analysis.tensors if len(t.candidates) == 1]
+        if stuck:
+            rows = ", ".join(sorted({str(tensor.shape[-1]) for tensor in stuck}))
+            said += f"; {len(stuck)} tensors can only be {stuck[0].candidates[0].format}, with rows of {rows} numbers"
+        return said
 
     def _loss(self, kl: float) -> float:
         """The sum of second-order divergences that is predicted to come to `kl`."""
