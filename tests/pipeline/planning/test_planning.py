@@ -101,7 +101,7 @@ def test_a_measured_plan_moves_later_predictions(case: Case) -> None:
     assert 0.4 < found["kl"] / planned.kl < 2.5
     again = Planner(case.model, open_study(case.model, case.folder)).plan(Goal(bits_per_weight=5.6), trials=0)
     assert again.mix == planned.mix
-    assert again.kl == pytest.approx(found["kl"], rel=1e-6)
+    assert again.kl == pytest.approx((planned.kl * found["kl"]) ** 0.5, rel=1e-6)  # one run is half believed
     assert studied.analysis == open_study(case.model, case.folder).analysis
 
 
