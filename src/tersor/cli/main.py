@@ -28,6 +28,8 @@ from tersor.cli.evaluate import evaluate
 from tersor.cli.formats import formats
 from tersor.cli.inspect import inspect
 from tersor.cli.planning.advise import advise
+from tersor.cli.planning.analyse import analyse
+from tersor.cli.planning.plan import plan
 from tersor.cli.quantize import quantize
 from tersor.cli.report import report
 from tersor.cli.screen.output import print_json
@@ -52,6 +54,8 @@ app = typer.Typer(
 app.command(short_help="Turn a model into a GGUF that llama.cpp runs.")(quantize)
 app.command(short_help="Find out which way to make a model small is enough.")(advise)
 app.command(short_help="Save what a model sees, for many quantizations.")(calibrate)
+app.command(short_help="Measure how sensitive each tensor is to rounding.")(analyse)
+app.command(short_help="Choose the best format for every tensor.")(plan)
 app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
 app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
 app.command(short_help="Measure speed, memory and energy, beside another.")(bench)

@@ -31,6 +31,7 @@ from tersor.cli.options.language import (
     ModelArgument,
     OutputFormatOption,
     OutputOption,
+    PlanOption,
     SaveImatrixOption,
     SearchOption,
     SeedOption,
@@ -64,6 +65,7 @@ from tersor.cli.screen.progress import progress_bar
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
+from tersor.methods import METHODS
 from tersor.models import Model, load
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
@@ -71,6 +73,7 @@ from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.conversion import plainly
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.quantizing import is_network
+from tersor.pipeline.planning.plan_file import PlanFile
 from tersor.pipeline.steps.lossless import quantized_source
 from tersor.pipeline.steps.planning import Choices
 
@@ -86,6 +89,7 @@ def quantize(
     model: ModelArgument,
     output: OutputOption,
     file_type: FileTypeOption = "q4_k_m",
+    plan: PlanOption = None,
     tensor_format: TensorFormatOption = None,
     output_format: OutputFormatOption = None,
     embedding_format: EmbeddingFormatOption = None,
@@ -164,6 +168,7 @@ def quantize(
     Example:
       tersor quantize org/name -o name.gguf --format q4_k_m --output-format q8_0
       tersor quantize org/name -o name.gguf --format q4_k_m --calibration my-text/
+      tersor quantize org/name -o name.gguf --plan plan.yaml --calibration my-text/
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
       tersor quantize net.onnx -o net.pte --target mobile --max-memory-mb 20 --max-latency-ms 50 --calibration images/
@@ -182,9 +187,10 @@ def quantize(
         )
         return
     refuse_given(context, OF_NETS, "a language model")
-    choices = Choices(tensor_formats=tensor_format or (), output_format=output_format, search=search, fallback=fallback)
-    choices["embedding_format"] = embedding_format
+    choices = Choices(output_format=output_format, embedding_format=embedding_format, search=search, fallback=fallback)
     source = load(model, ignore_config=ignore_config or ())
+    planned, file_type, container = _planned(context, plan, file_type, container)
+    choices["tensor_formats"] = (*(tensor_format or ()), *(planned.tensor_formats(source) if planned else ()))
     if imatrix is not None:
         choices["importance"] = importance_from(imatrix, source)
     cut = calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
@@ -192,7 +198,7 @@ def quantize(
         refuse_given(context, OF_TEXT, "saved statistics")
     is_calibrated = calibration is not None or statistics is not None
     how = How(
-        method=method or ("best" if is_calibrated else "rtn"),
+        method=_method(method, planned, is_calibrated=is_calibrated),
         calibration=Calibration(calibration or BUILT_IN, *cut),
         statistics=statistics,
         container=container,
@@ -212,6 +218,35 @@ def quantize(
         print_json(card.to_object())
     elif card is not None:
         sys.stdout.write(_summary(card, model, output))
+
+
+def _planned(
+    context: typer.Context, plan: Path | None, file_type: str, container: str
+) -> tuple[PlanFile | None, str, str]:
+    """Read the plan; return it with the file type and container that follow, those given where there is none."""
+    if plan is None:
+        return None, file_type, container
+    planned = PlanFile.load(plan)
+    if is_given(context, "file_type"):
+        raise SchemeError("--format and --plan both say what tensors become; give one of them")
+    if is_given(context, "container") and container != planned.where:
+        raise SchemeError(f"the plan holds formats of {planned.where}, and {container} cannot hold those")
+    return planned, planned.file_type, planned.where
+
+
+def _method(given: str | None, planned: PlanFile | None, *, is_calibrated: bool) -> str:
+    """What was asked for, else what the plan was made for, else what the calibration allows."""
+    if given is not None:
+        return given
+    if planned is not None and planned.method:
+        row = METHODS.get(planned.method)
+        if row is not None and row.needs and not is_calibrated:
+            raise SchemeError(
+                f"the plan was made for {planned.method}, which has to know a text: give --calibration or --statistics "
+                f"(it was made on {planned.calibration or 'a text'}), or --method rtn for plain rounding"
+            )
+        return planned.method
+    return "best" if is_calibrated else "rtn"
 
 
 def _made(

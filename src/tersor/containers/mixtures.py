@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,18 @@ from tersor.core.errors import SchemeError, ShapeError
 from tersor.core.metadata import MetadataEntry
 from tersor.formats import FORMATS
 
-__all__ = ["Choice", "MixtureTensor", "ModelFacts", "choose", "file_type", "parse_overrides", "tensor_format"]
+__all__ = [
+    "Choice",
+    "MixtureTensor",
+    "ModelFacts",
+    "check_patterns",
+    "choose",
+    "file_type",
+    "fit",
+    "is_quantizable",
+    "parse_overrides",
+    "tensor_format",
+]
 
 ROLES: tuple[Role, ...] = ("attn_v", "attn_k", "attn_q", "attn_output", "ffn_up", "ffn_gate", "ffn_down")
 
@@ -109,8 +120,10 @@ def tensor_format(name: str) -> str:
     raise SchemeError(f"a GGUF cannot hold weights in {name!r}; {hint}")
 
 
-def parse_overrides(texts: Sequence[str]) -> tuple[Override, ...]:
+def parse_overrides(texts: Sequence[str], format_of: Callable[[str], str] = tensor_format) -> tuple[Override, ...]:
     """Parse `PATTERN=FORMAT` texts; the last "=" divides them.
+
+    format_of  the whole name of a format, SchemeError where there is none: those that a GGUF holds unless given
 
     >>> [(o.pattern.pattern, o.format) for o in parse_overrides(["attn_(k|v)=q8_0"])]
     [('attn_(k|v)', 'q8_0')]
@@ -121,7 +134,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[Override, ...]:
         if not equals or not pattern:
             raise SchemeError(f"{text!r} is not PATTERN=FORMAT, for example 'ffn_down=q6_k'")
         try:
-            overrides.append(Override(re.compile(pattern), tensor_format(name)))
+            overrides.append(Override(re.compile(pattern), format_of(name)))
         except re.error as error:
             raise SchemeError(f"{pattern!r} is not a regular expression: {error}") from error
     return tuple(overrides)
@@ -151,7 +164,7 @@ def choose(
     kind = file_type(name)
     overrides = parse_overrides(tensor_formats)
     matrices = [tensor for tensor in tensors if is_quantizable(tensor)]
-    _check_patterns(overrides, [tensor.name for tensor in matrices])
+    check_patterns(overrides, [tensor.name for tensor in matrices])
     tied = all(tensor.name != "output.weight" for tensor in tensors)
     ordered = sorted(matrices, key=lambda tensor: (_layer(tensor.name), tensor.name))
     mixture = _mixture(kind, ordered, facts, tied=tied, has_importance=has_importance)
@@ -285,7 +298,8 @@ def _override(
     return None
 
 
-def _check_patterns(overrides: Sequence[Override], names: Sequence[str]) -> None:
+def check_patterns(overrides: Sequence[Override], names: Sequence[str]) -> None:
+    """Raise SchemeError for a pattern that matches none of `names`."""
     for override in overrides:
         if not any(override.pattern.search(name) for name in names):
             text = override.pattern.pattern

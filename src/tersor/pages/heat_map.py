@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from tersor.core.quantities import percent
@@ -12,7 +13,7 @@ from tersor.pages.axes import Frame, clip, figure, text_width
 from tersor.pages.markup import Markup, join, tag
 from tersor.pages.scales import finite
 
-__all__ = ["heat_map", "place_of"]
+__all__ = ["Words", "heat_map", "place_of"]
 
 BINS = 7
 STEPS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
@@ -38,8 +39,19 @@ def place_of(name: str) -> tuple[int, str] | None:
     return int(block), prefix + kind.removesuffix(".weight")
 
 
-def heat_map(name: str, errors: Mapping[str, float], marked: Sequence[str] = ()) -> Markup | None:
-    """Return the map of relative errors by tensor name; None where no two blocks have an error.
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a map says it shows: values are shares of one, printed in percent."""
+
+    title: str = "Error by layer"
+    measure: str = "error"
+    caption: str = "Relative error of each tensor from rounding its weights: rms of the error over rms of the weights."
+
+
+def heat_map(
+    name: str, errors: Mapping[str, float], marked: Sequence[str] = (), words: Words = Words()
+) -> Markup | None:
+    """Return the map of relative errors (or what `words` call them) by tensor; None where no two blocks have one.
 
     Kinds that are exact everywhere are left out. `marked` tensors, those with a fault, carry an exclamation mark.
     """
@@ -72,15 +84,14 @@ def heat_map(name: str, errors: Mapping[str, float], marked: Sequence[str] = ())
             x = left + (index + 0.5) * column
             parts.append(tag("text", str(block), x=x, y=below + 16, class_="tick middle"))
     parts.append(tag("text", "block", x=left - 8, y=below + 16, class_="axis-title end"))
-    parts.append(_legend(left, below + 34, largest))
+    parts.append(_legend(left, below + 34, largest, words.measure))
     worst, most = max(cells.values(), key=lambda cell: cell[1])
-    description = (
-        f"{len(blocks)} blocks, {len(kinds)} kinds of tensor. The largest error is {percent(most)}, of {worst}."
-    )
-    caption = "Relative error of each tensor from rounding its weights: rms of the error over rms of the weights."
+    counted = f"{len(blocks)} blocks, {len(kinds)} kinds of tensor"
+    description = f"{counted}. The largest {words.measure} is {percent(most)}, of {worst}."
+    caption = words.caption
     if exact:
         caption += f" Kept exactly, and left out here: {', '.join(sorted(clip(kind, 40) for kind in exact)[:12])}."
-    return figure(name, "Error by layer", description, join(parts), frame, caption=caption, kind="wide")
+    return figure(name, words.title, description, join(parts), frame, caption=caption, kind="wide")
 
 
 def shade_of(error: float, largest: float) -> int:
@@ -108,11 +119,11 @@ def _cell(spot: tuple[float, float, float], tensor: str, error: float, largest: 
     return tag("g", tag("title", tip), shape, label)
 
 
-def _legend(left: float, top: float, largest: float) -> Markup:
+def _legend(left: float, top: float, largest: float, measure: str) -> Markup:
     """Return the shades from small to large, with the errors at their borders."""
     step = 46.0
     borders = [largest * index / BINS for index in range(BINS + 1)]
-    parts = [tag("text", "error, %", x=left - 8, y=top + 9, class_="axis-title end")]
+    parts = [tag("text", f"{measure}, %", x=left - 8, y=top + 9, class_="axis-title end")]
     for index, (low, high) in enumerate(pairwise(borders)):
         tip = tag("title", f"{percent(low)} … {percent(high)}")
         shape = tag("rect", x=left + index * step, y=top, width=step, height=10.0, class_=f"heat{index}")

@@ -24,6 +24,7 @@ __all__ = [
     "ModelArgument",
     "OutputFormatOption",
     "OutputOption",
+    "PlanOption",
     "SaveImatrixOption",
     "SearchOption",
     "SeedOption",
@@ -144,6 +145,15 @@ SaveImatrixOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Save what calibration saw as an imatrix file for llama.cpp.")
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="D", help="Where calibration computes: cpu, cuda, cuda:1.")]
+
+PlanOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Take the format of every tensor from what tersor plan has written; --tensor-format wins over it.",
+    ),
+]
 
 OF_TEXT = ("calibration", "calibration_sequences", "calibration_length", "calibration_field", "seed")
 """Parameters that say which text is read and how it is cut."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from tersor.containers.hf.table import container, format_for
 from tersor.containers.hf.writer import CheckpointSource, write_checkpoint
+from tersor.containers.mixtures import check_patterns, parse_overrides
 from tersor.core.arrays import Bytes, Float32
 from tersor.core.card import Card, Seconds, TensorError
 from tersor.core.errors import SchemeError, TersorError, UnsupportedError
@@ -36,7 +37,7 @@ from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import Choices
 
-__all__ = ["convert", "plan_checkpoint", "write_quantized"]
+__all__ = ["CHOSEN", "convert", "plan_checkpoint", "write_quantized"]
 
 ROWS_AT_ONCE = 1 << 22
 PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -105,7 +106,8 @@ def plan_checkpoint(
 ) -> Plan:
     """Decide which matrices of the blocks take format `name` in container `where`; embeddings and output stay.
 
-    held  the formats of matrices that are quantized in the source, by its names: kept where they are what is asked for
+    choices  of these `tensor_formats` says which matrices take another format, where the container allows that
+    held     the formats of matrices that are quantized in the source, by its names: kept where they are what is asked
 
     A row that does not divide into groups stays as it is, and the plan says so; SchemeError for a format that the
     container does not hold.
@@ -114,6 +116,7 @@ def plan_checkpoint(
     if any(file.suffix == ".gguf" for file in model.files):
         raise UnsupportedError(f"{where} is written from a checkpoint folder; {model.name} is a GGUF")
     rows = []
+    overrides = parse_overrides(choices.get("tensor_formats", ()), lambda text: get(text).name)
     has_zeros = any(not _is_symmetric(fmt) for fmt in (held or {}).values()) and not container(where).mixes
     for tensor in model.tensors:
         source = PLAIN.get(tensor.source_dtype, "f32")
@@ -123,16 +126,22 @@ def plan_checkpoint(
             _check_unchanged(tensor, where)
             chosen, reason, wanted = _of_source(own, get(name), where, has_zeros=has_zeros)
         elif tensor.layer is not None and not tensor.must_be_f32 and not held:
-            fmt = format_for(where, get(name), tensor.source_dtype)
+            asked = next((one.format for one in overrides if one.pattern.search(tensor.name)), name)
+            fmt = format_for(where, get(asked), tensor.source_dtype)
             chosen, reason, wanted = _chosen(tensor, fmt.name, source)
         nbytes = tensor.rows * get(chosen).row_bytes(tensor.columns)
         rows.append(PlannedTensor(tensor.name, tensor.shape, tensor.source_dtype, chosen, reason, wanted, nbytes))
     if all(row.reason not in (CHOSEN, KEPT) for row in rows):
         why = next((f": {row.name} {row.shape}: {row.reason}" for row in rows if row.wanted), "")
         raise SchemeError(f"no matrix of {model.name} can be {name} in {where}{why}")
+    check_patterns(overrides, [row.name for row in rows if row.reason == CHOSEN])
+    kinds = sorted({row.format for row in rows if row.reason == CHOSEN})
+    if len(kinds) > 1 and not container(where).mixes:
+        raise SchemeError(f"all matrices of {where} take one format, not {', '.join(kinds)}; compressed-tensors mixes")
     recipe = Recipe(
         format=f"{name} in {where}",
         mixture="",
+        tensor_formats=tuple(choices.get("tensor_formats", ())),
         search=choices.get("search", "best"),
         method=choices.get("method", "rtn"),
         calibration=choices.get("calibration", ""),

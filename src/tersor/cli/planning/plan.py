@@ -1,0 +1,220 @@
+"""`tersor plan`: which format each tensor should have."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tersor.cli.options.language import (
+    OF_TEXT,
+    CalibrationOption,
+    ChunkOption,
+    FieldOption,
+    IgnoreConfigOption,
+    LengthOption,
+    ModelArgument,
+    SeedOption,
+    SequencesOption,
+    TensorFormatOption,
+    ThreadsOption,
+)
+from tersor.cli.options.planning import (
+    FormatsOption,
+    HolderOption,
+    PlannedMethodOption,
+    StatisticsOption,
+    TargetOption,
+    study_of,
+)
+from tersor.cli.quantize import parse_size
+from tersor.cli.screen.analysis import explanation, plan_summary, sweep_table
+from tersor.cli.screen.output import JsonOption, print_json, refuse_given
+from tersor.cli.screen.progress import progress_bar
+from tersor.core.errors import SchemeError
+from tersor.core.records import plain
+from tersor.models import Model, load
+from tersor.pipeline.planning.analysing import Studied, Study, analyse, open_study
+from tersor.pipeline.planning.goals import Goal, read_rate
+from tersor.pipeline.planning.measuring import measure_plan
+from tersor.pipeline.planning.page import save_curve
+from tersor.pipeline.planning.planning import TRIALS, Planned, Planner, shares_of
+from tersor.pipeline.planning.sweep import parse_sweep, sweep
+
+__all__ = ["plan"]
+
+OF_STUDY = ("formats", "container", "method", "statistics", *OF_TEXT)
+"""Parameters that shape an analysis: it has them already where one is given."""
+
+
+def plan(
+    context: typer.Context,
+    model: ModelArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The plan to write, or the page of a --sweep.")
+    ] = None,
+    target: TargetOption = "cpu",
+    max_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 4GiB.")] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(metavar="N", help="Most bits per weight, over the whole model.")
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(metavar="NATS", help="Largest divergence from full precision, per token.")
+    ] = None,
+    max_perplexity_increase: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Largest rise of the perplexity.")
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Longest time in which the weights are read once: no token takes less."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most memory for weights, --context tokens and logits.")
+    ] = None,
+    context_tokens: Annotated[
+        int, typer.Option("--context", min=1, metavar="N", help="Tokens whose keys and values --memory holds.")
+    ] = 4096,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(metavar="GB/S", help="How fast the target reads memory; left out: this machine is measured."),
+    ] = None,
+    sweep_range: Annotated[
+        str | None,
+        typer.Option("--sweep", metavar="FROM:TO", help="The trade-off curve between two sizes, bits per weight."),
+    ] = None,
+    explain: Annotated[str | None, typer.Option(metavar="LAYER", help="Say why this tensor gets its format.")] = None,
+    analysis: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What tersor analyse has saved; left out: made beside OUT, and kept."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Quantize by the plan and measure: minutes, and better predictions.")
+    ] = False,
+    trials: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Neighbours of the best mix that are measured beside it.")
+    ] = TRIALS,
+    tensor_format: TensorFormatOption = None,
+    formats: FormatsOption = None,
+    container: HolderOption = "gguf",
+    method: PlannedMethodOption = "best",
+    calibration: CalibrationOption = None,
+    calibration_sequences: SequencesOption = 128,
+    calibration_length: LengthOption = None,
+    calibration_field: FieldOption = None,
+    calibration_chunk: ChunkOption = 4,
+    seed: SeedOption = 0,
+    statistics: StatisticsOption = None,
+    threads: ThreadsOption = 0,
+    ignore_config: IgnoreConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose a format for every tensor of a language model: the least divergence for a size, or the least size for one.
+
+    The plan is YAML to be read, edited and committed; tersor quantize --plan takes it. Tensors are protected by what
+    rounding them was measured to cost, not by their names; --explain shows the figures.
+
+    \b
+    Example:
+      tersor plan org/name --target cpu --bits-per-weight 3.5 -o plan.yaml --calibration my-text/
+      tersor quantize org/name -o name.gguf --plan plan.yaml --calibration my-text/
+      tersor plan org/name --analysis plan.analysis --max-kl 0.01 -o better.yaml --measure
+      tersor plan org/name --analysis plan.analysis --bits-per-weight 3.5 --explain blk.0.ffn_down
+      tersor plan org/name --analysis plan.analysis --sweep 2.5:8 -o curve.html
+    """
+    if output is None and analysis is None:
+        raise SchemeError("give --output for the plan, or --analysis to look at a saved one")
+    limits: dict[str, Any] = {
+        "max_bytes": None if max_size is None else parse_size(max_size),
+        "memory_bytes": None if memory is None else parse_size(memory),
+        "bandwidth": None if bandwidth is None else bandwidth * 1e9,
+    }
+    goal = None
+    if sweep_range is None:
+        goal = Goal(
+            bits_per_weight=bits_per_weight,
+            max_kl=max_kl,
+            max_perplexity_increase=max_perplexity_increase,
+            max_latency_ms=max_latency_ms,
+            context=context_tokens,
+            **limits,
+        )
+    sizes = parse_sweep(sweep_range) if sweep_range else []
+    source = load(model, ignore_config=ignore_config or ())
+    if analysis is not None and (analysis / "analysis.json").is_file():
+        refuse_given(context, OF_STUDY, "a saved analysis")
+        studied = open_study(source, analysis)
+    else:
+        if statistics is not None:
+            refuse_given(context, OF_TEXT, "saved statistics")
+        cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
+        study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
+        folder = analysis if analysis is not None else _beside(output)
+        studied = _analysed(source, folder, study)
+    planner = Planner(source, studied, target, tuple(tensor_format or ()))
+    if goal is None:
+        _sweep(planner, sizes, output, limits["bandwidth"], is_measured=measure, as_json=as_json)
+        return
+    planned = planner.plan(goal, trials=trials)
+    if measure:
+        with progress_bar(unit="weights") as progress:
+            planned, _ = measure_plan(source, studied, planned, threads=threads, progress=progress)
+    if output is not None:
+        planned.file.save(output, shares_of(planner, planned.mix))
+    if as_json:
+        print_json(plain({**plain(planned.file), "tried": planned.tried, "moved": planned.was_moved}))
+        return
+    sys.stdout.write(_told(planner, planned, model, output))
+    if explain is not None:
+        sys.stdout.write(explanation(planner.analysis, planned.mix, _named(planner, explain)))
+
+
+def _beside(output: Path | None) -> Path:
+    assert output is not None, "checked before"
+    return output.with_suffix(".analysis")
+
+
+def _analysed(model: Model, folder: Path, study: Study) -> Studied:
+    def tell(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
+    with progress_bar(unit="weights") as progress:
+        return analyse(model, folder, study, progress=progress, tell=tell)
+
+
+def _sweep(
+    planner: Planner, sizes: list[float], output: Path | None, rate: float | None, *, is_measured: bool, as_json: bool
+) -> None:
+    curve = sweep(planner, sizes, is_measured=is_measured, rate=rate or read_rate())
+    if output is not None:
+        save_curve(planner.model.name, curve, output)
+    if as_json:
+        print_json(plain({"rows": curve.rows}))
+        return
+    sweep_table([dict(row.shown()) for row in curve.rows])
+    if output is not None:
+        sys.stdout.write(f"wrote {output}\n")
+
+
+def _told(planner: Planner, planned: Planned, model: str, output: Path | None) -> str:
+    text = plan_summary(planner.analysis, planned.mix, dict(planned.file.predicted), dict(planned.file.measured))
+    if planned.tried:
+        moved = "one was better beyond the noise and taken" if planned.was_moved else "none was better beyond the noise"
+        text += f"{planned.tried} neighbours were measured beside it: {moved}\n"
+    if output is not None:
+        command = ["tersor", "quantize", model, "-o", "OUT.gguf", "--plan", str(output), "--calibration", "TEXT"]
+        text += f"wrote {output}\nnext  {shlex.join(command)}\n"
+    return text
+
+
+def _named(planner: Planner, text: str) -> str:
+    """The tensor that is meant: its whole name, or all of it but the last word."""
+    names = [tensor.name for tensor in planner.analysis.tensors]
+    found = [name for name in names if name in (text, f"{text}.weight")]
+    if not found:
+        near = difflib.get_close_matches(text, names, n=3)
+        raise SchemeError(f"no tensor that has a choice is called {text!r}; near it are {', '.join(near or names[:3])}")
+    return found[0]

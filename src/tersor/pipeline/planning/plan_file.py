@@ -1,0 +1,221 @@
+"""The plan as a file: YAML that a person reads, edits and commits; `tersor quantize --plan` takes it.
+
+Only `schema` and `tensors` must be there, so that a plan can be written by hand. What a plan says of a tensor is what
+`--tensor-format` says: it becomes one of those, by the tensor's whole name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tersor.containers.hf.table import container
+from tersor.containers.mixtures import file_type, tensor_format
+from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.core.quantities import size
+from tersor.files.atomic import atomic_writer
+from tersor.formats import get
+from tersor.models.model import Model
+
+__all__ = ["GGUF", "MIX_SCHEMA", "PlanFile", "Share"]
+
+MIX_SCHEMA = "tersor.mix/1"
+GGUF = "gguf"
+MAX_BYTES = 16 << 20
+MAX_DEPTH = 8
+TEXTS = ("model", "target", "container", "method", "calibration", "base", "goal")
+NUMBERS = ("predicted", "measured")
+HEAD = """\
+# Which format each tensor takes, by tersor plan. Edit it freely, keep it under version control, and then
+#   tersor quantize MODEL -o OUT.gguf --plan {name} --calibration TEXT
+# Behind each tensor: its bytes, and the divergence that rounding it alone would cost, in nats per token.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a tensor adds: bytes, divergence alone, and its share of the divergence of the whole plan."""
+
+    nbytes: int
+    kl: float
+    share: float
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan.
+
+    formats      GGUF name → format; tensors that are not named take `base`
+    base         a file type, or a format of the container: what the rest takes
+    container    what holds it, "" for a GGUF
+    method       what is to round, "" where nothing is said
+    calibration  the text it was made for, in words
+    goal         what was asked for, in words
+    predicted, measured  figures by name: bytes, bits_per_weight, kl …; empty where there are none
+    """
+
+    formats: Mapping[str, str]
+    base: str = ""
+    model: str = ""
+    target: str = ""
+    container: str = ""
+    method: str = ""
+    calibration: str = ""
+    goal: str = ""
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise SchemeError("a plan names no tensor; there is nothing to decide")
+        for name, kind in self.formats.items():
+            try:
+                self._format(kind)
+            except SchemeError as error:
+                raise SchemeError(f"{name}: {error}") from error
+        if self.base and self.where == GGUF:
+            file_type(self.base)
+        elif self.base:
+            get(self.base)
+        if self.where != GGUF:
+            container(self.where)
+
+    @property
+    def where(self) -> str:
+        """The container."""
+        return self.container or GGUF
+
+    def _format(self, kind: str) -> str:
+        return tensor_format(kind) if self.where == GGUF else get(kind).name
+
+    @property
+    def file_type(self) -> str:
+        """The file type that the plan's overrides go onto: its base, else the format that most tensors take, pure."""
+        if self.base:
+            return self.base
+        most = Counter(self._format(kind) for kind in self.formats.values()).most_common(1)[0][0]
+        if self.where != GGUF:
+            return most
+        return file_type(most if most in ("f32", "f16", "bf16") else f"{most}_pure").name
+
+    def tensor_formats(self, model: Model) -> tuple[str, ...]:
+        """Return what `--tensor-format` would say; SchemeError for a tensor that `model` does not have."""
+        names = [tensor.name for tensor in model.tensors]
+        for name in self.formats:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=3)
+                hint = f"; near it are {', '.join(near)}" if near else ""
+                raise SchemeError(f"the plan names {name!r}, which {model.name} does not have{hint}")
+        return tuple(f"^{re.escape(name)}$={self._format(kind)}" for name, kind in self.formats.items())
+
+    def to_yaml(self, shares: Mapping[str, Share] | None = None, *, name: str = "plan.yaml") -> str:
+        """Return the file's text; `shares` stand behind the tensors as comments."""
+        lines = [HEAD.format(name=name), f"schema: {MIX_SCHEMA}\n"]
+        lines += [f"{key}: {_text(getattr(self, key))}\n" for key in TEXTS if getattr(self, key)]
+        for key in NUMBERS:
+            if values := getattr(self, key):
+                lines.append(f"{key}:\n")
+                lines += [f"  {_text(word)}: {_number(value)}\n" for word, value in values.items()]
+        lines.append("tensors:\n")
+        width = max(len(_text(tensor)) + len(kind) for tensor, kind in self.formats.items()) + 2
+        for tensor, kind in self.formats.items():
+            entry = f"{_text(tensor)}: {kind}"
+            if shares and tensor in shares:
+                found = shares[tensor]
+                entry = f"{entry:<{width}}  # {size(found.nbytes):>9}, {found.kl:.2e}, {found.share:.1%}"
+            lines.append(f"  {entry}\n")
+        return "".join(lines)
+
+    def save(self, path: Path, shares: Mapping[str, Share] | None = None) -> None:
+        """Write the file, whole or not at all."""
+        with atomic_writer(path) as file:
+            file.write(self.to_yaml(shares, name=path.name).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> PlanFile:
+        """Read a plan; MissingError, FormatError (what is wrong, where) or SchemeError (a format that is none)."""
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if len(content) > MAX_BYTES:
+            raise FormatError(f"{path}: a plan of more than {size(MAX_BYTES)}")
+        try:
+            text = content.decode()
+            _check_shape(text)
+            document = yaml.safe_load(text)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            if isinstance(error, FormatError):
+                raise FormatError(f"{path}: {error}") from error
+            raise FormatError(f"{path}: not a YAML document ({' '.join(str(error).split())})") from error
+        try:
+            return cls.from_object(document, place=str(path))
+        except SchemeError as error:
+            raise SchemeError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_object(cls, document: object, *, place: str = "plan") -> PlanFile:
+        """Build a plan from parsed YAML, unknown keys refused."""
+        if not isinstance(document, dict) or document.get("schema") != MIX_SCHEMA:
+            raise FormatError(f"{place}: not a plan of schema {MIX_SCHEMA}")
+        known = {"schema", "tensors", *TEXTS, *NUMBERS}
+        unknown = sorted(str(key) for key in document if key not in known)
+        if unknown:
+            raise FormatError(f"{place}: unknown keys {unknown}; a plan has {sorted(known)}")
+        tensors = document.get("tensors")
+        if not isinstance(tensors, dict):
+            raise FormatError(f"{place}: tensors must be name: format, one a line")
+        for key, value in tensors.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise FormatError(f"{place}: tensors: {key!r:.60}: {value!r:.60} is no name: format")
+        values: dict[str, Any] = {key: document[key] for key in TEXTS if key in document}
+        for key, value in values.items():
+            if not isinstance(value, str):
+                raise FormatError(f"{place}: {key} must be text, got {value!r:.60}")
+        for key in NUMBERS:
+            values[key] = _numbers(document.get(key, {}), f"{place}: {key}")
+        return cls(formats=tensors, **values)
+
+
+def _numbers(value: object, place: str) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise FormatError(f"{place} must be name: number, one a line")
+    for key, figure in value.items():
+        is_number = isinstance(figure, int | float) and not isinstance(figure, bool) and math.isfinite(figure)
+        if not isinstance(key, str) or not is_number:
+            raise FormatError(f"{place}: {key!r:.60}: {figure!r:.60} is no name: number")
+    return dict(value)
+
+
+def _check_shape(text: str) -> None:
+    """Refuse what a small file could be a huge or endless document with: aliases, and brackets within brackets."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise FormatError("aliases have no place in a plan; write every format out")
+        depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+        depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+        if depth > MAX_DEPTH:
+            raise FormatError(f"brackets within brackets, more than {MAX_DEPTH} deep")
+
+
+def _text(value: str) -> str:
+    """A text as YAML, quoted where it must be."""
+    return str(yaml.safe_dump(value, width=10**6, allow_unicode=True)).removesuffix("...\n").strip()
+
+
+def _number(value: float) -> str:
+    """A number as YAML 1.1 reads it: a mantissa without a point would make it text."""
+    if isinstance(value, int):
+        return str(value)
+    mantissa, mark, exponent = f"{value:.6g}".partition("e")
+    return mantissa + (".0" if "." not in mantissa else "") + mark + exponent

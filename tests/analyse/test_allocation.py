@@ -1,0 +1,90 @@
+"""The knapsack: as good as trying every mix, and never larger than asked."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tersor.analyse.allocation import Frontier, Option, pareto
+from tersor.core.errors import SchemeError
+
+NAMES = ("q2", "q3", "q4", "q5", "q6")
+
+
+def options_of(seed: int, tensors: int) -> dict[str, list[Option]]:
+    """Random tensors: more bits cost less, but not always, and some formats are of one size."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for number in range(tensors):
+        weights, sensitivity = int(random.integers(10, 400)), float(random.lognormal(0, 2))
+        bits = [2.6, 3.4, 4.5, 4.5, 6.6]
+        losses = sensitivity * 4.0 ** -np.array(bits) * random.uniform(0.5, 1.5, 5)
+        found[f"t{number}"] = [
+            Option(name, round(weights * bit), float(loss)) for name, bit, loss in zip(NAMES, bits, losses, strict=True)
+        ]
+    return found
+
+
+def best_of_all(options: dict[str, list[Option]], nbytes: int) -> float:
+    """The least loss over every mix that fits."""
+    return min(
+        sum(option.loss for option in mix)
+        for mix in product(*options.values())
+        if sum(option.nbytes for option in mix) <= nbytes
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_mix_is_as_good_as_the_best_of_all_mixes_and_never_larger_than_asked(seed: int) -> None:
+    options = options_of(seed, 5)
+    frontier = Frontier(options)
+    for share in (0.0, 0.1, 0.35, 0.5, 0.8, 1.0, 1.5):
+        nbytes = round(frontier.smallest + share * (frontier.largest - frontier.smallest))
+        mix = frontier.at(nbytes)
+        chosen = [next(o for o in options[name] if o.name == kind) for name, kind in mix.formats.items()]
+        assert mix.nbytes == sum(option.nbytes for option in chosen) <= nbytes
+        assert mix.loss == pytest.approx(sum(option.loss for option in chosen))
+        assert mix.loss == pytest.approx(best_of_all(options, nbytes), rel=1e-9)
+
+
+def test_a_coarse_table_still_never_exceeds_and_comes_within_half_a_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersor.analyse.allocation.STEPS", 50)
+    options = options_of(11, 60)
+    frontier = Frontier(options)
+    for share in np.linspace(0.05, 0.9, 9):
+        nbytes = round(frontier.smallest + share * (frontier.largest - frontier.smallest))
+        assert 0.995 * nbytes <= frontier.at(nbytes).nbytes <= nbytes
+
+
+def test_the_smallest_mix_that_is_good_enough_is_found() -> None:
+    options = options_of(3, 5)
+    frontier = Frontier(options)
+    wanted = frontier.at((frontier.smallest + frontier.largest) // 2)
+    found = frontier.least(wanted.loss)
+    assert found.loss <= wanted.loss
+    assert found.nbytes <= wanted.nbytes
+    fits = [
+        sum(option.nbytes for option in mix)
+        for mix in product(*options.values())
+        if sum(option.loss for option in mix) <= wanted.loss
+    ]
+    assert found.nbytes == min(fits)
+
+
+def test_what_cannot_be_reached_is_refused_with_the_nearest() -> None:
+    frontier = Frontier(options_of(1, 3))
+    with pytest.raises(SchemeError, match=f"smallest mix of these formats takes {frontier.smallest:,}"):
+        frontier.at(frontier.smallest - 1)
+    with pytest.raises(SchemeError, match="the best mix has"):
+        frontier.least(0.0)
+    with pytest.raises(SchemeError, match="t has no format"):
+        Frontier({"t": []})
+    with pytest.raises(SchemeError, match="127 formats at most"):
+        Frontier({"t": [Option(str(n), n, 1 / (n + 1)) for n in range(128)]})
+
+
+def test_beaten_options_are_left_out() -> None:
+    options = [Option("a", 4, 1.0), Option("b", 4, 0.5), Option("c", 5, 0.6), Option("d", 6, 0.1)]
+    assert [option.name for option in pareto(options)] == ["b", "d"]

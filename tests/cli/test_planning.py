@@ -1,0 +1,96 @@
+"""`tersor analyse`, `tersor plan` and `tersor quantize --plan`, by what they print and write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the decoder computes with torch: pip install 'tersor[torch]'")
+
+from tests.cli.conftest import Run
+
+from tersor.models import load
+
+TEXT = ("-c", "TEXT", "--calibration-sequences", "24", "--calibration-length", "32")
+FORMATS = ("--formats", "q4_0,q4_k,q8_0", "--method", "gptq")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Letters that the tiny model's vocabulary has."""
+    path = tmp_path / "text.txt"
+    path.write_text("abcdefghijklmnopqrstuvwxyz" * 80, encoding="utf-8")
+    return path
+
+
+def words(text: Path, options: tuple[str, ...]) -> list[str]:
+    """Options with the text in its place."""
+    return [str(text) if word == "TEXT" else word for word in options]
+
+
+def test_from_a_model_to_a_file_by_a_plan(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    saved, plan, output = tmp_path / "saved", tmp_path / "plan.yaml", tmp_path / "out.gguf"
+    analysed = run("analyse", model, "-o", saved, *words(text, TEXT), *FORMATS)
+    assert analysed.code == 0, analysed.err
+    assert "divergence if only this tensor took the format" in analysed.out
+    assert "put together: estimated" in analysed.out
+    page = (saved / "analysis.html").read_text(encoding="utf-8")
+    assert "Every tensor in every format" in page
+    assert "attn_q.weight as q4_k" in page
+
+    options = ("--analysis", saved, "--bits-per-weight", "6", "--trials", "2")
+    planned = run("plan", model, *options, "-o", plan, "--explain", "blk.0.attn_q")
+    assert planned.code == 0, planned.err
+    assert "predicted divergence" in planned.out
+    assert "chosen" in planned.out
+    assert "a byte is worth" in planned.out
+    document = run("plan", model, *options, "--json").document
+    assert document["predicted"]["bits_per_weight"] <= 6
+
+    refused = run("quantize", model, "-o", output, "--plan", plan)
+    assert refused.code == 1
+    assert "the plan was made for gptq, which has to know a text" in refused.err
+    made = run("quantize", model, "-o", output, "--plan", plan, *words(text, TEXT), "--no-proof", "--force", "--json")
+    assert made.code == 0, made.err
+    formats = {tensor["name"]: tensor["format"] for tensor in made.document["plan"]["tensors"]}
+    assert {name: formats[name] for name in document["formats"]} == document["formats"]
+    assert made.document["plan"]["recipe"]["method"] == "gptq"
+    assert len(load(str(output)).tensors) == len(formats)
+
+
+def test_a_plan_analyses_first_and_a_second_one_does_not(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    plan, page = tmp_path / "plan.yaml", tmp_path / "curve.html"
+    ask = ("plan", model, *words(text, TEXT), *FORMATS)
+    first = run(*ask, "-o", plan, "--max-size", "1MiB", "--trials", "0")
+    assert first.code == 0, first.err
+    kept = (tmp_path / "plan.analysis" / "analysis.json").stat().st_mtime_ns
+    assert run(*ask, "-o", plan, "--max-kl", "0.5", "--trials", "0").code == 0
+    assert (tmp_path / "plan.analysis" / "analysis.json").stat().st_mtime_ns == kept
+    swept = run(
+        "plan", model, "--analysis", tmp_path / "plan.analysis", "--sweep", "4:8", "--bandwidth", "10", "-o", page
+    )
+    assert swept.code == 0, swept.err
+    assert "tokens/s at most" in swept.out
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_meant_is_refused_before_any_work(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    for arguments, message in (
+        (("plan", model, "-o", plan), "a plan needs a goal"),
+        (("plan", model, "--bits-per-weight", "4"), "give --output for the plan, or --analysis"),
+        (("plan", model, "-o", plan, "--bits-per-weight", "4", "--target", "tpu"), "no target 'tpu'"),
+        (("plan", model, "-o", plan, "--bits-per-weight", "4", "--formats", "int4-g32"), "a GGUF cannot hold weights"),
+        (("analyse", model, "-o", tmp_path / "a", "--method", "awq"), "a plan is made for one of"),
+        (("quantize", model, "-o", tmp_path / "m.gguf", "--plan", plan), "cannot be read"),
+    ):
+        refused = run(*arguments)
+        assert (refused.code, message in refused.err) == (1, True), refused.err
+    plan.write_text("schema: tersor.mix/1\ntensors: {blk.0.attn_q.weight: q8_0}\n", encoding="utf-8")
+    both = run("quantize", model, "-o", tmp_path / "m.gguf", "--plan", plan, "--format", "q4_0")
+    assert "--format and --plan both say" in both.err
+    other = run("quantize", model, "-o", tmp_path / "m", "--plan", plan, "--container", "gptq", *words(text, TEXT))
+    assert "gptq cannot hold those" in other.err
+    plain = run("quantize", model, "-o", tmp_path / "m.gguf", "--plan", plan)
+    assert plain.code == 0, plain.err

@@ -1,0 +1,142 @@
+"""Plans: within their limits, by the evidence, and as good as predicted when the method makes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the decoder computes with torch: pip install 'tersor[torch]'")
+
+from tests.pipeline.planning.conftest import Case
+
+from tersor.core.errors import SchemeError
+from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
+from tersor.pipeline.planning.analysing import open_study
+from tersor.pipeline.planning.goals import Goal, cache_bytes
+from tersor.pipeline.planning.measuring import measure_plan
+from tersor.pipeline.planning.planning import Planner, shares_of
+from tersor.pipeline.planning.sweep import parse_sweep, sweep
+from tersor.pipeline.quantize import quantize
+
+
+def test_a_size_is_never_exceeded_and_more_of_it_is_never_worse(case: Case) -> None:
+    planner = Planner(case.model, case.studied)
+    losses = []
+    for bits in (5.2, 5.6, 6.0, 6.5, 7.5):
+        planned = planner.plan(Goal(bits_per_weight=bits), trials=0)
+        assert planned.file.predicted["bits_per_weight"] <= bits
+        losses.append(planned.mix.loss)
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_file_is_as_large_as_was_said_and_no_larger_than_asked(case: Case, tmp_path: Path) -> None:
+    planner = Planner(case.model, case.studied)
+    free = planner.plan(Goal(bits_per_weight=6), trials=0)
+    limit = free.file_bytes + 500
+    planned = planner.plan(Goal(max_bytes=limit), trials=3)
+    assert planned.file_bytes <= limit
+    how = How(method="gptq", calibration=case.study.calibration, proof=False)
+    formats = planned.file.tensor_formats(case.model)
+    card = quantize_calibrated(case.model, planned.file.file_type, tmp_path / "m.gguf", how, tensor_formats=formats)
+    assert card is not None
+    assert card.nbytes <= limit
+    assert {t.name: t.format for t in card.plan.tensors if t.name in planned.mix.formats} == planned.mix.formats
+    assert card.plan.nbytes == planned.file.predicted["tensor_bytes"]
+
+
+def test_a_divergence_is_met_by_the_smallest_mix_and_shares_add_up(case: Case) -> None:
+    planner = Planner(case.model, case.studied)
+    middle = planner.plan(Goal(bits_per_weight=6), trials=0)
+    planned = planner.plan(Goal(max_kl=middle.kl), trials=0)
+    assert planned.kl <= middle.kl * (1 + 1e-9)
+    assert planned.mix.nbytes <= middle.mix.nbytes
+    shares = shares_of(planner, planned.mix)
+    assert sum(one.share for one in shares.values()) == pytest.approx(1)
+    assert sum(one.nbytes for one in shares.values()) == planned.mix.nbytes
+    rise = planner.plan(Goal(max_perplexity_increase=5.0), trials=0)
+    assert rise.file.predicted["perplexity_increase_percent"] <= 5.0
+
+
+def test_limits_that_exclude_each_other_are_refused_with_what_is_possible(case: Case) -> None:
+    planner = Planner(case.model, case.studied)
+    small = planner.plan(Goal(bits_per_weight=5.4), trials=0)
+    with pytest.raises(SchemeError, match=r"nats take .* bytes of tensors with a choice, and .* are allowed"):
+        planner.plan(Goal(bits_per_weight=5.4, max_kl=small.kl / 10))
+    with pytest.raises(SchemeError, match="the smallest mix of these formats takes"):
+        planner.plan(Goal(bits_per_weight=2))
+
+
+def test_memory_and_latency_are_sizes(case: Case) -> None:
+    planner = Planner(case.model, case.studied)
+    middle = planner.plan(Goal(bits_per_weight=6), trials=0)
+    nbytes = int(middle.file.predicted["tensor_bytes"])
+    held = planner.plan(Goal(memory_bytes=nbytes + cache_bytes(case.model, 32), context=32), trials=0)
+    assert held.mix == middle.mix
+    fast = planner.plan(Goal(max_latency_ms=nbytes / 1e6, bandwidth=1e9), trials=0)
+    assert fast.mix == middle.mix
+    # keys and values of two blocks, two heads of 16 numbers each, in 16 bits; float32 logits of 512 tokens
+    rows = next(tensor.rows for tensor in case.model.tensors if tensor.name == "token_embd.weight")
+    assert cache_bytes(case.model, 32) == 2 * (2 * 2 * 16) * 32 * 2 + rows * 512 * 4
+
+
+def test_a_tensor_that_is_fixed_keeps_its_format(case: Case) -> None:
+    planner = Planner(case.model, case.studied, fixed=("ffn_down=q8_0",))
+    planned = planner.plan(Goal(bits_per_weight=5.7), trials=2)
+    downs = {kind for name, kind in planned.mix.formats.items() if "ffn_down" in name}
+    assert downs == {"q8_0"}
+    with pytest.raises(SchemeError, match="matches no tensor that has a choice"):
+        Planner(case.model, case.studied, fixed=("nothing=q8_0",))
+    with pytest.raises(SchemeError, match="was not analysed; its candidates are q4_0, q5_0, q8_0"):
+        Planner(case.model, case.studied, fixed=("attn_q=q6_k",))
+
+
+def test_a_measured_plan_moves_later_predictions(case: Case) -> None:
+    planner = Planner(case.model, case.studied)
+    planned = planner.plan(Goal(bits_per_weight=5.6), trials=0)
+    measured, studied = measure_plan(case.model, case.studied, planned, threads=1)
+    found = measured.file.measured
+    assert found["kl_low"] <= found["kl"] <= found["kl_high"]
+    assert 0.4 < found["kl"] / planned.kl < 2.5
+    again = Planner(case.model, open_study(case.model, case.folder)).plan(Goal(bits_per_weight=5.6), trials=0)
+    assert again.mix == planned.mix
+    assert again.kl == pytest.approx((planned.kl * found["kl"]) ** 0.5, rel=1e-6)  # one run is half believed
+    assert studied.analysis == open_study(case.model, case.folder).analysis
+
+
+def test_a_curve_falls_as_it_grows_and_leaves_out_what_no_mix_reaches(case: Case) -> None:
+    planner = Planner(case.model, case.studied)
+    curve = sweep(planner, parse_sweep("3:8:0.5"), is_measured=True, rate=1e9)
+    assert len(curve.rows) >= 5
+    predicted = [row.kl for row in curve.rows]
+    assert predicted == sorted(predicted, reverse=True)
+    for row in curve.rows:
+        assert row.measured is not None
+        assert row.tokens_per_s is not None
+        assert 0.4 < row.measured.value / row.kl < 2.5
+    with pytest.raises(SchemeError, match=r"no mix has 1 to 2 bits per weight"):
+        sweep(planner, parse_sweep("1:2"), is_measured=False, rate=None)
+
+
+@pytest.mark.parametrize("text", ["", "3", "3:2", "0:4", "a:b", "2:8:0", "2:8:0.0001"])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(SchemeError, match=r"FROM:TO|must rise"):
+        parse_sweep(text)
+
+
+def test_a_goal_needs_a_limit_that_is_a_number() -> None:
+    with pytest.raises(SchemeError, match="a plan needs a goal"):
+        Goal()
+    with pytest.raises(SchemeError, match="--bits-per-weight -1: a limit is a number above 0"):
+        Goal(bits_per_weight=-1)
+    with pytest.raises(SchemeError, match="--max-kl inf"):
+        Goal(max_kl=float("inf"))
+
+
+def test_a_plan_is_for_plain_rounding_too(case: Case, tmp_path: Path) -> None:
+    planned = Planner(case.model, case.studied).plan(Goal(bits_per_weight=6), trials=0)
+    formats = planned.file.tensor_formats(case.model)
+    card = quantize(case.model, planned.file.file_type, tmp_path / "m.gguf", tensor_formats=formats)
+    assert card.plan.nbytes == planned.file.predicted["tensor_bytes"]
+    assert replace(planned.file, method="").method == ""
