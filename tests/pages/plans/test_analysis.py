@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from tersor.pages.heat_map import Words, heat_map
-from tersor.pages.planning import Costs, Facts, analysis_page, tradeoff_page
+from tersor.pages.plans.analysis import Costs, Facts, analysis_page, tradeoff_page
 from tersor.pages.tradeoff import Point
 
 COSTS = [
