@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the decoder computes with torch: pip install 'tersor[torch]'")
 
-from tersor.containers.hf.convert import open_quantized
 from tersor.core.errors import SchemeError
 from tersor.models import Model
+from tersor.models.quantized_checkpoint import open_quantized
 from tersor.pipeline.calibrated.checkpoint import plan_checkpoint
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.planning.analysing import Study, analyse

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tersor.files.atomic import atomic_writer
+from tersor.pages.plans.analysis import Costs, Facts, analysis_page, tradeoff_page
 from tersor.pages.tradeoff import Point
 from tersor.pipeline.planning.analysing import Studied
-from tersor.pipeline.planning.drawing import Costs, Facts, analysis_page, tradeoff_page
 from tersor.pipeline.planning.sweep import Curve
 
 __all__ = ["save_curve", "save_page"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from tersor.pages.heat_map import Words, heat_map
+from tersor.pages.plans.analysis import Costs, Facts, analysis_page, tradeoff_page
 from tersor.pages.tradeoff import Point
-from tersor.pipeline.planning.drawing import Costs, Facts, analysis_page, tradeoff_page
 
 COSTS = [
     Costs(f"blk.{layer}.{kind}.weight", (8, 32), fmt, 100 + layer, kl * (1 + layer), 0.1, None, 0.05)

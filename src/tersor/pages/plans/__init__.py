@@ -1,0 +1,1 @@
+"""Pages of analyses and of trade-off curves."""
