@@ -81,7 +81,7 @@ def test_gradients_of_scales_are_the_slopes_of_the_smooth_part(name: str) -> Non
     one = moved(matrix(name, 3), 4)
     leaves = {what: values.clone().requires_grad_() for what, values in one.parameters.items()}
     towards = torch.randn((ROWS, COLUMNS), generator=torch.Generator().manual_seed(2))
-    (replace(one, parameters=leaves).values() * towards).sum().backward()
+    torch.autograd.backward((replace(one, parameters=leaves).values() * towards).sum())
     grid = TrainableMatrix.of(get(name), one.packed(), COLUMNS).grid
     lattice = grid.lattice
     assert lattice is not None

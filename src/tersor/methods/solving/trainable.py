@@ -71,6 +71,16 @@ class TrainableMatrix:
                     parameters["minimum"] = base.minima.clone()
         return cls(grid, base, parameters)
 
+    @property
+    def spacing(self) -> float:
+        """Mean distance of neighbouring values on the grid that it started from."""
+        lattice = self.grid.lattice
+        assert lattice is not None, "checked when it was made"
+        gap = 1.0
+        if lattice.table is not None:
+            gap = float((lattice.table.max() - lattice.table.min()) / max(len(torch.unique(lattice.table)) - 1, 1))
+        return float(lattice.step.abs().mean()) * gap
+
     def values(self) -> Tensor:
         """Return what the file will decode to, float32 [rows, columns], with gradients for all parameters."""
         made: Tensor = _rounding().apply(self._grouped(), *self._lattice())[0]
