@@ -178,9 +178,8 @@ def quantize(
     command = _command(context.obj or [], model, output)
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
-        made = NetArguments(
-            calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of), kind
-        )
+        images = preparation_of(mean, std, size_of)
+        made = NetArguments(calibration, weights, data, max_drop, engine, tuple(leave or ()), images, kind)
         made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs or made.epochs)
         budget = Budget(max_memory_mb, max_latency_ms, max_file_mb, phone)
         made = replace(made, resume=resume, command=command, target=target, budget=budget)
