@@ -108,6 +108,7 @@ def test_parts_are_written_and_named(run: Run, model: Path, tmp_path: Path) -> N
         (("--search", "fast"), "search must be one of best, ggml"),
         (("--tensor-format", "nothing=q8_0"), "nothing"),
         (("--split-max-size", "much"), "'much' is not a size"),
+        (("--epochs", "2", "--method", "best"), "--epochs means nothing for a language model unless the method is qat"),
     ],
 )
 def test_what_cannot_work_fails_with_one_line_and_the_remedy(

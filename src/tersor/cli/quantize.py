@@ -70,6 +70,7 @@ from tersor.models import Model, load
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.training.settings import SEQUENCES, Training, of_epochs, split_training
 from tersor.pipeline.conversion import plainly
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.quantizing import is_network
@@ -128,7 +129,8 @@ def quantize(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on with what a run that was stopped has finished: blocks, or epochs of --method qat."
+            "--resume",
+            help="Go on with what a run that was stopped has finished: blocks, or what --method qat trained.",
         ),
     ] = False,
     force: Annotated[
@@ -142,7 +144,7 @@ def quantize(
     data: DataOption = None,
     max_drop: MaxDropOption = None,
     train: TrainOption = None,
-    epochs: EpochsOption = 10,
+    epochs: EpochsOption = None,
     kind: ActivationsOption = None,
     engine: EngineOption = "onnxruntime",
     target: TargetOption = None,
@@ -176,15 +178,12 @@ def quantize(
     command = _command(context.obj or [], model, output)
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
-        made = NetArguments(
-            calibration, weights, data, max_drop, engine, tuple(leave or ()), preparation_of(mean, std, size_of), kind
-        )
-        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs)
+        images = preparation_of(mean, std, size_of)
+        made = NetArguments(calibration, weights, data, max_drop, engine, tuple(leave or ()), images, kind)
+        made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs or made.epochs)
         budget = Budget(max_memory_mb, max_latency_ms, max_file_mb, phone)
         made = replace(made, resume=resume, command=command, target=target, budget=budget)
-        quantize_net_command(
-            model, output, file_type if is_given(context, "file_type") else None, made, as_json=as_json
-        )
+        quantize_net_command(model, output, _net_format(context, file_type), made, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
     choices = Choices(output_format=output_format, embedding_format=embedding_format, search=search, fallback=fallback)
@@ -193,7 +192,7 @@ def quantize(
     choices["tensor_formats"] = (*(tensor_format or ()), *(planned.tensor_formats(source) if planned else ()))
     if imatrix is not None:
         choices["importance"] = importance_from(imatrix, source)
-    cut = calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
+    cut = _count(context, method, calibration_sequences), calibration_length, calibration_field, seed, calibration_chunk
     if statistics is not None:
         refuse_given(context, OF_TEXT, "saved statistics")
     is_calibrated = calibration is not None or statistics is not None
@@ -208,6 +207,7 @@ def quantize(
         proof=proof,
         save_imatrix=save_imatrix,
         device=device,
+        training=_training(method, epochs),
         threads=threads,
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         split_max_tensors=split_max_tensors,
@@ -247,6 +247,26 @@ def _method(given: str | None, planned: PlanFile | None, *, is_calibrated: bool)
             )
         return planned.method
     return "best" if is_calibrated else "rtn"
+
+
+def _training(method: str | None, epochs: int | None) -> Training | None:
+    """How a language model is trained; None: the method does not train."""
+    if method is None or not split_training(method)[0]:
+        if epochs is not None:
+            raise SchemeError("--epochs means nothing for a language model unless the method is qat")
+        return None
+    return of_epochs(epochs)
+
+
+def _net_format(context: typer.Context, file_type: str) -> str | None:
+    """What a net becomes; None: nothing was asked for."""
+    return file_type if is_given(context, "file_type") else None
+
+
+def _count(context: typer.Context, method: str | None, asked: int) -> int:
+    """How many sequences of text are read: training wants more where none are asked for."""
+    is_trained = method is not None and split_training(method)[0]
+    return SEQUENCES if is_trained and not is_given(context, "calibration_sequences") else asked
 
 
 def _made(

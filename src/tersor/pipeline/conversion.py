@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
@@ -16,6 +17,7 @@ from tersor.pipeline import quantize as pipeline
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.training import settings
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
 from tersor.pipeline.nets.mobile.programs import SUFFIXES
@@ -33,7 +35,7 @@ __all__ = ["NetOptions", "Options", "plainly", "quantize"]
 class Options(UserChoices, total=False):
     """What `tersor.quantize` takes beyond the model and the method; see `tersor.pipeline.quantize.quantize`.
 
-    container, activations, resume, force, proof, save_imatrix, device, statistics  see
+    container, activations, resume, force, proof, save_imatrix, device, statistics, training  see
     `tersor.pipeline.calibrated.quantize.How`
     """
 
@@ -52,6 +54,7 @@ class Options(UserChoices, total=False):
     save_imatrix: Path | None
     device: str
     statistics: Path | None
+    training: settings.Training | None
 
 
 class NetOptions(TypedDict, total=False):
@@ -109,7 +112,7 @@ def quantize(
     model        what `tersor.load` takes, or what it returned
     format       a file type such as "q4_k_m" (`tersor formats --files` lists them); for another container than
                  "gguf" a plain format such as "int4-g128"
-    method       "rtn", "gptq", "awq+gptq", "best", …; None: "best" where there is calibration text, else "rtn"
+    method       "rtn", "gptq", "awq+gptq", "best", "qat", …; None: "best" where there is calibration text, else "rtn"
     calibration  a file, a folder, a dataset id, "builtin", or a Calibration with all its settings; or, instead of a
                  text, statistics=DIR of `tersor calibrate`
     The codes of a model that is quantized already are kept where the format has them; the Card tells where not.
@@ -158,6 +161,8 @@ def _quantized_model(
     if is_rounded and quantized_source(source):
         return convert(source, format, Path(output), where, command=options.get("command", ""))
     text = calibration if isinstance(calibration, Calibration) else Calibration(source=calibration or BUILT_IN)
+    if settings.split_training(chosen)[0] and not isinstance(calibration, Calibration):
+        text = replace(text, sequences=settings.SEQUENCES)
     given: dict[str, Any] = {key: value for key, value in options.items() if key in How.__dataclass_fields__}
     how = How(method=chosen, calibration=text, **given)
     choices: dict[str, Any] = {key: value for key, value in options.items() if key in UserChoices.__annotations__}
@@ -182,4 +187,14 @@ def plainly(source: Model, name: str, output: Path, **options: Any) -> Card:
         return pipeline.quantize(source, name, output, made=kept, **options)
 
 
-_CALIBRATED = ("container", "activations", "resume", "force", "proof", "save_imatrix", "device", "statistics")
+_CALIBRATED = (
+    "container",
+    "activations",
+    "resume",
+    "force",
+    "proof",
+    "save_imatrix",
+    "device",
+    "statistics",
+    "training",
+)

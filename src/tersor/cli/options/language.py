@@ -109,8 +109,8 @@ MethodOption = Annotated[
         metavar="M",
         help="What chooses the grid points: rtn and hqq know no text; clip, gptq, gptaq, foem, qronos, autoround and "
         "best put errors where the calibration text feels them least. Rewrites stand before, as in awq+gptq or "
-        "hadamard+best; awq alone means awq+clip. Default: best where --calibration is given, else rtn. For nets ptq "
-        "or qat.",
+        "hadamard+best; awq alone means awq+clip. qat trains on from what stands before it, alone from best. Default: "
+        "best where --calibration is given, else rtn. For nets ptq or qat.",
     ),
 ]
 CalibrationOption = Annotated[

@@ -49,7 +49,15 @@ TrainOption = Annotated[
     Path | None,
     typer.Option(metavar="DATA", help="Nets, --method qat: labelled images to train on, as --data takes them."),
 ]
-EpochsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Nets, --method qat: passes over --train.")]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="--method qat: passes over --train for a net (usually 10), or over the calibration text for a language "
+        "model (2, and twice as many for each block alone before).",
+    ),
+]
 ActivationsOption = Annotated[
     str | None,
     typer.Option(
@@ -110,7 +118,7 @@ MaxFileOption = Annotated[
 ]
 
 OF_NETS = (
-    *("weights", "data", "max_drop", "train", "epochs", "kind", "engine", "leave", "mean", "std", "size_of", "target"),
+    *("weights", "data", "max_drop", "train", "kind", "engine", "leave", "mean", "std", "size_of", "target"),
     *("max_memory_mb", "max_latency_ms", "max_file_mb", "phone"),
 )
 """Parameters that mean nothing for a language model."""

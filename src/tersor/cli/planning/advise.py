@@ -63,7 +63,7 @@ def advise(
     ] = None,
     windows: Annotated[int, typer.Option(min=1, metavar="N", help="Language models: windows of that text.")] = WINDOWS,
     train: TrainOption = None,
-    epochs: EpochsOption = 10,
+    epochs: EpochsOption = None,
     weights: WeightsOption = None,
     mean: MeanOption = "0,0,0",
     std: StdOption = "1,1,1",
@@ -97,7 +97,7 @@ def advise(
     if is_net:
         if calibration is None:
             raise SchemeError("a net needs data to calibrate with: --calibration, as tersor quantize takes it")
-        training = None if train is None else Training(train, epochs=epochs)
+        training = None if train is None else Training(train) if epochs is None else Training(train, epochs=epochs)
         how = NetHow(
             calibration=calibration,
             weights=weights,

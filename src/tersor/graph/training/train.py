@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 else:
-    torch = LazyModule("torch", "torch")
+    torch, fx = LazyModule("torch", "torch"), LazyModule("torch.fx", "torch")
 
 __all__ = ["DAMPING", "Epoch", "Options", "Trained", "adam", "cosine", "restlessness", "train"]
 
@@ -78,7 +78,7 @@ def cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def restlessness(module: fx.GraphModule) -> Callable[[], Tensor]:
+def restlessness(module: Module) -> Callable[[], Tensor]:
     """Return what tells how far the trained weights of a prepared module are from those they are rounded to.
 
     Weights near the middle of two codes fall to either side from step to step, and the net is never the one that was
@@ -90,7 +90,7 @@ def restlessness(module: fx.GraphModule) -> Callable[[], Tensor]:
     """
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     found = []
-    for node in module.graph.nodes:
+    for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
         if node.op == "call_function" and node.target is fake_quantize_weight:
             weight, base, shift, *grid = node.args
             if weight.op == "get_attr" and tensors[weight.target].requires_grad:
@@ -116,7 +116,8 @@ class Options:
     teacher       a net whose outputs are to be met: most often the float one
     distance      of (made, taught)
     weight        of the distance beside a loss of 1
-    damping       of `restlessness` beside a loss of 1 at the end; it grows as the learning rate falls
+    damping       of `restless` beside a loss of 1 at the end; it grows as the learning rate falls
+    restless      module → what tells how far its weights are from what they are rounded to
     validate      module at rest → score, higher is better; without it there is no best epoch and no early stop
     patience      epochs without a better score after which training ends
     frozen_after  epochs after which batch norms keep their statistics; None: two thirds of them
@@ -132,6 +133,7 @@ class Options:
     distance: Distance = field(default_factory=divergence)
     weight: float = 1.0
     damping: float = DAMPING
+    restless: Callable[[Module], Callable[[], Tensor]] = restlessness
     validate: Callable[[Module], float] | None = None
     patience: int | None = None
     frozen_after: int | None = None
@@ -140,7 +142,7 @@ class Options:
     progress: Callable[[Epoch], None] | None = None
 
 
-def train(module: fx.GraphModule, data: Data, epochs: int, options: Options) -> Trained:
+def train(module: Module, data: Data, epochs: int, options: Options) -> Trained:
     """Train a prepared module in place, and leave it at rest with its best weights.
 
     data  batches (inputs, target), inputs a tensor or a tuple of them; gone through once an epoch. Or a function of the
@@ -160,7 +162,7 @@ def train(module: fx.GraphModule, data: Data, epochs: int, options: Options) -> 
 
 
 class _Run:
-    def __init__(self, module: fx.GraphModule, options: Options, epochs: int) -> None:
+    def __init__(self, module: Module, options: Options, epochs: int) -> None:
         self.module, self.options, self.total = module, options, epochs
         self.optimizer = options.optimizer(module)
         for group in self.optimizer.param_groups:
@@ -168,7 +170,7 @@ class _Run:
         self.epochs: list[Epoch] = []
         self.best, self.best_state = -1, copy.deepcopy(module.state_dict())
         self.device = next(module.parameters()).device
-        self.restlessness = restlessness(module)
+        self.restlessness = options.restless(module)
         if options.teacher is not None:
             options.teacher.eval()
 
@@ -217,6 +219,8 @@ class _Run:
 
     def _freeze(self) -> None:
         after = self.options.frozen_after
+        if not isinstance(self.module, fx.GraphModule):
+            return  # only there are norms that keep statistics
         if len(self.epochs) >= (math.ceil(self.total * 2 / 3) if after is None else after):
             freeze_norms(self.module)
 

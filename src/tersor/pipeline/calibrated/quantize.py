@@ -28,6 +28,8 @@ from tersor.pipeline.calibrated.rewrites import ROTATION, parse_method, split_ro
 from tersor.pipeline.calibrated.rotated import rotated
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
 from tersor.pipeline.calibrated.statistics import open_statistics
+from tersor.pipeline.calibrated.training.result import Report, train_prepared
+from tersor.pipeline.calibrated.training.settings import Training, check_training, split_training
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
 __all__ = ["How", "importance_from", "quantize_calibrated"]
@@ -37,7 +39,7 @@ __all__ = ["How", "importance_from", "quantize_calibrated"]
 class How:
     """How to go about it; nothing here but `method` and `calibration` shapes the bytes.
 
-    method        a key of METHODS, or rewrites before one: "awq+gptq", "hadamard+best"
+    method        a key of METHODS, or rewrites before one: "awq+gptq", "hadamard+best"; "qat" behind either trains on
     calibration   the text; None: the built-in one
     statistics    saved sums of `tersor calibrate`, taken instead of a text
     container     "gguf", or a key of CONTAINERS: then the output is a checkpoint folder
@@ -47,6 +49,7 @@ class How:
     proof         measure the gain on sequences that are kept back
     save_imatrix  write what was seen as an importance matrix for llama.cpp too
     device        of torch
+    training      how to train where the method says so; None: the usual way
     tell          is told the plan of memory before anything runs
     """
 
@@ -60,6 +63,7 @@ class How:
     proof: bool = True
     save_imatrix: Path | None = None
     device: str = "cpu"
+    training: Training | None = None
     threads: int = 0
     split_max_bytes: int | None = None
     split_max_tensors: int | None = None
@@ -80,7 +84,7 @@ def quantize_calibrated(
     Raises QualityError where the result would be worse than plain rounding on held-out text, and what `prepare` and
     the writers raise; the finished blocks are kept then.
     """
-    is_turned, method = split_rotation(how.method)
+    is_turned, method = split_rotation(split_training(how.method)[1])
     parse_method(method)  # an unknown one ends here, before any text is read
     if is_turned:
         if how.container != "gguf":
@@ -106,15 +110,21 @@ def _in_ranks(
         _check_activations(how.container, name)
     plan = make_plan(model, name, **choices) if is_gguf else plan_checkpoint(model, name, how.container, choices)
     run = Run(statistics, how.threads, how.resume, how.proof, how.progress, how.tell)
-    method = split_rotation(how.method)[1]  # the model is turned by now, and the plan names the whole
+    is_trained, method = split_training(how.method)
+    if is_trained:
+        check_training(plan, ranks)
+    method = split_rotation(method)[1]  # the model is turned by now, and the plan names the whole
     prepared = prepare(model, plan, output, text=text, method=method, calibration=calibration, ranks=ranks, run=run)
     if not ranks.is_first:
         return None
+    report = None
+    if is_trained:
+        prepared, report = train_prepared(prepared, how.training or Training(), run, trains_vectors=is_gguf)
     if prepared.gain is not None and prepared.gain.is_worse and not how.force:
         raise QualityError(_worse(prepared.gain, how.method))
     if how.save_imatrix is not None:
         write_imatrix(how.save_imatrix, _importances(prepared))
-    more = _Findings(prepared, text.notes + _told(calibration, how), how)
+    more = _Findings(prepared, text.notes + _told(calibration, how), how, report)
     if is_gguf:
         card = plainly.quantize(
             model,
@@ -142,6 +152,7 @@ class _Findings:
     prepared: Prepared
     told: tuple[str, ...]
     how: How
+    report: Report | None = None
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]] | None:
         """Packed rows, None where the run had nothing to say of that tensor."""
@@ -183,7 +194,8 @@ class _Findings:
     def _notes(self, plan: Plan) -> list[str]:
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.prepared.seconds.items())
         kept = [outcome for outcome in self.prepared.outcomes if outcome.reason]
-        notes = [*self.told, f"calibration took, in seconds: {seconds}"]
+        notes = [*self.told, *([] if self.report is None else self.report.notes())]
+        notes.append(f"calibration took, in seconds: {seconds}")
         notes.append(f"planned peak memory {self.prepared.memory.total / 2**30:.2f} GiB")
         if kept:
             notes.append(
@@ -199,6 +211,7 @@ class _Findings:
         metrics = (
             Metric("kl_mean", gain.method.value, low=gain.method.low, high=gain.method.high, **floor),  # type: ignore[arg-type]
             Metric("kl_mean_plain_rounding", gain.rtn.value, low=gain.rtn.low, high=gain.rtn.high, **floor),  # type: ignore[arg-type]
+            *self._before(),
             Metric("kl_ratio_to_plain_rounding", gain.ratio),
             Metric("top1_agreement", gain.same_top[0]),
             Metric("top1_agreement_plain_rounding", gain.same_top[1]),
@@ -218,6 +231,14 @@ class _Findings:
             command=self.how.command,
             date=datetime.now(UTC).date().isoformat(),
         )
+
+    def _before(self) -> list[Metric]:
+        """What training started from, if it was trained."""
+        if self.report is None:
+            return []
+        start = self.report.start
+        name, floor = "kl_mean_before_training", {"unit": "nats", "units": start.units}
+        return [Metric(name, start.value, low=start.low, high=start.high, **floor)]  # type: ignore[arg-type]
 
 
 def _check_activations(where: str, name: str) -> None:

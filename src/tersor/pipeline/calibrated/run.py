@@ -80,6 +80,7 @@ class Prepared:
     text    what it was calibrated on
     memory  the plan that was made before
     gain    what it was worth on held-out sequences; None without proof
+    trained where the rows lie instead, if they were trained after
     """
 
     visitor: BlockQuantizer
@@ -87,6 +88,7 @@ class Prepared:
     text: Sequences
     memory: MemoryPlan
     gain: Gain | None = None
+    trained: Workspace | None = None
     _held: tuple[int, Finished] | None = field(default=None, repr=False)
 
     @property
@@ -104,25 +106,26 @@ class Prepared:
         """GGUF name → the block file that holds it."""
         found = {}
         for layer in range(self.layers + 1):
-            for name in self._load(layer).tensors:
+            for name in self.finished(layer).tensors:
                 found[name] = layer
         return found
 
     def rows(self, name: str, start: int, stop: int) -> Bytes:
         """Packed rows of one matrix."""
-        return self._load(self.places[name]).tensors[name].data[start:stop]
+        return self.finished(self.places[name]).tensors[name].data[start:stop]
 
     def format_of(self, name: str) -> Format:
         """The format of the packed rows of a tensor."""
-        return self._load(self.places[name]).tensors[name].format
+        return self.finished(self.places[name]).tensors[name].format
 
     def done(self) -> None:
         """Forget the unfinished work: the artefact is written."""
         self.visitor.workspace.remove()
 
-    def _load(self, layer: int) -> Finished:
+    def finished(self, layer: int) -> Finished:
+        """What became of a block, and behind the last of them of the output matrix."""
         if self._held is None or self._held[0] != layer:
-            found = self.visitor.workspace.load(layer)
+            found = (self.trained or self.visitor.workspace).load(layer)
             if found is None:
                 raise ShapeError(f"the rows of block {layer} were never made")
             self._held = (layer, found)

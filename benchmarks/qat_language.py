@@ -1,0 +1,201 @@
+"""What training on the grid is worth: divergence of rtn, gptq, best and qat from the unrounded model at the same bytes.
+
+    python benchmarks/qat_language.py [--formats q2_k,q3_k_m,int3-g64] [--seeds 0,1] [--sequences 512] [--epochs 4]
+
+The subject is the embedded reference model. All methods see the same calibration text, the standard library without
+the files of the held-out text; what is measured is that held-out text, read by no method, through tersor's own float32
+forward pass on the written file. Every GGUF goes through llama.cpp too: as it is, where activations are rounded to
+8 bits, and with its weights written out as float32, where logits must be equal but for the order of sums.
+A seed shuffles the documents and the order of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from quality_per_byte import BATCH, Subject, calibration_text
+from tersor import reference_model
+from tersor.calibrate.encoders import open_encoder
+from tersor.calibrate.sequences import pack
+from tersor.calibrate.text import read_corpus
+from tersor.core.errors import TersorError
+from tersor.engines.llama_cpp import LlamaCpp
+from tersor.evaluation.checks.logits import compare
+from tersor.evaluation.statistics import mean_interval, ratio_interval
+from tersor.kernels.logits import compare_logits
+from tersor.models import Model, load
+from tersor.pipeline import quantize as plainly
+from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
+from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.training.settings import Training
+
+METHODS = ("rtn", "gptq", "best", "qat")
+LLAMA = 2
+"""Windows that go through llama.cpp."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file: bytes of its tensors, mean divergence in nats with a 95 % interval over windows, CPU seconds.
+
+    of_best   its divergence as a share of that of best, with an interval over the same windows
+    llama     largest difference of a logit between llama.cpp and tersor, of the file as it is and of its weights in
+              float32, in units of their root mean square; None where it is no GGUF
+    """
+
+    format: str
+    seed: int
+    method: str
+    nbytes: int
+    kl: tuple[float, float, float]
+    same_top: float
+    seconds: float
+    of_best: tuple[float, float, float] | None = None
+    llama: tuple[float, float] | None = None
+
+
+def written(model: Model, name: str, how: How, place: Path) -> tuple[Path, int, float, list[str]]:
+    """Write one file; return its path, the bytes of its tensors, CPU seconds, and what the Card notes of training."""
+    is_group = name.startswith("int")
+    output = place / (f"{name}-{how.method}" + ("" if is_group else ".gguf"))
+    began = time.process_time()
+    card = quantize_calibrated(model, name, output, replace(how, container="gptq" if is_group else "gguf"))
+    assert card is not None, "a lone process is the first"
+    nbytes = sum(tensor.nbytes for tensor in card.plan.tensors)
+    notes = [note for note in card.notes if note.startswith("qat")]
+    return output, nbytes, time.process_time() - began, notes
+
+
+def divergences(reference: Subject, path: Path, windows: torch.Tensor) -> tuple[np.ndarray, float]:
+    """Return the mean divergence of every window, and the share of equal likeliest tokens."""
+    subject, found, same = Subject.open(load(str(path))), [], []
+    for ids in torch.split(windows, BATCH):
+        targets = ids[:, 1:].reshape(-1).numpy().astype(np.int32)
+        compared = compare_logits(reference.logits(ids), subject.logits(ids), targets, threads=1)
+        found.append(compared.divergence.reshape(len(ids), -1).mean(axis=1))
+        same.append(float(compared.same_top.mean()) * len(ids) / len(windows))
+    return np.concatenate(found), sum(same)
+
+
+def in_llama(path: Path, windows: torch.Tensor) -> tuple[float, float]:
+    """Return the largest difference of a logit, of the file as it is and with its weights as float32."""
+    subject = Subject.open(load(str(path)))
+    plain = path.with_suffix(".f32.gguf")
+    plainly.quantize(load(str(path)), "f32", plain)
+    found = []
+    for file in (path, plain):
+        with LlamaCpp(file, context=windows.shape[1], threads=1, timeout_s=600) as engine:
+
+            def ours(ids: object) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+                row = torch.tensor([ids])
+                hidden = subject.decoder.embed(row)
+                for block in subject.blocks:
+                    hidden = block.forward(hidden)
+                made: np.ndarray[tuple[int, int], np.dtype[np.float32]] = subject.head.forward(hidden)[0].numpy()
+                return made
+
+            found.append(compare(ours, engine.logits, windows[:LLAMA].tolist()).difference)
+    plain.unlink()
+    return found[0], found[1]
+
+
+def measured(chosen: argparse.Namespace, name: str, seed: int, place: Path) -> list[Row]:
+    """Write and measure all files of one format and seed."""
+    model = load(str(reference_model.PATH))
+    reference = Subject.open(model)
+    with open_encoder(model) as encoder:
+        corpus = read_corpus(reference_model.PATH / "held_out.txt")
+        windows = torch.from_numpy(pack(corpus, encoder, count=chosen.windows, length=chosen.length).ids)
+    text = calibration_text(reference_model.PATH, place)
+    calibration = Calibration(source=text, sequences=chosen.sequences, length=chosen.length, seed=seed + 1)
+    training = Training(epochs=chosen.epochs, block_epochs=chosen.block_epochs, seed=seed)
+    rows, every = [], {}
+    for method in chosen.methods.split(","):
+        how = How(method=method, calibration=calibration, training=training, proof=method == "qat", threads=1)
+        path, nbytes, seconds, notes = written(model, name, how, place)
+        for note in notes:
+            print(note, file=sys.stderr)
+        every[method], same = divergences(reference, path, windows)
+        kl = mean_interval(every[method])
+        share = None
+        if "best" in every:
+            ratio = ratio_interval(every[method], every["best"])
+            share = ratio.value, ratio.low, ratio.high
+        llama = in_llama(path, windows) if path.suffix == ".gguf" and method == "qat" else None
+        rows.append(Row(name, seed, method, nbytes, (kl.value, kl.low, kl.high), same, seconds, share, llama))
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def show(rows: list[Row], settings: str) -> None:
+    """Print the table."""
+    table = Table(title=settings, title_justify="left")
+    for heading in ("format", "seed", "method", "bytes", "mean KL, nats", "95 %", "/ best", "95 %", "top-1", "CPU s"):
+        table.add_column(heading, justify="left" if heading in {"format", "method"} else "right")
+    for row in rows:
+        share = (
+            ("", "") if row.of_best is None else (f"{row.of_best[0]:.2f}", "{1:.2f} to {2:.2f}".format(*row.of_best))
+        )
+        interval = f"{row.kl[1]:.3g} to {row.kl[2]:.3g}"
+        figures = (f"{row.nbytes:,}", f"{row.kl[0]:.4g}", interval, *share, f"{row.same_top:.3f}", f"{row.seconds:.0f}")
+        table.add_row(row.format, str(row.seed), row.method, *figures, end_section=row.method == "qat")
+    console = Console(width=120)
+    console.print(table)
+    for row in rows:
+        if row.llama is not None:
+            console.print(
+                f"llama.cpp, {row.format} {row.method}, seed {row.seed}: largest difference of a logit "
+                f"{row.llama[0]:.2g} of rms as it is, {row.llama[1]:.2g} with the weights as float32"
+            )
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--formats", default="q2_k,q3_k_m,int3-g64", help="file types or integer groups")
+    parser.add_argument("--seeds", default="0,1", help="comma-separated")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("--sequences", type=int, default=512, help="of calibration text, for all methods")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence and of a window")
+    parser.add_argument("--windows", type=int, default=64, help="of held-out text")
+    parser.add_argument("--epochs", type=int, default=Training().epochs, help="end to end")
+    parser.add_argument("--block-epochs", type=int, default=Training().block_epochs, help="of each block before")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    chosen = options()
+    torch.set_num_threads(1)  # seconds of one thread
+    rows: list[Row] = []
+    for name in chosen.formats.split(","):
+        for seed in map(int, chosen.seeds.split(",")):
+            with tempfile.TemporaryDirectory() as place, torch.no_grad():
+                rows += measured(chosen, name, seed, Path(place))
+    settings = (
+        f"{chosen.sequences} × {chosen.length} calibration tokens, {chosen.windows} held-out windows, "
+        f"{chosen.block_epochs} + {chosen.epochs} epochs"
+    )
+    if chosen.json:
+        print(json.dumps({"settings": settings, "rows": [asdict(row) for row in rows]}, indent=2))
+    else:
+        show(rows, settings)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TersorError as error:
+        raise SystemExit(f"qat_language: {error}") from error

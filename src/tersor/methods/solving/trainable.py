@@ -1,0 +1,216 @@
+"""A matrix that is trained on its grid: floats that round to codes, scales that move, and a gradient for both.
+
+Source: Esser et al. 2020 (LSQ), arXiv:1902.08153, equations 1 to 3, for codes and steps; Chen et al. 2024
+(EfficientQAT), arXiv:2407.11062, for training weights together with the scales of their groups.
+Differs: any format with a lattice, those of GGUF too. A group's step is what the file will decode, d · multiple with d
+as it is stored and the multiple a whole number: gradients pass straight through the rounding of scales as through that
+of codes, so that what is trained on is bit for bit what is written. Scales are base · exp(shift) and keep their sign.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tersor.core.errors import SchemeError
+from tersor.core.format import Format
+from tersor.kernels.lazy import LazyModule
+from tersor.methods.solving.matrix import MatrixGrid
+from tersor.methods.solving.scales import Scales
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["TrainableMatrix", "check_trainable"]
+
+
+def check_trainable(fmt: Format) -> None:
+    """Raise SchemeError, naming the format, where its codes are not the points of a lattice."""
+    block = torch.ones((1, fmt.block or 32), dtype=torch.float32)
+    if fmt.fit(block).lattice() is None:
+        raise SchemeError(
+            f"qat trains codes that are evenly spaced or entries of a table; those of {fmt.name} are bits of a float: "
+            "take best, or another format"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TrainableMatrix:
+    """What is trained of a matrix [rows, columns], by name, and how it decodes.
+
+    grid        the grid that it started from; what is not trained of it stays
+    base        scales that it started from, None: the format's are not free, and codes alone are trained
+    parameters  "weight" [rows, columns]; with free scales "shift" [rows, blocks], and where the format has them
+                "multiple" [rows, groups], "lower" [rows, blocks] (shift of the scale of minima) and "minimum"
+                [rows, groups]
+    """
+
+    grid: MatrixGrid
+    base: Scales | None
+    parameters: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, fmt: Format, data: Tensor, columns: int) -> TrainableMatrix:
+        """Start from packed rows, uint8 [rows, row_bytes]: `values` is then what they decode to."""
+        grid, codes = MatrixGrid.unpacked(fmt, data, columns)
+        if grid.lattice is None:
+            check_trainable(fmt)
+        base = Scales.of(grid)
+        parameters = {"weight": grid.values(codes).clone()}
+        if base is not None:
+            parameters["shift"] = torch.zeros_like(base.d)
+            if base.limits is not None:
+                parameters["multiple"] = base.multiples.clone()
+            if base.minima is not None:
+                parameters["lower"] = torch.zeros_like(base.dmin)
+                if base.limits is not None:
+                    parameters["minimum"] = base.minima.clone()
+        return cls(grid, base, parameters)
+
+    @property
+    def spacing(self) -> float:
+        """Mean distance of neighbouring values on the grid that it started from."""
+        lattice = self.grid.lattice
+        assert lattice is not None, "checked when it was made"
+        gap = 1.0
+        if lattice.table is not None:
+            gap = float((lattice.table.max() - lattice.table.min()) / max(len(torch.unique(lattice.table)) - 1, 1))
+        return float(lattice.step.abs().mean()) * gap
+
+    def values(self) -> Tensor:
+        """Return what the file will decode to, float32 [rows, columns], with gradients for all parameters."""
+        made: Tensor = _rounding().apply(self._grouped(), *self._lattice())[0]
+        return made.reshape(self.grid.rows, self.grid.columns)
+
+    def off_grid(self) -> Tensor:
+        """Return how far each weight within its range is from what it is rounded to, with a gradient for it alone."""
+        weight = self._grouped()
+        with torch.no_grad():
+            step, offset, zero, levels, table = self._lattice()
+            values, _, _, inside = _rounded(weight, step, offset, zero, levels, table)
+        return ((weight - values) * inside).reshape(self.grid.rows, self.grid.columns)
+
+    def packed(self) -> Tensor:
+        """Return the rows as they are stored, uint8 [rows, row_bytes]; they decode to `values`, bit for bit."""
+        with torch.no_grad():
+            codes = _rounding().apply(self._grouped(), *self._lattice())[1]
+            codes = codes.reshape(self.grid.rows, self.grid.columns).to(torch.int32)
+            if self.base is None:
+                return self.grid.pack(codes)
+            d, dmin, multiples, minima = self._scales(self.base)
+            scales = replace(self.base, d=d, dmin=dmin, multiples=multiples, minima=minima)
+            return replace(self.grid, grid=scales.grid()).pack(codes)
+
+    def _grouped(self) -> Tensor:
+        weight = self.parameters["weight"]
+        groups = self.grid.lattice.step.shape[1] if self.grid.lattice is not None else 1
+        return weight.reshape(-1, groups, self.grid.width // groups)
+
+    def _lattice(self) -> tuple[Tensor, Tensor, Tensor, int, Tensor | None]:
+        """Step, offset and zero of every group of the blocks, [blocks, groups, 1], with gradients."""
+        lattice = self.grid.lattice
+        assert lattice is not None, "checked when it was made"
+        if self.base is None:
+            parts = lattice.step, lattice.offset
+        else:
+            d, dmin, multiples, minima = self._scales(self.base)
+            blocks, groups = lattice.step.shape
+            parts = d.reshape(-1, 1) * multiples.reshape(blocks, groups), lattice.offset
+            if minima is not None:
+                parts = parts[0], dmin.reshape(-1, 1) * minima.reshape(blocks, groups)
+        return parts[0][..., None], parts[1][..., None], lattice.zero[..., None], lattice.levels, lattice.table
+
+    def _scales(self, base: Scales) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """d, dmin, multiples and minima as they are stored, with gradients."""
+        p = self.parameters
+        d, dmin = self._stored(base.d, p["shift"]), base.dmin
+        multiples, minima = base.multiples, base.minima
+        if "lower" in p:
+            dmin = self._stored(base.dmin, p["lower"])
+        if base.limits is not None:
+            multiples = _whole(p["multiple"], base.limits)
+            minima = None if minima is None else _whole(p["minimum"], base.limits)
+        return d, dmin, multiples, minima
+
+    def _stored(self, base: Tensor, shift: Tensor) -> Tensor:
+        wanted = base * torch.exp(shift)
+        with torch.no_grad():
+            found = self.base.stored(wanted, base) if self.base is not None else base
+        return _straight(wanted, found)
+
+
+def _straight(wanted: Tensor, found: Tensor) -> Tensor:
+    """`found`, bit for bit, with the gradient of `wanted`."""
+    made: Tensor = _replacing().apply(wanted, found)
+    return made
+
+
+def _whole(wanted: Tensor, limits: tuple[int, int]) -> Tensor:
+    inside = wanted.clamp(*limits)
+    return _straight(inside, inside.detach().round())
+
+
+@functools.cache
+def _replacing() -> Any:
+    """Return the autograd function whose value is its second argument and whose gradient is for its first."""
+
+    class Replacing(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: Any, _wanted: Tensor, found: Tensor) -> Tensor:
+            return found.view_as(found)
+
+        @staticmethod
+        def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+            return gradient, None
+
+    return Replacing
+
+
+def _rounded(  # noqa: PLR0917 (a lattice, spread)
+    x: Tensor, step: Tensor, offset: Tensor, zero: Tensor, levels: int, table: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values, codes, places between codes (in steps, from zero) and whether each is within the range."""
+    flat = step == 0
+    place = ((x + offset) / step).masked_fill_(flat, 0.0)
+    if table is None:
+        low, high = -zero, levels - 1 - zero
+        level = place.round().clamp_(low, high)
+        codes = level + zero
+        inside = (place > low - 0.5) & (place < high + 0.5) & ~flat
+        return level * step - offset, codes, place, inside
+    order = table.argsort(stable=True)
+    ascending = table[order]
+    edges = (ascending[1:] + ascending[:-1]) / 2
+    codes = order[torch.bucketize(place, edges)]
+    inside = (place >= ascending[0]) & (place <= ascending[-1]) & ~flat
+    return step * table[codes], codes, place, inside
+
+
+@functools.cache
+def _rounding() -> Any:
+    """Return the autograd function; torch is loaded by now."""
+
+    class Rounding(torch.autograd.Function):
+        @staticmethod
+        def forward(  # noqa: PLR0917 (autograd has no keywords)
+            ctx: Any, x: Tensor, step: Tensor, offset: Tensor, zero: Tensor, levels: int, table: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            values, codes, place, inside = _rounded(x, step, offset, zero, levels, table)
+            level = codes - zero if table is None else table[codes]
+            ctx.save_for_backward(level - place * inside, inside)
+            ctx.mark_non_differentiable(codes)
+            return values, codes
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor, _codes: Any) -> tuple[Tensor | None, ...]:
+            slope, inside = ctx.saved_tensors
+            passed = gradient * inside
+            for_step = (gradient * slope).sum(-1, keepdim=True)
+            for_offset = (passed - gradient).sum(-1, keepdim=True)
+            return passed, for_step, for_offset, None, None, None
+
+    return Rounding

@@ -1,0 +1,74 @@
+"""Each block alone: trained until its outputs, on the inputs that it will see, are the full-precision model's.
+
+Source: Chen et al. 2024 (EfficientQAT), arXiv:2407.11062, section 3.2.
+Differs: it starts from a post-training method's codes, not from rounding; it aims at the states that the model in full
+precision has there, so that it makes good what earlier blocks did wrong; what did not gain stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from tersor.graph.training.distillation import squared_error
+from tersor.kernels.lazy import LazyModule
+from tersor.pipeline.calibrated.training.course import Course, Went
+from tersor.pipeline.calibrated.training.language import Language
+from tersor.pipeline.calibrated.training.part import Forward, part
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["AT_ONCE", "train_blocks"]
+
+AT_ONCE = 8
+"""Sequences that go through a block together where nothing is trained."""
+
+
+def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course) -> Iterator[Went]:
+    """Train one block after the other in place, and yield how each went; distances are shares of the outputs' squares.
+
+    taken, kept  ids [sequences, tokens] to learn from, and to look whether it helps
+    """
+    with torch.no_grad():
+        weights = {**language.fixed, **language.parts[-1].weights()}
+        states, ours = language.embedded(weights, taken), language.embedded(weights, kept)
+        targets, wanted = language.embedded_in_full(taken), language.embedded_in_full(kept)
+    for layer, trained in enumerate(language.parts[:-1]):
+        block = language.blocks[layer]
+        targets, wanted = _through(block.forward, targets), _through(block.forward, wanted)
+        module = part(trained, _forward(language, layer))
+        yield course.run(
+            module,
+            _batches(states, targets),
+            _validator(ours, wanted),
+            loss=squared_error,
+            epochs=course.training.block_epochs,
+            rate=course.training.block_rate,
+            where=f"block {layer + 1}",
+        )
+        with torch.no_grad():
+            states, ours = _through(module, states), _through(module, ours)
+
+
+def _forward(language: Language, layer: int) -> Forward:
+    def forward(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        return language.through_block(layer, {**language.fixed, **weights}, hidden)
+
+    return forward
+
+
+def _through(function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    return torch.cat([function(some) for some in torch.split(states, AT_ONCE)])
+
+
+def _batches(states: Tensor, targets: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return lambda numbers: (states[numbers], targets[numbers])
+
+
+def _validator(states: Tensor, wanted: Tensor) -> Callable[[Module], float]:
+    return lambda module: float(squared_error(_through(module, states), wanted))

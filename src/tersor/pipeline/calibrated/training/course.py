@@ -1,0 +1,147 @@
+"""A course of training: stretches of steps, judged by held-out text, the best one kept, resumed after a kill."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.graph.training.distillation import divergence
+from tersor.graph.training.train import Options, train
+from tersor.kernels.lazy import LazyModule
+from tersor.pipeline.calibrated.training.part import optimizer, restless
+from tersor.pipeline.calibrated.training.settings import Training
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["SHARES", "Course", "Went"]
+
+SHARES = (1.0, 1 / 3, 1 / 9)
+"""Of the rates, one after the other until held-out text gains: how much a part bears differs from block to block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Went:
+    """How a part's training went: distance from full precision on held-out text, before and at the best stretch.
+
+    losses    mean loss of every stretch of the last attempt
+    steps     that it made
+    share     of the rates that were asked for: at more of them nothing was gained
+    is_kept   whether the best stretch was better than the start; if not, the part is as it was before
+    """
+
+    before: float
+    after: float
+    losses: tuple[float, ...]
+    steps: int
+    share: float
+    is_kept: bool
+
+
+@dataclass
+class Course:
+    """Trains one part after the other.
+
+    folder    for checkpoints: one folder a part
+    sequences how many there are to learn from
+    total     steps of all parts, for progress
+    """
+
+    training: Training
+    folder: Path
+    sequences: int
+    total: int = 0
+    progress: Callable[[str, int, int], None] | None = None
+    done: int = 0
+
+    def steps(self, epochs: int) -> int:
+        """Steps of so many passes over the sequences."""
+        return epochs * -(-self.sequences // self.training.batch)
+
+    def run(
+        self,
+        module: Module,
+        batch: Callable[[Tensor], Any],
+        validate: Callable[[Module], float],
+        *,
+        epochs: int,
+        where: str,
+        rate: float,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        teacher: Module | None = None,
+    ) -> Went:
+        """Train a part in place, and leave it as it was where no stretch gained on held-out text.
+
+        batch     numbers of sequences → what `loss` or the teacher learns from
+        validate  part at rest → distance from full precision, lower is better
+        rate      of weights, at the start
+        """
+        steps = self.steps(epochs)
+        stretches = max(1, round(steps / self.training.stretch))
+        length = -(-steps // stretches)
+        begin, start = self.done, copy.deepcopy(module.state_dict())
+
+        def stretch(number: int) -> _Stretch:
+            return _Stretch(self, batch, number, length, begin + number * length, where)
+
+        with torch.no_grad():
+            before = validate(module.eval())
+        losses: tuple[float, ...] = ()
+        for attempt, share in enumerate(SHARES):
+            options = Options(
+                loss=loss,
+                optimizer=optimizer(self.training, rate, share),
+                teacher=teacher,
+                distance=divergence(),
+                damping=self.training.damping,
+                restless=restless,
+                validate=lambda part: -validate(part),
+                patience=self.training.patience,
+                folder=self.folder / f"{where.replace(' ', '-')}-{attempt}",
+                resume=True,  # an older training's folder is gone by now, if it is not to be gone on with
+            )
+            found = train(module, stretch, stretches, options)
+            losses = tuple(epoch.loss for epoch in found.epochs)
+            score = found.epochs[found.best].score
+            if score is not None and -score < before:
+                self.done = begin + steps
+                return Went(before, -score, losses, len(losses) * length, share, is_kept=True)
+            module.load_state_dict(start)
+        self.done = begin + steps
+        return Went(before, before, losses, len(losses) * length, SHARES[-1], is_kept=False)
+
+    def order(self, first: int, count: int) -> Iterator[Tensor]:
+        """Yield the numbers of the sequences of steps `first` to `first + count` - 1 of a part."""
+        size, batch = self.sequences, self.training.batch
+        a_pass = -(-size // batch)
+        for step in range(first, first + count):
+            generator = torch.Generator().manual_seed(self.training.seed + step // a_pass)
+            order = torch.randperm(size, generator=generator)
+            yield order[step % a_pass * batch : step % a_pass * batch + batch]
+
+
+class _Stretch:
+    """The batches of a stretch; telling how far it is as they are taken."""
+
+    def __init__(  # noqa: PLR0917 (what a stretch is)
+        self, course: Course, batch: Callable[[Tensor], Any], number: int, length: int, done: int, where: str
+    ) -> None:
+        self._course, self._batch, self._number, self._length = course, batch, number, length
+        self._done, self._where = done, where
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        course = self._course
+        for place, numbers in enumerate(course.order(self._number * self._length, self._length)):
+            if course.progress is not None:
+                course.progress(f"training {self._where}", min(self._done + place, course.total), course.total)
+            yield self._batch(numbers)

@@ -1,0 +1,67 @@
+"""How much memory training needs at its peak, told before it begins: the whole model, many times over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import ceil, prod
+
+from tersor.core.errors import MissingError
+from tersor.core.quantities import size
+from tersor.decoder import Decoder
+from tersor.models.model import ModelTensor
+from tersor.pipeline.calibrated.memory import HEAP, PROGRAM
+from tersor.pipeline.calibrated.training.settings import Training
+from tersor.targets.memory import available_bytes
+
+__all__ = ["TrainingMemory", "plan_training"]
+
+OF_A_WEIGHT = 60
+"""Bytes for each weight: full precision 4, trained 4, its gradient 4, Adam 8, two older states 8, what rounding keeps
+for the gradient 9 and makes on the way 16; the rest are scales and what the allocator holds."""
+LOGITS = 6
+"""Float32 copies of the logits of a step: student, teacher, both as logarithms, and two gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """Bytes at the peak.
+
+    weights   of the model and all that belongs to them
+    step      what a step keeps for its gradient, and its logits
+    states    hidden states of all sequences before and behind a block
+    """
+
+    weights: int
+    step: int
+    states: int
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        """Largest resident size to expect: blocks are trained before the whole, so not both parts at once."""
+        return PROGRAM + ceil(HEAP * (self.weights + max(self.step, self.states)))
+
+    def check(self, tell: Callable[[str], None] | None = None) -> None:
+        """Refuse what does not fit: MissingError says what to change; what fits is told."""
+        parts = f"weights {size(self.weights)}, a step {size(self.step)}, hidden states {size(self.states)}"
+        if self.available is not None and self.total > self.available:
+            raise MissingError(
+                f"training needs {size(self.total)} ({parts}), {size(self.available)} are free: the model is held "
+                "whole. Shorter or fewer calibration sequences need less; best trains nothing and needs one block"
+            )
+        if tell is not None:
+            tell(f"planned peak memory of training {size(self.total)}: program {size(PROGRAM)}, {parts}")
+
+
+def plan_training(
+    tensors: Iterable[ModelTensor], decoder: Decoder, training: Training, *, sequences: int, length: int
+) -> TrainingMemory:
+    """Work out the peak of training on `sequences` of `length` tokens."""
+    shapes = [tensor.shape for tensor in tensors]
+    weights, widest = sum(map(prod, shapes)), max(shape[-1] for shape in shapes)
+    tokens = training.batch * length
+    # A layer keeps about a dozen states of hidden size and five of the feed-forward's for its gradient.
+    step = 4 * tokens * (decoder.layers * (12 * decoder.hidden + 5 * widest) + LOGITS * decoder.vocabulary)
+    states = 4 * 3 * sequences * length * decoder.hidden if training.block_epochs else 0
+    return TrainingMemory(OF_A_WEIGHT * weights, step, states, available_bytes())

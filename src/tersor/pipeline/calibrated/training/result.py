@@ -1,0 +1,186 @@
+"""Train what a post-training method has prepared, and keep it where text that nothing has seen says it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tersor.calibrate.sequences import Sequences
+from tersor.calibrate.workspace import Finished, Workspace
+from tersor.core.arrays import Float32
+from tersor.core.errors import SchemeError
+from tersor.core.tensor import QuantizedTensor
+from tersor.evaluation.statistics import Interval, mean_interval
+from tersor.formats import get
+from tersor.kernels.lazy import LazyModule
+from tersor.kernels.logits import compare_logits
+from tersor.pipeline.calibrated.outcome import Outcome
+from tersor.pipeline.calibrated.run import Prepared, Run, divided, exact
+from tersor.pipeline.calibrated.training.blocks import train_blocks
+from tersor.pipeline.calibrated.training.course import Course, Went
+from tersor.pipeline.calibrated.training.language import Language
+from tersor.pipeline.calibrated.training.memory import plan_training
+from tersor.pipeline.calibrated.training.part import Trained
+from tersor.pipeline.calibrated.training.settings import QAT, Training
+from tersor.pipeline.calibrated.training.whole import train_whole
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["Report", "train_prepared"]
+
+LOOKED_AT = (2, 32)
+"""Fewest and most sequences that tell which stretch is the best; one in sixteen otherwise."""
+FOLDER = "training"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How training went.
+
+    start, trained  divergence from full precision on the sequences that decide, nats per token
+    is_proved       whether those are sequences that neither training nor choosing has seen; else that choosing has seen
+    same_top        share of those tokens whose likeliest continuation stays, trained
+    """
+
+    training: Training
+    blocks: tuple[Went, ...]
+    whole: Went | None
+    start: Interval
+    trained: Interval
+    is_proved: bool
+    same_top: float
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the trained weights are what is written: never where they are no better."""
+        return self.trained.value < self.start.value
+
+    def notes(self) -> list[str]:
+        """Return lines for the Card."""
+        told = [
+            f"{QAT}: block {number + 1} alone, squared error of its outputs {went.before:.3g} → {went.after:.3g} in "
+            f"{went.steps} steps{_told(went)}"
+            for number, went in enumerate(self.blocks)
+        ]
+        if self.whole is not None:
+            went = self.whole
+            told.append(
+                f"{QAT}: end to end, divergence {went.before:.4g} → {went.after:.4g} nats on the text that chose the "
+                f"best stretch, loss {went.losses[0]:.4g} → {went.losses[-1]:.4g}, {went.steps} steps of "
+                f"{self.training.batch} sequences in at most {self.training.epochs} epochs{_told(went)}"
+            )
+        where = "text that nothing has seen" if self.is_proved else "the text that chose the best stretch"
+        verdict = "trained weights" if self.is_kept else "no gain, so what training started from"
+        told.append(
+            f"{QAT}: divergence {self.start.value:.4g} → {self.trained.value:.4g} nats on {where}; written: {verdict}"
+        )
+        return told
+
+
+def train_prepared(
+    prepared: Prepared, training: Training, run: Run, *, trains_vectors: bool
+) -> tuple[Prepared, Report]:
+    """Return what the run has prepared with trained weights in it, or as it was where they are no better.
+
+    trains_vectors  whether norms and biases are trained too: the container must hold them as float32
+    A run that was killed goes on from its last stretch with `run.resume`, and ends with the same bytes.
+    """
+    visitor = prepared.visitor
+    learnt, looked_at, unseen = _texts(prepared.text, is_proved=run.proof)
+    memory = plan_training(
+        visitor.sources.values(), visitor.decoder, training, sequences=len(learnt), length=int(learnt.shape[1])
+    )
+    memory.check(run.tell)
+    described = {"training": asdict(training), "trains_vectors": trains_vectors}
+    workspace = Workspace(visitor.workspace.folder / FOLDER, described, resume=run.resume)
+    course = Course(training, workspace.folder, len(learnt), progress=run.progress)
+    course.total = course.steps(training.block_epochs) * visitor.decoder.layers + course.steps(training.epochs)
+    with exact(), torch.enable_grad(), visitor.clock.stage("training"):
+        language = Language(prepared, trains_vectors=trains_vectors)
+        blocks = tuple(train_blocks(language, learnt, looked_at, course)) if training.block_epochs else ()
+        whole = train_whole(language, learnt, looked_at, course) if training.epochs else None
+    for layer, part in enumerate(language.parts):
+        workspace.save(layer, Finished(_packed(part, prepared.finished(layer).tensors), {}))
+    after = replace(prepared, trained=workspace, _held=None)
+    judge = unseen if len(unseen) else looked_at
+    with exact(), visitor.clock.stage("proof"):
+        start, _ = _divergence(language, _decoded(prepared), judge)
+        found, same_top = _divergence(language, _decoded(after), judge)
+    report = Report(training, blocks, whole, start, found, is_proved=bool(len(unseen)), same_top=same_top)
+    if not report.is_kept:
+        return prepared, report
+    if after.gain is not None:
+        after.gain = replace(after.gain, method=found, same_top=(same_top, after.gain.same_top[1]))
+    visitor.outcomes[:] = [_outcome(outcome, language) for outcome in visitor.outcomes]
+    return after, report
+
+
+def _texts(text: Sequences, *, is_proved: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the sequences into those to learn from, those that choose the best stretch, and those that prove."""
+    taken, unseen = divided(text) if is_proved else (text, text.ids[:0])
+    count = len(taken.ids)
+    back = min(max(count // 16, LOOKED_AT[0]), LOOKED_AT[1], count // 2)
+    places = np.linspace(0, count - 1, 2 * back + 1).round().astype(np.int64)[1::2]
+    learnt = np.delete(taken.ids, places, axis=0)
+    if not len(learnt) or not back:
+        raise SchemeError(f"{QAT} needs sequences to learn from and others to look at, there are {len(text.ids)}")
+    return torch.from_numpy(learnt), torch.from_numpy(taken.ids[places]), torch.from_numpy(unseen)
+
+
+def _packed(part: Trained, before: Mapping[str, QuantizedTensor]) -> dict[str, QuantizedTensor]:
+    """Return what is written of a part: codes as training ended with them."""
+    made = dict(before)
+    for name, matrix in part.matrices.items():
+        data = matrix.packed().cpu().numpy()
+        made[name] = QuantizedTensor(matrix.grid.format, part.shapes[name], data)
+    for name, vector in part.vectors.items():
+        values = vector.detach().cpu().numpy()
+        made[name] = QuantizedTensor(get("f32"), values.shape, get("f32").encode(values[None]))
+    return made
+
+
+def _decoded(prepared: Prepared) -> dict[str, Tensor]:
+    """Return all weights as the file will hold them."""
+    return {
+        name: torch.from_numpy(tensor.dequantize())
+        for layer in range(prepared.layers + 1)
+        for name, tensor in prepared.finished(layer).tensors.items()
+    }
+
+
+def _divergence(language: Language, weights: Mapping[str, Tensor], ids: Tensor) -> tuple[Interval, float]:
+    """Return the mean divergence from full precision over sequences, and the share of equal likeliest tokens."""
+    weights = {name: values.to(language.device) for name, values in weights.items()}
+    found, same = [], []
+    for row in ids:
+        targets = np.ascontiguousarray(row[1:].numpy(), dtype=np.int32)
+        full, ours = (_rows(logits(weights, row[None])) for logits in (language.full_logits, language.logits))
+        compared = compare_logits(full, ours, targets)
+        found.append(float(compared.divergence.mean()))
+        same.append(float(compared.same_top.mean()))
+    return mean_interval(np.array(found)), float(np.mean(same))
+
+
+def _rows(logits: Tensor) -> Float32:
+    made: Float32 = np.ascontiguousarray(logits[0, :-1].cpu().numpy())
+    return made
+
+
+def _outcome(outcome: Outcome, language: Language) -> Outcome:
+    """Return what became of a matrix: it aims at the model's answers now, no longer at its own outputs."""
+    if not any(outcome.name in part.matrices for part in language.parts):
+        return outcome
+    return replace(outcome, method=f"{outcome.method}+{QAT}", error=None, rtn_error=None, reason="")
+
+
+def _told(went: Went) -> str:
+    if not went.is_kept:
+        return ", no gain at any rate: left as it was"
+    return "" if went.share == 1 else f", at {went.share:.2g} of the rates: more of them gained nothing"

@@ -1,0 +1,91 @@
+"""How a language model is trained on its grid, and how that is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.calibrate.ranks import Ranks
+from tersor.core.errors import SchemeError
+from tersor.core.plan import Plan
+from tersor.formats import get
+from tersor.methods.solving.trainable import check_trainable
+from tersor.pipeline.calibrated.rewrites import ROTATION
+from tersor.pipeline.calibrated.visitor import PLAIN
+
+__all__ = ["QAT", "SEQUENCES", "Training", "check_training", "of_epochs", "split_training"]
+
+QAT, START = "qat", "best"
+SEQUENCES = 512
+"""Of calibration text where none are asked for: training wants more of it than a Hessian."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to train; everything here shapes the bytes.
+
+    epochs        passes over the calibration text end to end; 0: blocks only
+    block_epochs  passes of each block alone before; 0: none
+    batch         sequences of a step
+    rate          of Adam at the start, end to end: by how much of the distance of two values of its grid an update
+                  moves a weight about; it falls to nothing in half a cosine. In such shares coarse and fine matrices
+                  learn alike
+    block_rate    the same for blocks alone, whose outputs tell much more of each weight than the model's answers do
+    scale_rate    the same for scales: of the logarithm of a block's, and as a share of their size for whole multiples
+    norm_rate     the same for norms and biases, as a share of their size
+    damping       weight at the end of how far weights are from what they are rounded to, as in Options; 0: none
+    stretch       steps after which is looked whether held-out text gained, and from which a killed run goes on
+    patience      stretches without a gain after which training ends; None: never before its time
+    seed          of the order of sequences
+    """
+
+    epochs: int = 2
+    block_epochs: int = 4
+    batch: int = 8
+    rate: float = 3e-3
+    block_rate: float = 1e-2
+    scale_rate: float = 1e-3
+    norm_rate: float = 1e-3
+    damping: float = 0.0
+    stretch: int = 64
+    patience: int | None = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.block_epochs) < 0 or self.epochs + self.block_epochs < 1:
+            raise SchemeError(f"training takes at least one epoch, got {self.epochs} and {self.block_epochs} of blocks")
+        if min(self.batch, self.stretch) < 1 or min(self.rate, self.block_rate, self.scale_rate, self.norm_rate) < 0:
+            raise SchemeError("training takes a batch and a stretch of at least 1, and rates that are not below 0")
+
+
+def of_epochs(epochs: int | None) -> Training:
+    """Return the usual training with so many passes end to end, twice as many of each block; None: as many as usual.
+
+    >>> of_epochs(3).block_epochs, of_epochs(None) == Training()
+    (6, True)
+    """
+    return Training() if epochs is None else Training(epochs=epochs, block_epochs=2 * epochs)
+
+
+def split_training(text: str) -> tuple[bool, str]:
+    """Split a method as it is typed into whether it is trained in the end, and what it is trained from.
+
+    >>> split_training("qat"), split_training("gptq+qat"), split_training("hadamard+qat"), split_training("awq")
+    ((True, 'best'), (True, 'gptq'), (True, 'hadamard+best'), (False, 'awq'))
+    """
+    *before, last = text.split("+")
+    if last != QAT:
+        return False, text
+    if not before or before == [ROTATION]:
+        before = [*before, START]
+    return True, "+".join(before)
+
+
+def check_training(plan: Plan, ranks: Ranks) -> None:
+    """Raise SchemeError where a plan has a format that cannot be trained (named), or none, or there are other ranks."""
+    if ranks.size > 1:
+        raise SchemeError(f"{QAT} trains in one process: start it without torchrun")
+    matrices = [tensor for tensor in plan.tensors if tensor.format not in PLAIN]
+    if not matrices:
+        raise SchemeError(f"{QAT}: {plan.recipe.format} rounds no matrix, so there is nothing to train")
+    for name in sorted({tensor.format for tensor in matrices}):
+        check_trainable(get(name))

@@ -1,0 +1,201 @@
+"""Training on the grid, for language models: what is written is what was trained, and it is never worse than before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tersor.calibrate.workspace import workspace_path
+from tersor.core.card import Card
+from tersor.core.errors import MissingError, SchemeError
+from tersor.engines.llama_cpp import LlamaCpp
+from tersor.evaluation.checks.logits import EXACT, compare
+from tersor.files.gguf import GgufFile
+from tersor.models import Model, load
+from tersor.pipeline import quantize as plainly
+from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
+from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.training import result
+from tersor.pipeline.calibrated.training.language import Language
+from tersor.pipeline.calibrated.training.settings import Training, split_training
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch", reason="training computes with torch: pip install 'tersor[torch]'")
+
+Make = Callable[..., Model]
+QUICK = Training(epochs=2, block_epochs=1, batch=8, stretch=4, rate=1e-2, scale_rate=1e-3)
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+"""Columns that blocks of 256 divide."""
+
+
+def how(text: Path, method: str = "gptq+qat", **more: Any) -> How:
+    calibration = Calibration(source=text, sequences=40, length=16, chunk=8)
+    return How(**{"method": method, "calibration": calibration, "threads": 1, "training": QUICK, **more})
+
+
+def quantized(model: Model, output: Path, settings: How, name: str = "q4_0") -> Card:
+    card = quantize_calibrated(model, name, output, settings)
+    assert card is not None
+    return card
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Return the bytes of every tensor of a GGUF; its metadata names the method."""
+    with GgufFile(path) as file:
+        return {tensor.name: file.read_bytes(tensor.name).tobytes() for tensor in load(path).tensors}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Language]:
+    """Return the list that every model goes to as training ended with it."""
+    seen: list[Language] = []
+
+    class Seen(Language):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            seen.append(self)
+
+    monkeypatch.setattr(result, "Language", Seen)
+    return seen
+
+
+def weights(language: Language) -> dict[str, torch.Tensor]:
+    return {name: values.detach() for part in language.parts for name, values in part.weights().items()}
+
+
+def test_the_file_holds_what_was_trained_and_llama_cpp_computes_with_it(
+    make: Make, text: Path, tmp_path: Path, trained: list[Language], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = make(**WIDE), tmp_path / "m.gguf"
+    monkeypatch.setattr(result.Report, "is_kept", True)
+    card = quantized(model, path, how(text), "q2_k")
+    (language,) = trained
+    made, back = weights(language), {tensor.name: tensor for tensor in load(path).tensors}
+    formats = {row.name: row.format for row in card.plan.tensors}
+    assert {"q2_k", "q3_k", "f32"} <= {formats[name] for name in made}
+    for name, values in made.items():
+        np.testing.assert_array_equal(back[name].read(0, back[name].rows).reshape(values.shape), values.numpy())
+    quantized(model, tmp_path / "start.gguf", how(text, "gptq", proof=False), "q2_k")
+    start = {tensor.name: tensor.read(0, tensor.rows) for tensor in load(tmp_path / "start.gguf").tensors}
+    moved = [name for name, values in made.items() if (values.numpy() != start[name].reshape(values.shape)).any()]
+    assert {"blk.0.attn_norm.weight", "blk.0.ffn_down.weight", "output_norm.weight"} <= set(moved)
+
+    def ours(ids: Any) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        with torch.no_grad():
+            return language.logits(made, torch.tensor([list(ids)]))[0].numpy()
+
+    plainly.quantize(load(path), "f32", tmp_path / "f32.gguf")
+    texts = np.random.default_rng(0).integers(3, 40, (2, 16)).tolist()
+    for file, most in ((tmp_path / "f32.gguf", EXACT), (path, 0.2)):  # engines round activations beside such weights
+        with LlamaCpp(file, context=16) as engine:
+            assert compare(ours, engine.logits, texts).difference < most
+
+
+def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    seen: list[tuple[str, int, int]] = []
+    settings = how(text, tell=told.append, progress=lambda *step: seen.append(step))
+    card = quantized(make(), tmp_path / "m.gguf", settings, "q4_0")
+    (gain,) = card.evaluations
+    after, before = gain.metric("kl_mean"), gain.metric("kl_mean_before_training")
+    assert after is not None
+    assert before is not None
+    assert after.value < before.value
+    notes = [note for note in card.notes if note.startswith("qat: ")]
+    assert [note.split(",")[0] for note in notes[:2]] == ["qat: block 1 alone", "qat: block 2 alone"]
+    assert "in at most 2 epochs" in notes[2]
+    assert notes[3].endswith("nats on text that nothing has seen; written: trained weights")
+    assert {row.method for row in card.errors} == {"gptq+qat", ""}
+    assert told[1].startswith("planned peak memory of training ")
+    steps = [step for step in seen if step[0].startswith("training ")]
+    assert {where for where, _, _ in steps} == {"training block 1", "training block 2", "training end to end"}
+    assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+    assert all(done < total for _, done, total in steps)
+
+
+def test_what_training_makes_worse_is_written_as_it_was_before(make: Make, text: Path, tmp_path: Path) -> None:
+    model = make()
+    wild = dataclasses.replace(QUICK, rate=90.0, block_rate=90.0, scale_rate=20.0, norm_rate=90.0)
+    card = quantized(model, tmp_path / "m.gguf", how(text, training=wild))
+    quantized(model, tmp_path / "start.gguf", how(text, "gptq"))
+    assert contents(tmp_path / "m.gguf") == contents(tmp_path / "start.gguf")
+    assert any("no gain, so what training started from" in note for note in card.notes)
+    assert {row.method for row in card.errors} == {"gptq", ""}
+
+
+@pytest.mark.parametrize("stopped_at", ["training block 2", "training end to end", "writing"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
+    stopped_at: str, make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = make(), tmp_path / "m.gguf"
+    quantized(model, path, how(text))
+    wanted = path.read_bytes()
+
+    def stop(where: str, *_: object) -> None:
+        seen.append(where)
+        if seen.count(stopped_at) > QUICK.stretch:
+            raise KeyboardInterrupt
+
+    seen: list[str] = []
+    if stopped_at == "writing":
+        monkeypatch.setattr("tersor.pipeline.calibrated.quantize.plainly.quantize", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(model, path, how(text, progress=stop))
+    monkeypatch.undo()
+    assert workspace_path(path).exists()
+    other = how(text, resume=True, training=dataclasses.replace(QUICK, epochs=3))
+    with pytest.raises(SchemeError, match="the unfinished work was made with another training"):
+        quantized(model, path, other)
+    quantized(model, path, how(text, resume=True))
+    assert path.read_bytes() == wanted
+    assert not workspace_path(path).exists()
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_for_other_engines_has_the_codes_that_were_trained(
+    make: Make, text: Path, tmp_path: Path, trained: list[Language], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result.Report, "is_kept", True)
+    model = make(num_key_value_heads=4)
+    settings = how(text, "qat", container="gptq", training=dataclasses.replace(QUICK, block_epochs=0))
+    quantized(model, tmp_path / "out", settings, "int3-g32")
+    back = {tensor.name: tensor for tensor in load(tmp_path / "out").tensors}
+    made = weights(trained[0])
+    assert len(made) == 14  # the matrices of two blocks: norms stay what the checkpoint has
+    for name, values in made.items():
+        np.testing.assert_array_equal(back[name].read(0, back[name].rows), values.numpy())
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_calibrated(
+    make: Make, text: Path, tmp_path: Path
+) -> None:
+    settings = how(text, "qat", container="compressed-tensors")
+    with pytest.raises(SchemeError, match="those of fp8_e4m3 are bits of a float"):
+        quantized(make(), tmp_path / "out", settings, "fp8_e4m3")
+    with pytest.raises(SchemeError, match="qat: bf16 rounds no matrix, so there is nothing to train"):
+        quantized(make(), tmp_path / "m.gguf", how(text, "qat"), "bf16")
+    with pytest.raises(SchemeError, match="unknown method 'qat\\+gptq'"):
+        quantized(make(), tmp_path / "m.gguf", how(text, "qat+gptq"))
+    with pytest.raises(SchemeError, match="training takes at least one epoch"):
+        Training(epochs=0, block_epochs=0)
+    with pytest.raises(SchemeError, match="rates that are not below 0"):
+        Training(rate=-1.0)
+    assert split_training("awq+gptq+qat") == (True, "awq+gptq")
+
+
+def test_memory_that_is_not_there_is_told_before_training(
+    make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.pipeline.calibrated.training.memory.available_bytes", lambda: 600 << 20)
+    with pytest.raises(MissingError, match=r"training needs 6\d\d.* MiB .* the model is held whole"):
+        quantized(make(), tmp_path / "m.gguf", how(text))
