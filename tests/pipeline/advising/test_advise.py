@@ -21,7 +21,7 @@ from tersor.graph.sessions import Session
 from tersor.models import Model, load
 from tersor.pipeline.advising.advise import advise, save_report
 from tersor.pipeline.advising.ladder import Advice, Finding, Goal
-from tersor.pipeline.advising.language import Task
+from tersor.pipeline.advising.language import Task, rungs_of_language
 from tersor.pipeline.advising.nets import NetTask, rungs_of_net
 from tersor.pipeline.nets.quantizing import NetHow
 from tersor.pipeline.nets.training import Training
@@ -163,6 +163,30 @@ def test_a_language_model_is_rounded_and_compared(tmp_path: Path) -> None:
     assert metric is not None
     assert advice.chosen.made is not None
     assert metric.value == advice.chosen.made.loss.value
+
+
+def test_a_mix_and_training_are_the_last_cures_of_a_language_model() -> None:
+    source = load(reference_model.PATH)
+    rungs = rungs_of_language(language(source), Goal(0.01, "nats", most_bytes=2_600_000))
+    names = [rung.name for rung in rungs if rung.level == next(r.level for r in rungs if r.name == "q3_k_m, rtn")]
+    assert names == ["q3_k_m, rtn", "q3_k_m, gptq", "q3_k_m, best", "mixed precision, best", "q3_k_m, qat"]
+    assert [rung.name for rung in rungs if rung.name.startswith("mixed")] == ["mixed precision, best"]
+    assert not any(rung.name.startswith("mixed") for rung in rungs_of_language(language(source), Goal(0.01, "nats")))
+
+
+@pytest.mark.slow
+def test_a_mix_takes_all_of_a_size_and_loses_less(tmp_path: Path) -> None:
+    size = 2_400_000
+
+    def few(source: Model) -> Task:
+        return Task(source, "builtin", windows=4, threads=1)
+
+    source = load(reference_model.PATH)
+    rungs = {rung.name: rung for rung in rungs_of_language(few(source), Goal(0.01, "nats", most_bytes=size))}
+    mixed, stock = (rungs[name].make(tmp_path) for name in ("mixed precision, best", "q2_k, best"))
+    assert 0.98 * size < mixed.nbytes <= size
+    assert stock.nbytes < mixed.nbytes
+    assert mixed.loss.value < stock.loss.value
 
 
 def test_for_a_gpu_it_is_a_checkpoint(tmp_path: Path) -> None:

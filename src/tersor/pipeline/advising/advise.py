@@ -95,7 +95,7 @@ def _ladder(
     given = replace(given, needs_speed=needs_speed, is_gpu=target == "gpu")
     if given.is_gpu and needs_speed:
         raise SchemeError("speed on a GPU is not measured here: ask for a size, and measure with `tersor bench` there")
-    return source.name, rungs_of_language(given)
+    return source.name, rungs_of_language(given, goal)
 
 
 def _keep(made: Path, output: Path) -> None:

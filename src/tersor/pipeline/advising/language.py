@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tersor.core.card import Card
 from tersor.core.errors import MissingError
 from tersor.core.evaluation import Metric
 from tersor.models import Model
-from tersor.pipeline.advising.ladder import Rung
+from tersor.pipeline.advising.ladder import Goal, Rung
 from tersor.pipeline.advising.made import Made
 from tersor.pipeline.bench import bench
+from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.conversion import quantize
 from tersor.pipeline.evaluate import evaluate
+from tersor.pipeline.planning import goals as plans
+from tersor.pipeline.planning.analysing import Study, analyse
+from tersor.pipeline.planning.planning import Planner
+from tersor.pipeline.planning.targets import target_named
 
 __all__ = ["Task", "rungs_of_language"]
 
@@ -26,6 +32,8 @@ GAINS: Mapping[str, str] = {
     "rtn": "each weight to its nearest point: no data, seconds",
     "gptq": "columns make good the errors of those before them, as calibration text has them",
     "best": "GPTQ that makes good the errors of earlier layers as well, with searched scales",
+    "mixed": "a format of its own for each tensor, by what its rounding costs the model, to exactly the size",
+    "qat": "the model is trained while it is rounded, taught by full precision: minutes for millions of weights",
 }
 """What each method does for the quality."""
 FULL = "f16"
@@ -41,7 +49,11 @@ class Form:
     methods: tuple[str, ...] = ("rtn", "gptq", "best")
 
 
-GGUF = (Form("f16", ("rtn",)), Form("q8_0", ("rtn",)), *map(Form, ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")))
+TRAINED = ("rtn", "gptq", "best", "qat")
+GGUF = (
+    Form("f16", ("rtn",)), Form("q8_0", ("rtn",)), *map(Form, ("q6_k", "q5_k_m", "q4_k_m")),
+    Form("q3_k_m", TRAINED), Form("q2_k", TRAINED),
+)  # fmt: skip
 GROUPS = (Form("int8-channel"), Form("int4-g32"), Form("int4-g128"))
 """For engines on GPUs, in compressed-tensors."""
 
@@ -65,40 +77,81 @@ class Task:
     is_gpu: bool = False
 
 
-def rungs_of_language(task: Task) -> tuple[Rung, ...]:
-    """Return the rungs for a model, the largest first, with sizes as they will be."""
-    return tuple(_rungs(task, GROUPS if task.is_gpu else GGUF))
+def rungs_of_language(task: Task, goal: Goal) -> tuple[Rung, ...]:
+    """Return the rungs for a model, the largest first, with sizes as they will be.
+
+    With a largest size, where the first format that fits loses too much, a mix of formats that takes all of that size
+    is tried before training.
+    """
+    return tuple(_rungs(task, GROUPS if task.is_gpu else GGUF, None if task.is_gpu else goal.most_bytes))
 
 
-def _rungs(task: Task, forms: Sequence[Form]) -> Iterator[Rung]:
+def _rungs(task: Task, forms: Sequence[Form], most_bytes: int | None) -> Iterator[Rung]:
+    is_mixed = most_bytes is None  # no mix, or it has had its turn
     for level, form in enumerate(forms):
         expected = None if task.is_gpu else quantize(task.model, form.name, output="planned.gguf", dry_run=True).nbytes
         for method in form.methods:
+            if method == "qat" and not is_mixed and _is_first(expected, most_bytes):
+                is_mixed = True
+                yield _mix(task, level, most_bytes)
             make = _in_checkpoint(task, form.name, method) if task.is_gpu else _in_gguf(task, form.name, method)
             yield Rung(f"{form.name}, {method}", GAINS[method], level, make, expected)
+        if not is_mixed and _is_first(expected, most_bytes):
+            is_mixed = True
+            yield _mix(task, level, most_bytes)
+
+
+def _is_first(expected: int | None, most_bytes: int | None) -> bool:
+    return expected is not None and most_bytes is not None and expected <= most_bytes
+
+
+def _mix(task: Task, level: int, most_bytes: int | None) -> Rung:
+    """The rung of a mix of formats for each tensor, chosen by what rounding it costs."""
+    return Rung("mixed precision, best", GAINS["mixed"], level, _planned(task, most_bytes), most_bytes)
+
+
+def _planned(task: Task, most_bytes: int | None) -> Callable[[Path], Made]:
+    def make(folder: Path) -> Made:
+        study = Study(target_named("cpu").formats, calibration=_text(task), threads=task.threads)
+        studied = analyse(task.model, folder / "analysis", study, resume=True)
+        plan = Planner(task.model, studied).plan(plans.Goal(max_bytes=most_bytes)).file
+        return _measured(task, folder, plan.file_type, "best", plan.tensor_formats(task.model))
+
+    return make
+
+
+def _text(task: Task) -> Calibration:
+    return Calibration(task.calibration)
 
 
 def _in_gguf(task: Task, name: str, method: str) -> Callable[[Path], Made]:
     def make(folder: Path) -> Made:
-        path = folder / f"{task.model.name}-{name}-{method}.gguf"
-        calibration = None if method == "rtn" else task.calibration
-        card = quantize(
-            task.model,
-            name,
-            output=path,
-            method=method,
-            calibration=calibration,
-            force=method != "rtn",  # what gains nothing is measured, and told to
-            threads=task.threads,
-            command="tersor advise",
-        )
-        found = evaluate(path, against=task.model, data=task.data, windows=task.windows, command="tersor advise")
-        loss = found.metric("kl_mean")
-        if loss is None:
-            raise MissingError(f"{path.name}: the divergence from full precision could not be measured")
-        return Made(path.name, card.nbytes, loss, _speed(task, path, folder), card.notes)
+        return _measured(task, folder, name, method, ())
 
     return make
+
+
+def _measured(task: Task, folder: Path, name: str, method: str, formats: Sequence[str]) -> Made:
+    """Quantize, and compare with full precision; `formats`: overrides by tensor, of a plan."""
+    kind = f"{name}-mix" if formats else name
+    path = folder / f"{task.model.name}-{kind}-{method}.gguf"
+    more: dict[str, Any] = {"tensor_formats": tuple(formats)} if formats else {}
+    card = quantize(
+        task.model,
+        name,
+        output=path,
+        method=method,
+        calibration=None if method == "rtn" else _text(task),
+        force=method != "rtn",  # what gains nothing is measured, and told to
+        threads=task.threads,
+        command="tersor advise",
+        **more,
+    )
+    found = evaluate(path, against=task.model, data=task.data, windows=task.windows, command="tersor advise")
+    loss = found.metric("kl_mean")
+    if loss is None:
+        raise MissingError(f"{path.name}: the divergence from full precision could not be measured")
+    return Made(path.name, card.nbytes, loss, _speed(task, path, folder), card.notes)
 
 
 def _speed(task: Task, path: Path, folder: Path) -> Metric | None:
