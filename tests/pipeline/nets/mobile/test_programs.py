@@ -1,0 +1,70 @@
+"""What a runtime may differ by from our own arithmetic, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersor.core.errors import EngineError
+from tersor.graph.net import Net
+from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
+from tersor.pipeline.nets.mobile import programs
+from tersor.pipeline.nets.mobile.programs import AGREEMENT, SHARE_OF_NOISE, make_program
+
+from ..conftest import images
+
+
+@pytest.fixture
+def sample() -> dict[str, Any]:
+    pixels, _ = images(12, 5)
+    return {"x": pixels.astype(np.float32).transpose(0, 3, 1, 2) / 255}
+
+
+@pytest.fixture
+def quantized(graph: Net, sample: dict[str, Any]) -> QuantizedNet:
+    return quantize_net(graph, [sample], replace(Recipe(), engine="onnxruntime"))
+
+
+def differing(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let the runtime's outputs be others than it computed, knowing what they were to be and how far from float."""
+    real = programs._OnnxRuntime
+
+    class Changed(real):  # type: ignore[misc,valid-type]
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            self.outputs = [change(one) for one in self.wanted]
+
+    monkeypatch.setattr(programs, "_OnnxRuntime", Changed)
+
+
+def metrics(quantized: QuantizedNet, sample: dict[str, Any]) -> dict[str, float]:
+    made = make_program(quantized, sample, ".ort", threads=1)
+    return {metric.name: metric.value for metric in made.benchmark.metrics}
+
+
+def test_what_rounding_moves_less_than_quantizing_did_is_taken(
+    quantized: QuantizedNet, sample: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert metrics(quantized, sample)["runtime_difference"] <= AGREEMENT
+    monkeypatch.setattr(programs, "AGREEMENT", 1e-9)
+    random = np.random.default_rng(0)
+    differing(monkeypatch, lambda wanted: wanted + 1e-5 * random.standard_normal(wanted.shape).astype(np.float32))
+    found = metrics(quantized, sample)
+    assert found["runtime_difference"] > 1e-9
+    assert 0 < found["runtime_share_of_noise"] <= SHARE_OF_NOISE
+
+
+def changed(wanted: Any) -> Any:
+    return np.roll(wanted, 1, axis=-1)
+
+
+@pytest.mark.parametrize("change", [changed, lambda wanted: 1.5 * wanted, lambda wanted: wanted * np.float32("nan")])
+def test_what_is_another_computation_is_refused(
+    change: Any, quantized: QuantizedNet, sample: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differing(monkeypatch, change)
+    with pytest.raises(EngineError, match=r"computes something else .* of what quantizing moved it by"):
+        make_program(quantized, sample, ".ort", threads=1)
