@@ -25,6 +25,7 @@ TONES: Mapping[str, str] = {
     "too slow": "✗ fail",
     "impossible": "! inconclusive",
 }
+PASSED = "passed over"
 COLUMNS = ("rung", "verdict", ">size", ">loss", ">95 % interval", ">speed", ">seconds", "why")
 
 
@@ -60,7 +61,7 @@ def rows_of(findings: Iterable[Finding]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for (verdict, reason), group in groupby(findings, key=lambda one: (one.verdict, one.reason)):
         same = list(group)
-        if verdict == "passed over" and len(same) > 1:
+        if verdict == PASSED and len(same) > 1:
             rows.append((f"{same[0].rung} … {same[-1].rung}", verdict, "", "", "", "", "", reason))
         else:
             rows += [_row(one) for one in same]
@@ -79,12 +80,15 @@ def _row(one: Finding) -> tuple[str, ...]:
 
 
 def _blocks(advice: Advice) -> Sequence[Block]:
-    tried = Table("Every rung, from the largest to the smallest", COLUMNS, tuple(rows_of(advice.findings)))
+    rows = rows_of(advice.findings)
+    tried = Table("Rungs that were tried", COLUMNS, tuple(row for row in rows if row[1] != PASSED))
+    left = tuple((row[0], row[-1]) for row in rows if row[1] == PASSED)
     gains = dict.fromkeys((one.rung, one.gain) for one in advice.findings if one.made is not None)
     expected = Table("What the rungs that were tried do", ("rung", "what it does"), tuple(gains))
     notes = [(one.rung, note) for one in advice.findings if one.made is not None for note in one.made.notes]
     told = [Table("What was to be said of them", ("rung", "note"), tuple(notes))] if notes else []
-    return (tried, expected, *told)
+    passed = [Table("Rungs that were passed over", ("rung", "why"), left)] if left else []
+    return (tried, expected, *passed, *told)
 
 
 def _markdown(advice: Advice) -> str:
