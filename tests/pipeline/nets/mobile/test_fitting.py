@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import tersor
-from tersor.core.errors import EngineError, QualityError, SchemeError
+from tersor.core.errors import QualityError, SchemeError
 from tersor.engines.executorch.program import Program, has_executorch
 from tersor.graph.net import Net
 from tersor.graph.sessions import Session
-from tersor.pipeline.nets.mobile import programs
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
 from tersor.pipeline.nets.quantizing import NetHow
@@ -124,12 +123,6 @@ def test_a_file_of_onnx_runtime_runs_as_the_net_does(graph: Net, tmp_path: Path)
 def test_what_a_phone_does_not_run_is_refused(graph: Net, name: str, suffix: str, told: str) -> None:
     with pytest.raises(SchemeError, match=told):
         made(graph, name, suffix)
-
-
-def test_a_runtime_that_computes_something_else_is_caught(graph: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "AGREEMENT", -1.0)
-    with pytest.raises(EngineError, match="computes something else than the same numbers in ONNX Runtime node by node"):
-        made(graph, "int8", ".ort")
 
 
 @needs_executorch
