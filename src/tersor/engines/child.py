@@ -16,13 +16,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError
 from tersor.engines.frames import HEAD, MAX_FRAME
 
-__all__ = ["Child"]
+__all__ = ["Child", "InChild"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 16_384
@@ -199,6 +200,29 @@ class Child:
             if pipe is not None:
                 _close_quietly(pipe)
         return code
+
+
+class InChild:
+    """What runs in a child process, `_child`: close it, or use it as a context."""
+
+    _child: Child
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine while it lives."""
+        return self._child.pid
+
+    def close(self) -> None:
+        """End the child process; calling it twice is harmless."""
+        self._child.close()
 
 
 class _RefusedError(Exception):

@@ -12,15 +12,14 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError
 from tersor.engines.activations import Activations
-from tersor.engines.child import Child
+from tersor.engines.child import Child, InChild
 
 __all__ = ["SUPPORTED", "LlamaCpp", "empty_engine", "load_check"]
 
@@ -30,7 +29,7 @@ SUPPORTED = "2026.10.11549"
 _BATCH_BYTES = 64 << 20  # of logits held by the engine at once; larger vocabularies get smaller batches
 
 
-class LlamaCpp:
+class LlamaCpp(InChild):
     """A GGUF loaded in llama.cpp; a context manager, for one thread at a time.
 
     path             the GGUF, or the first file of a split one
@@ -84,23 +83,6 @@ class LlamaCpp:
         self.trained_context = int(facts["trained_context"])
         self.begin: int | None = facts["begin"]
         self.adds_end = bool(facts["adds_end"])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the child process; calling it twice is harmless."""
-        self._child.close()
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the engine while it lives."""
-        return self._child.pid
 
     def version(self) -> str:
         """The engine's name and release, as `xllamacpp 2026.10.11549`."""

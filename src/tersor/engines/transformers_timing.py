@@ -7,16 +7,15 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tersor.core.errors import EngineError, MissingError
-from tersor.engines.child import Child
+from tersor.engines.child import Child, InChild
 
 __all__ = ["TransformersTiming", "empty_engine"]
 
 
-class TransformersTiming:
+class TransformersTiming(InChild):
     """A causal language model in transformers on the CPU, in the type that its checkpoint names.
 
     path       a folder with config.json and weights
@@ -37,23 +36,6 @@ class TransformersTiming:
         self._child = _child(path, threads, timeout_s, dict(loading or {}))
         self.vocabulary_size = int(self._child.greeting["vocabulary_size"])
         self.load_s = float(self._child.greeting["load_s"])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the engine while it lives."""
-        return self._child.pid
-
-    def close(self) -> None:
-        """End the child process; calling it twice is harmless."""
-        self._child.close()
 
     def version(self) -> str:
         """The engine's name and release, as `transformers 5.23.0, torch 2.13.0`."""

@@ -10,9 +10,9 @@ import os
 import sys
 import warnings
 from collections import Counter
-from typing import Any, BinaryIO
+from typing import Any
 
-from tersor.engines.frames import send
+from tersor.engines.frames import own_output, send
 
 __all__ = ["main"]
 
@@ -52,8 +52,7 @@ def _name(node: Any) -> str:
 def main() -> None:
     """Lower, tell, end."""
     program, target = sys.argv[1:3]
-    output: BinaryIO = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever the compiler prints must not enter the protocol
+    output = own_output()
     warnings.simplefilter("ignore")
     try:
         send(output, {"done": True, **lower(program, target)})

@@ -8,14 +8,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tersor.core.errors import EngineError, MissingError, ShapeError
-from tersor.engines.child import Child
+from tersor.engines.child import Child, InChild
 
 __all__ = ["Lowered", "Program", "has_executorch", "lower"]
 
@@ -57,7 +56,7 @@ def lower(exported: bytes, name: str = "net") -> Lowered:
         return Lowered(target.read_bytes(), child.greeting["delegated"])
 
 
-class Program:
+class Program(InChild):
     """A .pte file in ExecuTorch's runtime, in a child process; close it, or use it as a context.
 
     threads  of its pool; 0: as many as there are cores
@@ -107,13 +106,5 @@ class Program:
 
     def close(self) -> None:
         """End the process; closing twice is harmless."""
-        self._child.close()
+        super().close()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

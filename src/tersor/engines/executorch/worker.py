@@ -7,14 +7,13 @@ parent sees the pipe close.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from time import perf_counter, perf_counter_ns, process_time_ns
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from tersor.engines.frames import receive, send
+from tersor.engines.frames import Ready, serve
 
 __all__ = ["main"]
 
@@ -86,20 +85,9 @@ _OPERATIONS = {"run": _Stage.run, "time": _Stage.time}
 def main() -> None:
     """Load the program, then answer requests until stdin closes."""
     path, options = sys.argv[1:3]
-    output: BinaryIO = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever the runtime prints must not enter the protocol
-    try:
+
+    def load(_output: BinaryIO) -> Ready:
         stage = _Stage(path, json.loads(options)["threads"])
-        send(output, {"done": True, **stage.facts})
-    except Exception as error:  # the edge of the process: whatever the runtime raises goes to the parent
-        send(output, {"error": f"{type(error).__name__}: {error}"})
-        output.flush()
-        return
-    output.flush()
-    while (request := receive(sys.stdin.buffer)) is not None:
-        try:
-            send(output, {"done": True, **_OPERATIONS[request["operation"]](stage, request)})
-        except Exception as error:
-            send(output, {"error": f"{type(error).__name__}: {error}"})
-        output.flush()
-    os._exit(0)  # the threads of its pool need no ending
+        return dict(stage.facts), lambda request: _OPERATIONS[request["operation"]](stage, request)
+
+    serve(load)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any, BinaryIO
 
-from tersor.engines.frames import receive, send
+from tersor.engines.frames import own_output, receive, send
 from tersor.engines.llama.api import Batch, RefusalError, bound, checked
 from tersor.engines.llama.session import Session, pieces
 
@@ -158,8 +158,7 @@ OPERATIONS = {"time_open": _open, "time_prompt": _prompt, "time_generation": _co
 
 def main() -> None:
     """An empty engine, whose memory is what any model needs on top of itself: started, no model, until stdin closes."""
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    output = own_output()
     try:
         bound(sys.argv[1]).llama_backend_init()
         send(output, {"done": True})

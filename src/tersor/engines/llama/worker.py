@@ -14,7 +14,7 @@ import sys
 from time import perf_counter
 from typing import Any, BinaryIO
 
-from tersor.engines.frames import receive, send
+from tersor.engines.frames import own_output, receive, send
 from tersor.engines.llama.api import RefusalError, bound
 from tersor.engines.llama.session import Session, pieces
 from tersor.engines.llama.timing import OPERATIONS as TIMING
@@ -105,8 +105,7 @@ def _serve(engine: Session, source: BinaryIO, output: BinaryIO, load_s: float) -
 def main() -> None:
     """Load the model, then answer requests until stdin closes."""
     library, path, options = sys.argv[1:4]
-    output = os.fdopen(os.dup(1), "wb", buffering=1 << 20)
-    os.dup2(2, 1)  # whatever native code prints must not enter the protocol
+    output = own_output(1 << 20)
     try:
         engine_library = bound(library)
         began = perf_counter()

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any, BinaryIO
 
-from tersor.engines.frames import receive, send
+from tersor.engines.frames import Ready, serve
 from tersor.engines.torch.checkpoints import is_quantized, load_quantized
 
 __all__ = ["main"]
@@ -83,21 +83,11 @@ _OPERATIONS = {"time_open": _Stage.open, "time_prompt": _Stage.prompt, "time_gen
 def main() -> None:
     """Load the model, then answer requests until stdin closes."""
     path, options = sys.argv[1:3]
-    output: BinaryIO = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever libraries print must not enter the protocol
-    try:
+
+    def load(_output: BinaryIO) -> Ready:
         chosen = json.loads(options)
         stage = _Stage(path, chosen["threads"], chosen["loading"])
-        send(output, {"done": True, **stage.facts()})
-    except Exception as error:  # the edge of the process: whatever a foreign library raises goes to the parent
-        send(output, {"error": f"{type(error).__name__}: {error}"})
-        output.flush()
-        return
-    output.flush()
-    while (request := receive(sys.stdin.buffer)) is not None:
-        try:
-            send(output, {"done": True, **_OPERATIONS[request["operation"]](stage, request)})
-        except Exception as error:
-            send(output, {"error": f"{type(error).__name__}: {error}"})
-        output.flush()
+        return stage.facts(), lambda request: _OPERATIONS[request["operation"]](stage, request)
+
+    serve(load)
     os._exit(0)

@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Literal, Self, TypeAlias
+from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import MissingError, SchemeError
-from tersor.engines.child import Child
+from tersor.engines.child import Child, InChild
 
 __all__ = ["NET_ENGINES", "Clock", "Loaded", "NetEngine", "Settings", "Way", "installed", "ways"]
 
@@ -84,7 +84,7 @@ class Way:
         return f"{self.engine}, {self.threads} threads{''.join(f', {word}' for word in said)}"
 
 
-class Loaded:
+class Loaded(InChild):
     """A net in an engine, in a child process.
 
     way      how it is run
@@ -125,23 +125,6 @@ class Loaded:
         self.load_s, self.version = float(greeting["load_s"]), str(greeting["version"])
         self.inputs: dict[str, list[int]] = dict(greeting["inputs"])
         self._values = int(greeting["values"])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int | None:
-        """Process id while it lives."""
-        return self._child.pid
-
-    def close(self) -> None:
-        """End the child process; calling it twice is harmless."""
-        self._child.close()
 
     def seconds(self, repeats: int, clock: Clock = "wall") -> list[float]:
         """Run so many times on the same inputs, and return what each took."""

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tersor.engines.frames import receive, send
+from tersor.engines.frames import Ready, send, serve
 from tersor.graph.net import Net
 from tersor.graph.training.module import to_torch
 
@@ -198,20 +198,10 @@ _OPERATIONS = {"time": _Stage.time, "show": _Stage.show, "profile": _Stage.profi
 def main() -> None:
     """Load the net, then answer requests until stdin closes."""
     engine, path, options = sys.argv[1:4]
-    output: BinaryIO = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever libraries print must not enter the protocol
-    try:
+
+    def load(output: BinaryIO) -> Ready:
         stage = _Stage(engine, path, json.loads(options))
-        send(output, {"done": True, **stage.facts()})
-    except Exception as error:  # the edge of the process: whatever a foreign library raises goes to the parent
-        send(output, {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"})
-        output.flush()
-        return
-    output.flush()
-    while (request := receive(sys.stdin.buffer)) is not None:
-        try:
-            send(output, {"done": True, **_OPERATIONS[request["operation"]](stage, request, output)})
-        except Exception as error:
-            send(output, {"error": f"{type(error).__name__}: {error}"})
-        output.flush()
+        return stage.facts(), lambda request: _OPERATIONS[request["operation"]](stage, request, output)
+
+    serve(load, refusal=lambda error: " ".join(str(error).split())[:400])
     os._exit(0)
