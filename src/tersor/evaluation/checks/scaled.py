@@ -15,7 +15,7 @@ import numpy as np
 from tersor.core.arrays import Float32
 from tersor.models import ModelTensor
 
-__all__ = ["error_beyond_scales"]
+__all__ = ["error_beyond_scales", "paired_rows"]
 
 ROUNDS = 8
 """Of fitting rows to columns and columns to rows at most; two are enough where rounding is left."""
@@ -51,7 +51,8 @@ def _of_matrix(found: ModelTensor, wanted: ModelTensor, start: int, stop: int) -
     for _ in range(ROUNDS):
         above, below = np.zeros(found.columns), np.zeros(found.columns)
         before, left, whole = left, 0.0, 0.0
-        for ours, theirs in _slices(found, wanted, start, stop):
+        for pair in paired_rows(found, wanted, start, stop):
+            ours, theirs = (rows.astype(np.float64) for rows in pair)
             expected = theirs * columns
             factors = _ratio((ours * expected).sum(axis=1), (expected * expected).sum(axis=1))[:, None]
             left += float(((ours - factors * expected) ** 2).sum())
@@ -69,8 +70,9 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > 0))
 
 
-def _slices(found: ModelTensor, wanted: ModelTensor, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def paired_rows(found: ModelTensor, wanted: ModelTensor, start: int, stop: int) -> Iterator[tuple[Float32, Float32]]:
+    """Yield rows `start` to `stop` of two tensors of one shape, a few at a time."""
     step = max(1, SLICE_WEIGHTS // found.columns)
     for first in range(start, stop, step):
         last = min(first + step, stop)
-        yield found.read(first, last).astype(np.float64), wanted.read(first, last).astype(np.float64)
+        yield found.read(first, last), wanted.read(first, last)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.core.arrays import Float32
-from tersor.evaluation.checks.scaled import error_beyond_scales
+from tersor.evaluation.checks.scaled import error_beyond_scales, paired_rows
 from tersor.evaluation.checks.verdict import Check
 from tersor.models import Model, ModelTensor
 
@@ -35,7 +35,6 @@ COARSEST = 1.1
 CORRECTION = 0.2
 """How far methods that make good the errors of earlier layers may move weights, beyond rounding."""
 
-SLICE_WEIGHTS = 1 << 22
 DIAGNOSED_WEIGHTS = 1 << 26
 COMPARED_ROWS = 64
 SHOWN = 4
@@ -151,11 +150,8 @@ def _errors(pairs: list[Pair], progress: TensorProgress | None) -> Iterator[tupl
     done = 0
     for pair in pairs:
         error = power = 0.0
-        step = max(1, SLICE_WEIGHTS // pair.found.columns)
-        for start in range(0, pair.found.rows, step):
-            stop = min(start + step, pair.found.rows)
-            wanted = pair.wanted.read(start, stop)
-            error += _squares(pair.found.read(start, stop) - wanted)
+        for found, wanted in paired_rows(pair.found, pair.wanted, 0, pair.found.rows):
+            error += _squares(found - wanted)
             power += _squares(wanted)
             done += wanted.size
             if progress is not None:

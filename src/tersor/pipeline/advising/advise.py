@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.calibrate.workspace import Workspace, workspace_path
-from tersor.core.card import Card, card_path
+from tersor.core.card import card_path
 from tersor.core.errors import SchemeError
 from tersor.files.atomic import atomic_writer, replace_folder
 from tersor.models import Model, load
@@ -20,7 +20,7 @@ from tersor.pipeline.advising.language import Task, rungs_of_language
 from tersor.pipeline.advising.nets import NetTask, rungs_of_net
 from tersor.pipeline.advising.rendering import FORMS, written
 from tersor.pipeline.nets.quantizing import NetHow, is_network
-from tersor.pipeline.steps.cards import save_card
+from tersor.pipeline.steps.cards import load_card, save_card
 
 __all__ = ["TARGETS", "advise", "save_report"]
 
@@ -103,8 +103,7 @@ def _keep(made: Path, output: Path) -> None:
     if made.is_dir():
         replace_folder(made, output)
         return
-    place = card_path(made, "json")
-    card = Card.from_json(place.read_text(encoding="utf-8"), place=place.name)
+    card = load_card(card_path(made, "json"))
     shutil.move(made, output)
     save_card(replace(card, artefacts=tuple(replace(one, name=output.name) for one in card.artefacts)), output)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor.core.card import Card
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Metric
 from tersor.evaluation.nets.accuracy import evaluate_net
@@ -83,15 +84,17 @@ class NetTask:
         data = calibration_batches(self.how.calibration, self.source, self.how.preparation, images=self.how.images)
         return [(feeds, None) for feeds in batches_of(self.source, data, self.how.limit)]
 
-    def measured(self, net: Net, name: str, notes: tuple[str, ...] = ()) -> Made:
-        """Return what a net loses and how fast it is, beside the float one."""
-        scores = [scores_by(one, self.how.threads) for one in (net, self.source)]
-        found = evaluate_net(scores[0], against=scores[1], data=self.judged_by())
+    def measured(self, net: Net, name: str, card: Card | None = None) -> Made:
+        """Return what a net loses and how fast it is, beside the float one; what its Card has is not measured again."""
+        found = next(iter(card.evaluations if card is not None else ()), None)
+        if found is None:
+            scores = [scores_by(one, self.how.threads) for one in (net, self.source)]
+            found = evaluate_net(scores[0], against=scores[1], data=self.judged_by())
         loss = _points(found.metric("accuracy_drop")) or _lost(found.metric("agreement"))
         if loss is None:
             raise MissingError(f"{self.source.name}: no classes to judge by: the first output must be [items, classes]")
         speed = _speed(net, self.source, self.first, self.how.threads) if self.needs_speed else None
-        return Made(name, len(net.to_bytes()), loss, speed, notes)
+        return Made(name, len(net.to_bytes()), loss, speed, () if card is None else card.notes)
 
 
 def rungs_of_net(task: NetTask, goal: Goal) -> tuple[Rung, ...]:
@@ -129,7 +132,7 @@ def _quantized(task: NetTask, name: str, **changes: Any) -> Callable[[Path], Mad
             kept = 1 - made.quantized.net.weight_bytes / task.source.weight_bytes
             raise UnsupportedError(f"only {kept:.0%} of its bytes are in operators that can be stored so")
         made.save(path)
-        return task.measured(made.quantized.net, path.name, made.card.notes)
+        return task.measured(made.quantized.net, path.name, made.card)
 
     return make
 
@@ -144,7 +147,7 @@ def _trained(task: NetTask, name: str) -> Callable[[Path], Made]:
         own = replace(training, folder=None if training.folder is None else training.folder / name)
         made = quantize_network(task.net, name, replace(task.how, training=own, bench=False, command="tersor advise"))
         made.save(path)
-        return task.measured(made.quantized.net, path.name, made.card.notes)
+        return task.measured(made.quantized.net, path.name, made.card)
 
     return make
 

@@ -21,7 +21,7 @@ from tersor.graph.training.train import Trained
 from tersor.graph.writing.stored import HALF_BITS
 from tersor.pipeline.steps.provenance import machine, peak_memory_bytes, versions
 
-__all__ = ["card_of", "notes_of", "operator_errors"]
+__all__ = ["card_of", "notes_of", "operator_errors", "relative_error"]
 
 ENGINES = ("onnx", "onnxruntime")
 SHOWN = 8
@@ -100,7 +100,7 @@ def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorErr
             halves = is_packed and scheme.bits <= HALF_BITS
             nbytes = -(-rounded.codes.size // (2 if halves else 1)) + 4 * rounded.quantizer.scale.size
             row = PlannedTensor(name, shape, "F32", form, weights[name], "", nbytes)
-            yield row, TensorError(name, _relative(numbers, rounded.values), method=quantized.recipe.weights)
+            yield row, TensorError(name, relative_error(numbers, rounded.values), method=quantized.recipe.weights)
         elif name in biases:
             yield PlannedTensor(name, shape, "F32", "int32", "bias", "", 4 * numbers.size), TensorError(name, None)
         else:
@@ -110,7 +110,8 @@ def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorErr
             yield PlannedTensor(name, shape, "F32", "f32", reason, "", 4 * numbers.size), TensorError(name, 0.0)
 
 
-def _relative(before: np.ndarray, after: np.ndarray) -> float | None:
+def relative_error(before: np.ndarray, after: np.ndarray) -> float | None:
+    """Return rms(after - before) / rms(before); None for zeros."""
     power = float(np.square(before.astype(np.float64)).sum())
     return math.sqrt(float(np.square(after.astype(np.float64) - before).sum()) / power) if power else None
 

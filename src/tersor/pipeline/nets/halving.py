@@ -14,6 +14,7 @@ from tersor.core.plan import Plan, PlannedTensor, Recipe
 from tersor.files.hashing import sha256
 from tersor.graph.net import Net, constant
 from tersor.graph.writing.halved import halved
+from tersor.pipeline.nets.cards import relative_error
 from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.provenance import machine, peak_memory_bytes, versions
 
@@ -61,10 +62,4 @@ def _tensors(net: Net, kept: set[str]) -> Iterator[tuple[PlannedTensor, TensorEr
             str(name), tuple(numbers.shape), str(numbers.dtype), kind, "kept: small" if is_kept else FORMAT, "",
             bytes_each * math.prod(numbers.shape),
         )  # fmt: skip
-        yield row, TensorError(str(name), 0.0 if is_kept else _relative(numbers))
-
-
-def _relative(numbers: np.ndarray) -> float | None:
-    wide = numbers.astype(np.float64)
-    power = float((wide * wide).sum())
-    return math.sqrt(float(((numbers.astype(np.float16) - wide) ** 2).sum()) / power) if power else None
+        yield row, TensorError(str(name), 0.0 if is_kept else relative_error(numbers, numbers.astype(np.float16)))
