@@ -12,8 +12,8 @@ import numpy as np
 
 from tersor.analyse.allocation import Option
 from tersor.analyse.ranges import Ranges
-from tersor.core.errors import FormatError, MissingError
-from tersor.core.records import from_json_text, plain, read_record, to_json_text
+from tersor.core.errors import FormatError
+from tersor.core.records import from_json_text, plain, read_record, read_text, to_json_text
 
 __all__ = ["ANALYSIS_SCHEMA", "AnalysedTensor", "Analysis", "Candidate", "Measured"]
 
@@ -165,10 +165,4 @@ class Analysis:
     @classmethod
     def load(cls, path: Path) -> Analysis:
         """Read a saved analysis."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{path}: not a text file ({error})") from error
-        return cls.from_json(text, place=str(path))
+        return cls.from_json(read_text(path), place=str(path))

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from tersor.core.errors import FormatError, MissingError
-from tersor.core.records import from_json_text, plain, read_record, to_json_text
+from tersor.core.errors import FormatError
+from tersor.core.records import from_json_text, plain, read_record, read_text, to_json_text
 
 __all__ = ["PLAN_SCHEMA", "Plan", "PlannedTensor", "Recipe"]
 
@@ -130,10 +130,4 @@ class Plan:
     @classmethod
     def load(cls, path: Path) -> Plan:
         """Read a saved plan."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{path}: not a text file ({error})") from error
-        return cls.from_json(text, place=str(path))
+        return cls.from_json(read_text(path), place=str(path))

@@ -12,11 +12,12 @@ import math
 import types
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tersor.core.errors import FormatError
+from tersor.core.errors import FormatError, MissingError
 
-__all__ = ["fields_of", "from_json_text", "plain", "read_record", "to_json_text"]
+__all__ = ["fields_of", "from_json_text", "plain", "read_record", "read_text", "to_json_text"]
 
 Row = TypeVar("Row")
 
@@ -108,6 +109,24 @@ def plain(value: object) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def read_text(path: Path, *, most: int | None = None, too_large: str = "") -> str:
+    """Return the text of a file in UTF-8; MissingError where it cannot be read, FormatError where it is no text.
+
+    most       bytes that it may have; None: any number. `too_large` says in the error what is never larger
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read() if most is None else file.read(most + 1)
+    except OSError as error:
+        raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if most is not None and len(data) > most:
+        raise FormatError(f"{path}: more than {most:,} bytes; {too_large}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not a text file ({error})") from error
 
 
 def to_json_text(document: object) -> str:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from tersor.core.card import Card, card_path
 from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.core.records import read_text
 from tersor.deploy.registry.rows import KINDS, Difference, Kind, ManifestFile
 from tersor.files.gguf import split_paths
 
@@ -150,16 +151,7 @@ def read_card(path: Path, files: tuple[ManifestFile, ...]) -> str | None:
     place = next((card for card in beside if card.is_file()), None)
     if place is None:
         return None
-    try:
-        with place.open("rb") as file:
-            data = file.read(MAX_CARD_BYTES + 1)
-        if len(data) > MAX_CARD_BYTES:
-            raise FormatError(f"{place}: more than {MAX_CARD_BYTES:,} bytes; no Card is that large")
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise MissingError(f"{place}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{place}: not a text file ({error})") from error
+    text = read_text(place, most=MAX_CARD_BYTES, too_large="no Card is that large")
     hashes = {PurePosixPath(file.path).name: file.sha256 for file in files}
     for artefact in Card.from_json(text, place=str(place)).artefacts:
         if artefact.sha256 and hashes.get(artefact.name, artefact.sha256) != artefact.sha256:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tersor.core.card import Card, card_path
-from tersor.core.errors import FormatError, MissingError
 from tersor.core.evaluation import Benchmark, Evaluation, LayerError
+from tersor.core.records import read_text
 from tersor.files.atomic import AtomicSet, atomic_set
 from tersor.pages import report_page
 
@@ -25,16 +25,7 @@ def read_card(artefact: Path) -> Card | None:
 
 def load_card(path: Path) -> Card:
     """Read a `.card.json`; MissingError where it cannot be read, FormatError where it is no Card."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise FormatError(f"{path}: more than {MAX_BYTES:,} bytes; no Card is that large")
-        return Card.from_json(data.decode("utf-8"), place=str(path))
-    except OSError as error:
-        raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not a text file ({error})") from error
+    return Card.from_json(read_text(path, most=MAX_BYTES, too_large="no Card is that large"), place=str(path))
 
 
 def save_card(card: Card, artefact: Path) -> tuple[Path, ...]:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tersor.core.errors import FormatError, MissingError, SchemeError, UnsupportedError
+from tersor.core.errors import MissingError, SchemeError, UnsupportedError
+from tersor.core.records import read_text
 from tersor.evaluation.nets.running.choices import Choice, Choices, Tried, choices_path
 from tersor.evaluation.nets.running.choosing import best_way
 from tersor.evaluation.nets.running.engines import NET_ENGINES, Clock, Loaded, Way, installed, ways
@@ -155,14 +156,8 @@ def _read_choices(path: Path) -> Choices:
     """Read a file of choices, nothing where there is none; FormatError where it is something else."""
     if not path.is_file():
         return Choices()
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise FormatError(f"{path}: more than {MAX_BYTES:,} bytes; no choices are that many")
-    try:
-        return Choices.from_json(data.decode("utf-8"), place=str(path))
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not a text file ({error})") from error
+    text = read_text(path, most=MAX_BYTES, too_large="no choices are that many")
+    return Choices.from_json(text, place=str(path))
 
 
 def _fingerprint(machine: Processor) -> str:
