@@ -23,7 +23,7 @@ from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Precision
 from tersor.graph.sessions import Feeds
 from tersor.graph.simplify import simplified
-from tersor.pipeline.nets.cards import card_of
+from tersor.pipeline.nets.cards import card_of, relative_error
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.mobile.budget import ESTIMATED, Budget
 from tersor.pipeline.nets.mobile.programs import Made, engine_for, make_program
@@ -179,9 +179,8 @@ def _floated(source: Net, name: str, how: NetHow) -> tuple[QuantizedNet, Card]:
 
 def _halved(plain: Net, card: Card) -> Iterator[Any]:
     for error in card.errors:
-        numbers = plain.graph.initializers[error.name].const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
-        power, off = np.square(numbers).sum(), np.square(numbers.astype(np.float16) - numbers).sum()
-        yield replace(error, relative=float(np.sqrt(off / power)) if power else 0.0)
+        numbers = plain.graph.initializers[error.name].const_value.numpy()  # type: ignore[union-attr]
+        yield replace(error, relative=relative_error(numbers, numbers.astype(np.float16)) or 0.0)
 
 
 def _few(batches: Sequence[Feeds]) -> Feeds:
