@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.errors import MissingError
@@ -31,6 +32,9 @@ KEEP_ALIVE_S = 30
 GARBAGE = 10_000
 """New objects after which garbage is looked for: a request makes some hundreds, and leaves hardly any behind."""
 
+TRIM_S = 20.0
+"""Between two times that memory which the C library keeps for nothing is given back."""
+
 
 def serve(gateway: Gateway, tell: Callable[[str], None]) -> None:
     """Serve until a signal says otherwise; `tell` is told the address once all models are ready.
@@ -46,7 +50,7 @@ async def _serve(gateway: Gateway, tell: Callable[[str], None]) -> None:
     with _listening(deployment) as listener:
         loop.add_signal_handler(signal.SIGHUP, gateway.hang_up)  # from here on: by itself, the signal would end us
         try:
-            async with gateway.running():
+            async with gateway.running(), _trimmed():
                 # What is there now stays: looking through it for garbage would hold up requests, 10 ms each time.
                 gc.collect()
                 gc.freeze()
@@ -55,6 +59,36 @@ async def _serve(gateway: Gateway, tell: Callable[[str], None]) -> None:
                 await _server(gateway, deployment).serve(sockets=[listener])
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
+
+
+@contextlib.asynccontextmanager
+async def _trimmed() -> AsyncIterator[None]:
+    """Give memory back all the while.
+
+    What is read from a socket begins as 256 KiB and is cut to what came: in between the cuts the heap of glibc keeps
+    holes, that it never gives back by itself. They grow by 2 MB in 100 000 requests, while what is in use does not.
+    """
+    trim = _trim()
+
+    async def trimming() -> None:
+        while True:
+            await asyncio.sleep(TRIM_S)
+            trim()
+
+    task = asyncio.create_task(trimming(), name="trim")
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def _trim() -> Callable[[], object]:
+    """Return what gives unused memory back, which takes a millisecond; nothing does where the C library is another."""
+    try:
+        found = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return lambda: None
+    return lambda: found(ctypes.c_size_t(0))
 
 
 def _server(gateway: Gateway, deployment: Deployment) -> Any:
