@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.errors import ShapeError
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.linear.arena import LINE, Arena
+from tersor.kernels.linear.joint import Joint, joined
 from tersor.kernels.linear.multiply import multiply
 from tersor.kernels.linear.operators import register
 from tersor.kernels.linear.weights import REALS, PackedWeight
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["quantized_linear"]
+__all__ = ["join", "quantized_linear"]
 
 
 def quantized_linear(
@@ -42,6 +45,30 @@ def quantized_linear(
     return module
 
 
+def join(modules: Sequence[torch.nn.Module], arena: Arena | None = None) -> bool:
+    """Have layers that one module of a model calls in this order with the same tensor multiply a single token together.
+
+    arena  memory for their weights, which become parts of one
+    False where they do not go together: other groups, bits, kinds of scales, columns in another order.
+    """
+    layers: list[Any] = list(modules)
+    size = sum(layer._packed.nbytes for layer in layers)
+    made = len({(layer.digits, layer.per_token) for layer in layers}) == 1 and joined(
+        [layer._packed for layer in layers],
+        [layer.bias for layer in layers],
+        [layer.order for layer in layers],
+        digits=layers[0].digits,
+        per_token=layers[0].per_token,
+        arena=arena or Arena(size + 4 * LINE),
+    )
+    if not made:
+        return False
+    joint, weights = made
+    for seat, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
+        layer._sit(joint, seat, weight)
+    return True
+
+
 class _Linear:
     """How the module works; `linear_class` makes it one of torch's, which is not imported before it is needed."""
 
@@ -58,11 +85,16 @@ class _Linear:
         module.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32, copy=True))
         module.register_buffer("order", order)
         self._packed, self._of = weight, weight.codes
+        self._joint: Joint | None = None
+        self._bias: Tensor | None = None
+        self._seat = 0
         register()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x · weightᵀ + bias: [..., columns] to [..., rows], in the type of `x`."""
         parts: dict[str, Any] = self._buffers  # type: ignore[attr-defined]  # of torch.nn.Module
+        if self._joint is not None and self._is_joined(x, parts):
+            return self._joint.part(self._seat, x)
         if parts["order"] is not None:
             x = x.index_select(-1, parts["order"])
         if (
@@ -80,6 +112,28 @@ class _Linear:
             )
             self._packed, self._of = weight, weight.codes
         return multiply(x, self._packed, self._float_bias(parts), self.digits, self.per_token)
+
+    def _sit(self, joint: Joint, seat: int, weight: PackedWeight) -> None:
+        """Make its weight the part of `joint` that it is."""
+        module: Any = self
+        module.codes, module.scales, module.zeros = weight.codes, weight.scales, weight.zeros
+        self._packed, self._of, self._bias = weight, weight.codes, module.bias
+        self._joint, self._seat = joint, seat
+
+    def _load_from_state_dict(self, *given: Any, **more: Any) -> None:
+        """Leave the others: they may be given another order, or other biases."""
+        self._joint = None
+        super()._load_from_state_dict(*given, **more)  # type: ignore[misc]  # of torch.nn.Module
+
+    def _is_joined(self, x: Tensor, parts: dict[str, Any]) -> bool:
+        """Whether the joint product gives the same: one token as it is, and the module's own numbers as they were."""
+        return (
+            x.numel() == self.in_features == x.shape[-1]
+            and self._of is parts["codes"]
+            and self._bias is parts["bias"]
+            and type(x) is torch.Tensor
+            and not (torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_inference())
+        )
 
     def extra_repr(self) -> str:
         """What `print` shows of it."""
