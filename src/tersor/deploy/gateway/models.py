@@ -166,7 +166,8 @@ class Served:
                     yield reply
                     whole = time.monotonic() - arrived
                     self.metrics.seconds.labels(*labels).observe(whole)
-                    self._record(request, payload, reply, first, whole)
+                    # Once the answer has left: nobody waits for what is only noted down.
+                    asyncio.get_running_loop().call_soon(self._record, request, payload, reply, first, whole)
             except (EngineError, TooLateError):
                 self._record_failure()
                 raise

@@ -21,8 +21,8 @@ from tersor.deploy.guard.tensors import judge_tensors
 
 __all__ = ["TOP", "TensorWatch", "TextWatch", "Watch", "with_logprobs"]
 
-TOP = 5
-"""Most likely tokens that sentinels see."""
+TOP = 2
+"""Most likely tokens that sentinels see: how far the first is from the second."""
 WORD = re.compile(r"\s*\S+|\s+$")
 
 

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from tersor.core.errors import EngineError
 from tersor.deploy.gateway.variants import Variant
-from tersor.deploy.gateway.watching import TOP
 from tersor.deploy.running.supervised import Answer, RequestError
 
 __all__ = ["Compared", "Exchange", "NoReferenceError", "Rest", "compared", "floor"]
@@ -30,6 +29,8 @@ CLOSE = 0.05
 """Of a row with one value: how far, relative to the largest of that output, still counts as the same."""
 MOST_TOKENS, MOST_BYTES = 512, 1 << 20
 KEPT = ("prompt", "messages", "input")
+LISTED = 5
+"""Most likely tokens that divergence is told by."""
 
 
 class NoReferenceError(Exception):
@@ -89,14 +90,14 @@ class Exchange:
             return {"operation": operation, "body": kept}
         greedy = {"max_tokens": 1, "temperature": 0, "seed": 1}
         if operation == "chat/completions":
-            return {"operation": operation, "body": {**kept, **greedy, "logprobs": True, "top_logprobs": TOP}}
+            return {"operation": operation, "body": {**kept, **greedy, "logprobs": True, "top_logprobs": LISTED}}
         before = self.tokens[: chance.randint(0, len(self.tokens))]
         prompt = kept["prompt"]
         if isinstance(prompt, str):
             prompt += "".join(word for _, word in before)
         elif all(number >= 0 for number, _ in before):
             prompt = [*prompt, *(number for number, _ in before)]
-        return {"operation": operation, "body": {"prompt": prompt, **greedy, "logprobs": TOP}}
+        return {"operation": operation, "body": {"prompt": prompt, **greedy, "logprobs": LISTED}}
 
 
 class Rest:
