@@ -14,6 +14,7 @@ from .figures import metric, wait_for
 
 WATCHED = YAML + "monitor: {clipping: 100, drift_every_s: 2, alarms: 1000, references: {digits: labelled.npz}}\n"
 # A look every 2 s with one false alarm in 30 days would take p-values of millions of draws: many alarms are accepted.
+CLIPPED = "tersor_clipped_activations_ratio"
 HERE = {"model": "digits", "variant": "int8"}
 
 
@@ -31,11 +32,12 @@ def test_activations_beyond_their_ranges_are_told_by_layer_and_are_drift(digits:
 
         wait_for(lambda: asked(1.0) is not None)
         assert metric(gateway, "tersor_drift_alarm", side="activations", **HERE) == 0
-        usual = metric(gateway, "tersor_clipped_activations_ratio", **HERE)
+        usual = metric(gateway, CLIPPED, **HERE)
         assert usual is not None
         assert usual < 0.02
         wait_for(lambda: asked(3.0) == 1)
-        assert (metric(gateway, "tersor_clipped_activations_ratio", layer="x", **HERE) or 0) > 0.2
+        # The alarm may come while most of what was looked at is as it was.
+        wait_for(lambda: bool(asked(3.0)) and (metric(gateway, CLIPPED, layer="x", **HERE) or 0) > 0.2)
         wait_for(lambda: metric(gateway, "tersor_alerts_firing", alert="InputDrift", model="digits") == 1)
     rows = [row for row in read_happenings(tmp_path / "deploy.record.db") if row.what == "activations clipped"]
     assert "x" in rows[-1].details["drifted"]
