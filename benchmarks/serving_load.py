@@ -3,7 +3,8 @@
 Gateway and engines run on one core, the client (the generator of `tersor loadtest`) on another; arms take turns.
 
 - overhead: latency through the gateway minus that of the same engine asked directly, at half of the gateway's
-  capacity: a net in the client's own process; llama.cpp on its own port, asked for the probabilities that the
+  capacity: a net in the client's own process, which then runs on the gateway's core, for what holds up that core
+  does not hold up the other; llama.cpp on its own port, asked for the probabilities that the
   sentinels look at too, and without. Goals: p50 1 ms, p99 3 ms.
 - throughput: inferences of one row of 64 numbers a second of processor that gateway and engine take, on one core.
   Goal: 3000, or 0.8 of a FastAPI route that multiplies the same matrix in its own process.
@@ -36,7 +37,7 @@ import numpy as np
 
 from serving import artefacts, bare
 from serving.asking import Asked, capacities, completion, infer_bytes, infer_json, sent
-from serving.live import CLIENT_CORE, Live, gateway, gone, pin, running, until
+from serving.live import CLIENT_CORE, SERVER_CORE, Live, gateway, gone, pin, running, until
 from tersor.deploy.gateway.watching import TOP
 from tersor.deploy.load.client import Client
 from tersor.deploy.load.exchange import Address, request_bytes
@@ -115,10 +116,12 @@ def overhead(
     found: dict[str, list[StepRecord]] = {name: [] for name, _ in arms}
     for index in range(TURNS * rounds):
         for name, arm in arms:
+            pin(CLIENT_CORE if isinstance(arm, Asked) else SERVER_CORE)()
             record = asyncio.run(sent(arm, rate, seconds / TURNS, first=index * 100_000))
             if record.good < record.requests:
                 raise RuntimeError(f"{name}: {record.requests - record.good} requests failed: {record.statuses}")
             found[name].append(record)
+    pin(CLIENT_CORE)()
     rows = []
     for name, _ in arms[1:]:
         for q, goal in (("p50", OVERHEAD_P50_MS), ("p99", OVERHEAD_P99_MS)):
