@@ -51,13 +51,18 @@ def test_the_tokens_are_those_of_transformers_own_greedy_generation(engine: Tran
     assert min(made["step_ns"]) > 0
 
 
-def test_a_quantized_checkpoint_runs_in_integers(folder: Path, tmp_path: Path) -> None:
-    fmt, quantized = get("int8-g16-sym-f16"), tmp_path / "gptq"
+@pytest.fixture(scope="module")
+def quantized(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fmt, quantized = get("int8-g16-sym-f16"), tmp_path_factory.mktemp("gptq") / "gptq"
     with contextlib.closing(Checkpoint([folder / "model.safetensors"])) as source:
         names = [name for name in source.tensors if name.endswith("proj.weight")]
         weights = ((name, np.asarray(source.read(name), np.float32)) for name in names)
         tensors = ((name, QuantizedTensor(fmt, w.shape, fmt.encode(w))) for name, w in weights)
         write_checkpoint(folder, source, dict.fromkeys(names, fmt), tensors, quantized, name="gptq")
+    return quantized
+
+
+def test_a_quantized_checkpoint_runs_in_integers(folder: Path, quantized: Path) -> None:
     weights_bytes = 2 * (4 * 32 * 32 + 3 * 32 * 48)
     with TransformersTiming(quantized, timeout_s=120) as engine, TransformersTiming(folder, timeout_s=120) as whole:
         held = [one.timed("time_open", sequences=1, context=20, threads=1)["loaded_bytes"] for one in (engine, whole)]
@@ -65,6 +70,38 @@ def test_a_quantized_checkpoint_runs_in_integers(folder: Path, tmp_path: Path) -
         engine.timed("time_prompt", sequences=2, prompts=PROMPTS)
         made = engine.timed("time_generation", sequences=2, steps=3)
         assert all(0 <= token < 120 for ids in made["ids"] for token in ids)
+
+
+def test_a_quantized_checkpoint_runs_on_torchs_operators(quantized: Path) -> None:
+    weights_bytes = 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    with TransformersTiming(quantized, timeout_s=120, kernels="torch") as engine:
+        assert engine.version().endswith(", kernels torch")
+        held = engine.timed("time_open", sequences=1, context=20, threads=1)["loaded_bytes"]
+        engine.timed("time_prompt", sequences=2, prompts=PROMPTS)
+        made = engine.timed("time_generation", sequences=2, steps=3)
+        assert all(0 <= token < 120 for ids in made["ids"] for token in ids)
+    with TransformersTiming(quantized, timeout_s=120) as ours:
+        other = ours.timed("time_open", sequences=1, context=20, threads=1)["loaded_bytes"]
+    assert abs(held - other) < 0.3 * weights_bytes  # both keep codes; scales here are float32, zero points are kept
+    with pytest.raises(EngineError, match="SchemeError: kernels must be auto, tersor or torch, got 'none'"):
+        TransformersTiming(quantized, timeout_s=120, kernels="none")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_an_engine_error(folder: Path) -> None:
+    with pytest.raises(EngineError, match="MissingError: device cuda is not available here"):
+        TransformersTiming(folder, timeout_s=120, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_makes_the_same_tokens(engine: TransformersTiming, folder: Path) -> None:
+    with TransformersTiming(folder, timeout_s=120, device="cuda") as other:
+        assert other.version().endswith(", cuda")
+        for one in (engine, other):
+            one.timed("time_prompt", sequences=2, prompts=PROMPTS)
+        made = [one.timed("time_generation", sequences=2, steps=6)["ids"] for one in (engine, other)]
+    assert made[0] == made[1]
 
 
 def test_the_engine_tells_what_it_is(engine: TransformersTiming, folder: Path) -> None:

@@ -115,6 +115,12 @@ def test_options_that_do_not_combine_are_refused_before_anything_runs(
         bench(artefacts[0], **options)
 
 
+def test_a_gguf_stays_on_the_processor(artefacts: tuple[Path, Path]) -> None:
+    for options in ({"device": "cuda"}, {"kernels": "torch"}):
+        with pytest.raises(SchemeError, match=r"a GGUF runs in llama\.cpp, on the processor"):
+            bench(artefacts[0], rounds=1, **SHORT, **options)
+
+
 def test_what_cannot_be_run_is_an_error_of_its_own_kind(artefacts: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such file or folder"):
         bench(tmp_path / "none.gguf")

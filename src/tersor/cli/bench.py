@@ -24,7 +24,7 @@ from tersor.pipeline.nets.benching import NetBench, net_kernels
 
 __all__ = ["bench"]
 
-_LANGUAGE = ("prompt", "generate", "batches", "min_tokens_per_s", "save")
+_LANGUAGE = ("prompt", "generate", "batches", "min_tokens_per_s", "save", "device", "kernels")
 _NET = ("engine", "batch", "length", "roof")
 """Options that mean nothing for the other kind."""
 
@@ -59,6 +59,16 @@ def bench(
     min_tokens_per_s: Annotated[
         float | None, typer.Option(metavar="X", help="Fail if fewer than X tokens a second are generated.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Folders: where torch computes, such as cuda; a GGUF stays on the CPU.")
+    ] = "cpu",
+    kernels: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|tersor|torch",
+            help="Quantized folders: tersor's own (CPU) or torch's operators; auto: tersor's where they run.",
+        ),
+    ] = "auto",
     compare: Annotated[
         str | None, typer.Option(metavar="engines", help="Run it in every engine that can, in turn.")
     ] = None,
@@ -102,6 +112,8 @@ def bench(
             generate=generate,
             batches=_numbers(batches),
             rounds=rounds,
+            device=device,
+            kernels=kernels,
             save=save,
             max_latency_ratio=max_latency_ratio,
             min_tokens_per_s=min_tokens_per_s,

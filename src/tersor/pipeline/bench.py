@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark, Limit, Metric
@@ -51,6 +52,8 @@ def bench(
     generate: int = 64,
     batches: Sequence[int] = (1, 2, 4, 8),
     rounds: int = 9,
+    device: str = "cpu",
+    kernels: str = "auto",
     max_latency_ratio: float | None = None,
     min_tokens_per_s: float | None = None,
     timeout_s: float = 600,
@@ -68,6 +71,7 @@ def bench(
     threads            of the engines and of the roofs; 0: every physical core this process may use
     prompt, generate   tokens of a round
     batches            numbers of parallel sequences to measure the throughput of
+    device, kernels    of folders, as `load_quantized` takes them; a GGUF stays on the processor
     max_latency_ratio  largest allowed ratio of the median time per token to that of `against`
     min_tokens_per_s   smallest allowed speed of generation
     timeout_s          longest wait for loading and for each step of a round
@@ -79,15 +83,11 @@ def bench(
     _check_limits(max_latency_ratio, min_tokens_per_s, rounds, has_other=against is not None)
     began = time.perf_counter()
     if Path(artefact).suffix == ".onnx":
-        how = NetBench(engine, compare, threads, rounds, Sizes(batch, length), timeout_s)
-        return _net(Path(artefact), against, how, max_latency_ratio, command=command, progress=progress)
-    if engine is not None:
-        raise SchemeError("language models run in the engine of their form; compare shows all that can run one")
-    workload = Workload(
-        prompt, generate, tuple(batches), rounds, threads=threads or processor().physical, timeout_s=timeout_s
-    )
-    if compare and against is not None:
-        raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
+        asked = NetBench(engine, compare, threads, rounds, Sizes(batch, length), timeout_s)
+        return _net(Path(artefact), against, asked, max_latency_ratio, command=command, progress=progress)
+    _check_engines(engine, compare=compare, has_other=against is not None)
+    how: Any = {"threads": threads or processor().physical, "device": device, "kernels": kernels}
+    workload = Workload(prompt, generate, tuple(batches), rounds, timeout_s=timeout_s, **how)
     if compare:
         return _compared(_located(artefact), workload, command, progress)
     paths = [_located(place) for place in (artefact, against) if place is not None]
@@ -105,6 +105,13 @@ def _check_limits(ratio: float | None, speed: float | None, rounds: int, *, has_
         raise SchemeError("max_latency_ratio compares with another artefact: name it with against")
     if rounds < LEAST_ROUNDS and (ratio is not None or speed is not None):
         raise SchemeError(f"limits need at least {LEAST_ROUNDS} rounds, got {rounds}: fewer give no 95 % interval")
+
+
+def _check_engines(engine: str | None, *, compare: bool, has_other: bool) -> None:
+    if engine is not None:
+        raise SchemeError("language models run in the engine of their form; compare shows all that can run one")
+    if compare and has_other:
+        raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
 
 
 def _subject(sides: Sequence[Side], made: Sequence[Benchmark], workload: Workload, command: str) -> Benchmark:
@@ -138,7 +145,15 @@ def _raced(
 ) -> tuple[list[Side], list[Benchmark]]:
     """Run every path in its engine, in turn; return the sides of the race and a Benchmark of each."""
     chosen = [runner_for(path) for path in paths]
-    traffics = [_traffic(path, row.traffic) for path, (_, row) in zip(paths, chosen, strict=True)]
+    is_elsewhere = workload.device != "cpu"
+    if (is_elsewhere or workload.kernels != "auto") and not any(row.devices for _, row in chosen):
+        raise SchemeError("a GGUF runs in llama.cpp, on the processor: device and kernels are for folders")
+    traffics = [
+        f"it runs on {workload.device}, the roofs and memory here are the processor's"
+        if is_elsewhere and row.devices
+        else _traffic(path, row.traffic)
+        for path, (_, row) in zip(paths, chosen, strict=True)
+    ]
     scene = look_around(workload.threads)
     meter = scene.meter
     sides = [Side(path, row) for path, (_, row) in zip(paths, chosen, strict=True)]
@@ -191,7 +206,7 @@ def _traffic(path: Path, read: Callable[[Path], Traffic]) -> Traffic | str:
     try:
         return read(path)
     except UnsupportedError as error:
-        return str(error)
+        return f"what a token reads is not known ({error})"
 
 
 def _benchmark(side: Side, traffic: Traffic | str, scene: Scene, workload: Workload) -> Benchmark:
@@ -201,7 +216,7 @@ def _benchmark(side: Side, traffic: Traffic | str, scene: Scene, workload: Workl
         metrics = with_shares(metrics, traffic, scene.roofs, workload)
         notes = share_notes(name, metrics, traffic, scene.roofs, scene.machine)
     else:
-        notes = (f"{name}: no shares of the roofs, because what a token reads is not known ({traffic})",)
+        notes = (f"{name}: no shares of the roofs: {traffic}",)
     return Benchmark(
         subject=name,
         subject_sha256=_hash(side.path),

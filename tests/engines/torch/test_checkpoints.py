@@ -27,6 +27,9 @@ safetensors = pytest.importorskip("safetensors.torch", reason="checkpoints are s
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = torch.tensor([[5, 17, 3, 99, 42, 7], [1, 2, 3, 4, 5, 6]])
 Write = Callable[..., Path]
+DEVICES = ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+])]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def decoded(folder: Path, source: Path) -> Any:
 def distance(a: Any, b: Any) -> float:
     """Mean squared difference of logits as a share of their spread."""
     with torch.no_grad():
-        x, y = (model(IDS).logits.float() for model in (a, b))
+        x, y = (model(IDS.to(model.device)).logits.float().cpu() for model in (a, b))
     return float((x - y).square().mean() / y.var())
 
 
@@ -100,6 +103,7 @@ def test_logits_are_those_of_the_decoded_weights(
     fine, quick = (load_quantized(folder, activations=how) for how in ("int16", "int8"))
     assert sum(isinstance(module, linear_class()) for module in fine.modules()) == 14
     assert fine.decoded_layers == ()
+    assert set(fine.layer_operators.values()) == {"tersor"}
     assert distance(fine, wanted) < 1e-7  # of activations alone, rounded to 1 in 32639: (2^-16)² times what layers add
     assert 1e-7 < distance(quick, wanted) < 3e-3  # rounded to 1 in 127
     assert fine.lm_head.weight.dtype == torch.float32
@@ -132,13 +136,93 @@ def test_columns_in_order_of_activation_meet_their_groups(write: Write, sources:
     assert distance(model, decoded(folder, sources["llama"])) < 1e-7
 
 
+@pytest.mark.parametrize("source", ["llama", "qwen2"])
 @pytest.mark.parametrize("spelled", ["fp8_e4m3", "mxfp4", "int4-g8-sym-f16"])
-def test_what_no_kernel_takes_is_decoded_and_named(write: Write, sources: dict[str, Path], spelled: str) -> None:
-    folder = write("llama", "compressed-tensors", spelled)
+def test_what_no_kernel_takes_is_decoded_and_named(
+    write: Write, sources: dict[str, Path], source: str, spelled: str
+) -> None:
+    folder = write(source, "compressed-tensors", spelled)
     model = load_quantized(folder)
     assert len(model.decoded_layers) == 14
     assert "model.layers.0.mlp.up_proj" in model.decoded_layers
+    assert model.layer_operators["model.layers.0.mlp.up_proj"] == "decoded"
+    assert distance(model, decoded(folder, sources[source])) < 1e-10
+
+
+ON_TORCH = [
+    # container, format, activations, operator of most layers, distance from the decoded weights
+    ("gptq", "int4-g32-sym-f16", None, "torch._weight_int4pack_mm", (0, 1e-10)),
+    ("awq", "int4-g32-asym-f16", None, "torch._weight_int4pack_mm", (0, 1e-10)),
+    ("gptq", "int3-channel-sym-f16", None, "torch._weight_int4pack_mm", (0, 1e-10)),
+    ("compressed-tensors", "int8-channel-sym", None, "torch._weight_int8pack_mm", (0, 1e-10)),
+    ("compressed-tensors", "int8-channel-sym", "rounded", "torch._int_mm", (1e-7, 3e-3)),
+    ("compressed-tensors", "fp8_e4m3", None, "dequantized", (0, 1e-10)),
+    ("compressed-tensors", "fp8_e4m3", "rounded", "torch._scaled_mm", (1e-6, 2e-2)),
+    ("gptq", "int8-g32-sym-f16", None, "dequantized", (0, 1e-10)),
+    ("compressed-tensors", "mxfp4", None, "decoded", (0, 1e-10)),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", ON_TORCH, ids=lambda case: "-".join(map(str, case[:3])))
+def test_torchs_own_operators_multiply_the_same_codes(
+    write: Write, sources: dict[str, Path], device: str, case: tuple[str, str, Any, str, tuple[float, float]]
+) -> None:
+    container, spelled, activations, operator, (low, high) = case
+    folder = write("qwen2", container, spelled)
+    model = load_quantized(folder, kernels="torch", device=device, activations=activations)
+    assert {parameter.device.type for parameter in (*model.parameters(), *model.buffers())} == {device}
+    assert len(model.layer_operators) == 14
+    assert set(model.layer_operators.values()) == {operator}
+    assert len(model.decoded_layers) == (14 if operator in ("dequantized", "decoded") else 0)
+    assert low <= distance(model, decoded(folder, sources["qwen2"])) < (high if device == "cpu" else max(high, 1e-3))
+
+
+def test_a_file_says_whether_activations_are_rounded(write: Write) -> None:
+    for spelled, operator in (("int8-channel-sym", "torch._int_mm"), ("fp8_e4m3", "torch._scaled_mm")):
+        folder = write("llama", "compressed-tensors", spelled, activations=True)
+        assert set(load_quantized(folder, kernels="torch").layer_operators.values()) == {operator}
+        plain = load_quantized(folder, kernels="torch", activations="float")
+        assert operator not in plain.layer_operators.values()
+
+
+def test_int8_by_int8_on_torch_is_our_own_kernels_bit_for_bit(write: Write) -> None:
+    folder = write("qwen2", "compressed-tensors", "int8-channel-sym", activations=True)
+    ours, torchs = (load_quantized(folder, kernels=kernels) for kernels in ("tersor", "torch"))
+    with torch.no_grad():
+        assert torch.equal(ours(IDS).logits, torchs(IDS).logits)
+
+
+def test_order_of_activation_head_and_type_on_torch(write: Write, sources: dict[str, Path]) -> None:
+    folder = write("llama", "gptq", "int4-g32-sym-f16")
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("q_proj.g_idx")]:
+        tensors[name] = tensors[name][torch.randperm(64, generator=torch.Generator().manual_seed(1))]
+    safetensors.save_file(tensors, folder / "model.safetensors")
+    model = load_quantized(folder, kernels="torch")
+    assert model.model.layers[0].self_attn.q_proj.order is not None
     assert distance(model, decoded(folder, sources["llama"])) < 1e-10
+    narrow = load_quantized(folder, kernels="torch", dtype=torch.bfloat16, round_head=True)
+    assert narrow.lm_head.operator == "torch._weight_int8pack_mm"
+    assert distance(narrow, model) < 2e-3
+
+
+def test_options_that_do_not_go_together_are_refused(write: Write) -> None:
+    folder = write("llama", "gptq", "int4-g32-sym-f16")
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"kernels": "cutlass"}, "kernels must be auto, tersor or torch, got 'cutlass'"),
+        (
+            {"kernels": "torch", "activations": "int16"},
+            "on torch's operators activations must be one of float, rounded",
+        ),
+        ({"device": "gpu"}, "torch knows no device 'gpu'"),
+    ]
+    for options, message in refused:
+        with pytest.raises(SchemeError, match=message):
+            load_quantized(folder, **options)
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingError, match="device cuda is not available here"):
+            load_quantized(folder, device="cuda")
 
 
 def test_the_rest_computes_in_the_type_that_is_asked_for(write: Write) -> None:
@@ -166,7 +250,7 @@ def test_folders_that_do_not_fit_are_refused(write: Write, sources: dict[str, Pa
     with pytest.raises(MissingError, match=r"no config\.json"):
         load_quantized(tmp_path)
     folder = write("llama", "gptq", "int4-g32-sym-f16")
-    with pytest.raises(SchemeError, match="activations must be one of int8, int16, got 'fp8'"):
+    with pytest.raises(SchemeError, match="on tersor's kernels activations must be one of int8, int16, got 'fp8'"):
         load_quantized(folder, activations="fp8")  # type: ignore[arg-type]  # what a user may write
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))

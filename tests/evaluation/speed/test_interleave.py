@@ -62,7 +62,7 @@ class Stable:
     engines: list[Recorded] = field(default_factory=list)
 
     def runner(self, **settings: Any) -> Runner:
-        def opens(path: Path, _threads: int, _timeout: float) -> Recorded:
+        def opens(path: Path, _workload: Workload) -> Recorded:
             self.log.append((path.name, "load", 1))
             self.engines.append(Recorded(path.name, self.log, **settings))
             return self.engines[-1]

@@ -1,6 +1,6 @@
-"""A quantized checkpoint (gptq, awq, compressed-tensors) as a model of transformers on our own integer kernels.
+"""A quantized checkpoint (gptq, awq, compressed-tensors) as a model of transformers that multiplies with its codes.
 
-The model is built without weights; each quantized matrix becomes a `QuantizedLinear` with the codes of the file,
+The model is built without weights; each quantized matrix becomes a layer of `layers.py` with the codes of the file,
 everything else keeps the file's numbers in the type that the model computes in. Nothing is rounded again.
 """
 
@@ -9,21 +9,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tersor.core.errors import FormatError, MissingError, SchemeError, ShapeError, UnsupportedError
+from tersor.core.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from tersor.core.tensor import QuantizedTensor
+from tersor.engines.torch.layers import DECODED, SLOW, Activations, Kernels, Layers, layers_for
 from tersor.files.checkpoint import read_json
 from tersor.formats import get
-from tersor.formats.hf.groups import Decoded, row_blocks, unpack_groups
-from tersor.formats.integer import IntegerRules
+from tersor.formats.hf.groups import Decoded
 from tersor.kernels.lazy import LazyModule
-from tersor.kernels.linear.arena import Arena
-from tersor.kernels.linear.module import quantized_linear
-from tersor.kernels.linear.weights import PackedWeight, is_group, pack_weight
-from tersor.kernels.reference.linear import Digits
 from tersor.models.quantized_checkpoint import QuantizedCheckpoint, open_quantized
 
 if TYPE_CHECKING:
@@ -33,11 +29,8 @@ else:
     torch = LazyModule("torch", "torch")
     transformers = LazyModule("transformers", "torch")
 
-__all__ = ["Activations", "is_quantized", "load_quantized"]
+__all__ = ["is_quantized", "load_quantized"]
 
-Activations: TypeAlias = Literal["int8", "int16"]
-"""What activations are rounded to on their way into a quantized matrix."""
-DIGITS: dict[Activations, Digits] = {"int8": 1, "int16": 2}
 MOVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 """Endings of tensors that some files hold and models compute themselves."""
 
@@ -48,49 +41,54 @@ def is_quantized(folder: Path) -> bool:
 
 
 def load_quantized(
-    path: str | Path, *, dtype: Any = None, activations: Activations = "int8", round_head: bool = False
+    path: str | Path,
+    *,
+    dtype: Any = None,
+    activations: Activations | None = None,
+    round_head: bool = False,
+    device: Any = "cpu",
+    kernels: Kernels = "auto",
 ) -> Any:
-    """Load a quantized checkpoint as a causal language model of transformers that multiplies on the CPU in integers.
+    """Load a quantized checkpoint as a causal language model of transformers that multiplies with its codes.
 
     path         a folder with config.json and weights in gptq, awq or compressed-tensors
     dtype        torch type of everything that is not quantized; None: as config.json says
-    activations  "int8" is fastest, one scale for each group of a weight; "int16" costs some speed away from the memory
-                 roof and loses next to nothing
+    activations  on our own kernels "int8", one scale for each group of a weight, the default and fastest; or "int16",
+                 which costs some speed away from the memory roof and loses next to nothing. On torch's operators
+                 "float", as they are, or "rounded", to the kind of number of the weight; None: as the file says
     round_head   whether to round the output matrix to int8, a scale a row, where the file has it unrounded: it is half
                  of what a token reads in a small model
-    Matrices in formats or groups that no kernel takes are decoded and multiplied by torch; `model.decoded_layers` names
-    them. Raises MissingError, SchemeError (not quantized), UnsupportedError, FormatError and ShapeError.
+    device       of torch, such as "cuda"
+    kernels      "tersor": our own, on the CPU; "torch": torch's operators; "auto": our own where they run
+
+    Matrices that nothing takes as they are, are decoded and multiplied by torch; `model.decoded_layers` names them, and
+    `model.layer_operators` says of every quantized layer what multiplies it. Raises MissingError (also for a device
+    that is not there), SchemeError (not quantized, options), UnsupportedError, FormatError and ShapeError.
     """
     folder = Path(path).expanduser()
-    if activations not in DIGITS:
-        raise SchemeError(f"activations must be one of {', '.join(DIGITS)}, got {activations!r}")
     with contextlib.closing(open_quantized(folder)) as checkpoint:
+        layers = layers_for(kernels, device, activations, per_token=_rounds_tokens(folder))
         model = _empty_model(folder, dtype)
-        per_token = _rounds_tokens(folder)
-        decoded, arena = [], Arena()
+        operators = {}
         for name in checkpoint.quantized_names:
             module = name.removesuffix(".weight")
-            packed, order = _packed(checkpoint.decoded(name), arena)
             linear = _linear(model, module, checkpoint.tensors[name].shape)
-            if packed is None:
-                decoded.append(module)
-                _fill(linear, "weight", checkpoint.read(name))
-                continue
             bias = checkpoint.read(f"{module}.bias") if linear.bias is not None else None
-            made = quantized_linear(
-                packed,
-                None if bias is None else torch.from_numpy(np.array(bias)),
-                order=order,
-                digits=DIGITS[activations],
-                per_token=per_token,
-            )
-            model.set_submodule(module, made)
+            made = layers.made(checkpoint.decoded(name), None if bias is None else torch.from_numpy(np.array(bias)))
+            operators[module] = DECODED if made is None else made.operator
+            if made is None:
+                _fill(linear, "weight", checkpoint.read(name))
+                if bias is not None:
+                    _fill(linear, "bias", bias)
+            else:
+                model.set_submodule(module, made.module)
         _fill_rest(model, checkpoint)
     head = model.get_output_embeddings()
     if round_head and isinstance(head, torch.nn.Linear):
-        model.set_output_embeddings(_rounded(head, DIGITS[activations]))
-    model.decoded_layers = tuple(decoded)
-    return model.eval()
+        model.set_output_embeddings(_rounded(head, layers))
+    model.layer_operators = operators
+    model.decoded_layers = tuple(name for name, operator in operators.items() if operator in SLOW)
+    return model.to(layers.device).eval()
 
 
 def _empty_model(folder: Path, dtype: Any) -> Any:
@@ -132,29 +130,12 @@ def _rounds_tokens(folder: Path) -> bool:
     return any(isinstance(one, dict) and one.get("strategy") == "token" for one in inputs)
 
 
-def _packed(decoded: Decoded, arena: Arena) -> tuple[PackedWeight | None, torch.Tensor | None]:
-    """Return the matrix as the kernels read it, None where none takes it; and the order of its columns."""
-    fmt, (rows, columns) = decoded.tensor.format, decoded.tensor.shape
-    rules = fmt.rules
-    if not isinstance(rules, IntegerRules) or rules.span == "tensor" or not is_group(fmt.block or columns):
-        return None, None
-    parts = [unpack_groups(decoded.tensor, start, stop) for start, stop in row_blocks((rows, columns))]
-    codes, zeros, scales = (
-        torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
-        for name in ("codes", "zeros", "scales")
-    )
-    order = None if decoded.order is None else torch.from_numpy(decoded.order)
-    return pack_weight(codes, zeros, scales, bits=rules.bits, real=rules.scale_type, arena=arena), order
-
-
-def _rounded(layer: torch.nn.Linear, digits: Digits) -> torch.nn.Module:
+def _rounded(layer: torch.nn.Linear, layers: Layers) -> torch.nn.Module:
     """Return the layer on int8 with a scale a row; a matrix that it shares with the embedding stays there as it is."""
     fmt = get("int8-channel-sym")
     weight = layer.weight.detach().to(torch.float32).numpy()
-    packed, _ = _packed(Decoded(QuantizedTensor(fmt, weight.shape, fmt.encode(weight))), Arena(weight.size))
-    if packed is None:
-        return layer
-    return quantized_linear(packed, layer.bias, digits=digits)
+    made = layers.made(Decoded(QuantizedTensor(fmt, weight.shape, fmt.encode(weight))), layer.bias)
+    return layer if made is None else made.module
 
 
 def _linear(model: Any, module: str, shape: tuple[int, ...]) -> Any:

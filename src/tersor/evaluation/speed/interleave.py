@@ -67,7 +67,7 @@ def race(
         engines: list[Engine] = []
         for index in range(workload.loads):
             for side in sides:
-                engine = side.runner.opens(side.path, workload.threads, workload.timeout_s)
+                engine = side.runner.opens(side.path, workload)
                 side.loads.append(engine.load_s)
                 if index < workload.loads - 1:
                     engine.close()

@@ -13,6 +13,7 @@ from tersor.engines.child import Child
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.engines.transformers_timing import TransformersTiming
 from tersor.evaluation.speed.traffic import Traffic, gguf_traffic, model_traffic
+from tersor.evaluation.speed.workload import Workload
 
 __all__ = ["RUNNERS", "Engine", "Runner", "runner_for"]
 
@@ -42,29 +43,34 @@ class Runner:
     """How artefacts of one kind are run.
 
     suits    whether the path is of that kind
-    opens    loads it: path, threads, timeout in seconds
+    opens    loads it, as the workload says
     empty    the engine without a model
     traffic  what the model reads and computes for a token
+    devices  whether it runs elsewhere than on the processor
     """
 
     suits: Callable[[Path], bool]
-    opens: Callable[[Path, int, float], Engine]
+    opens: Callable[[Path, Workload], Engine]
     empty: Callable[[int, float], Child]
     traffic: Callable[[Path], Traffic]
+    devices: bool = False
 
 
 RUNNERS = {
     "llama.cpp": Runner(
         suits=lambda path: path.suffix == ".gguf" and path.is_file(),
-        opens=lambda path, threads, timeout: LlamaCpp(path, context=0, threads=threads, timeout_s=timeout),
+        opens=lambda path, work: LlamaCpp(path, context=0, threads=work.threads, timeout_s=work.timeout_s),
         empty=lambda threads, timeout: llama_cpp.empty_engine(threads=threads, timeout_s=timeout),
         traffic=gguf_traffic,
     ),
     "transformers": Runner(
         suits=lambda path: (path / "config.json").is_file(),
-        opens=lambda path, threads, timeout: TransformersTiming(path, threads=threads, timeout_s=timeout),
+        opens=lambda path, work: TransformersTiming(
+            path, threads=work.threads, timeout_s=work.timeout_s, device=work.device, kernels=work.kernels
+        ),
         empty=lambda threads, timeout: transformers_timing.empty_engine(threads=threads, timeout_s=timeout),
         traffic=model_traffic,
+        devices=True,
     ),
 }
 """Name of the engine → how it runs; the first that suits is taken."""

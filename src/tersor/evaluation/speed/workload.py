@@ -24,6 +24,7 @@ class Workload:
     rounds, warmups   counted and not
     loads             how often each side is loaded
     seed              of the tokens, which are drawn at random: their meaning changes no speed
+    device, kernels   of models in transformers, as `load_quantized` takes them
     """
 
     prompt: int = 256
@@ -35,6 +36,8 @@ class Workload:
     threads: int = 1
     timeout_s: float = 600
     seed: int = 0
+    device: str = "cpu"
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("prompt", "generate", "rounds", "warmups", "loads", "threads", "timeout_s"):
@@ -70,6 +73,8 @@ class Workload:
             "loads": self.loads,
             "threads": self.threads,
             "tokens": f"random, seed {self.seed}",
+            **({} if self.device == "cpu" else {"device": self.device}),
+            **({} if self.kernels == "auto" else {"kernels": self.kernels}),
         }
 
 

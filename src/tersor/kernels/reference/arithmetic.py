@@ -42,7 +42,7 @@ def single(value: float) -> float:
 
 def constant(value: float, like: Tensor) -> Tensor:
     """A float32 scalar on the device of `like`: a Python divisor would become a reciprocal on CUDA."""
-    return torch.tensor(value, dtype=torch.float32, device=like.device)
+    return torch.full((), value, dtype=torch.float32, device=like.device)  # filled there: nothing is sent to the device
 
 
 def divided(value: float, by: Tensor) -> Tensor:
