@@ -117,6 +117,22 @@ def test_activations_share_a_scale_as_the_file_says(write: Write) -> None:
     assert [load_quantized(folder).model.layers[0].mlp.up_proj.per_token for folder in folders] == [True, False]
 
 
+@pytest.mark.parametrize(("source", "container", "spelled"), CASES[:5])
+def test_layers_with_one_input_multiply_one_token_together(
+    write: Write, source: str, container: str, spelled: str
+) -> None:
+    model = load_quantized(write(source, container, spelled))
+    block = model.model.layers[0]
+    queries, keys = block.self_attn.q_proj, block.self_attn.k_proj
+    assert queries._joint is keys._joint is block.self_attn.v_proj._joint is not None
+    assert block.mlp.gate_proj._joint is block.mlp.up_proj._joint is not None
+    assert block.mlp.down_proj._joint is None
+    assert queries.codes.untyped_storage().data_ptr() == keys.codes.untyped_storage().data_ptr()
+    apart = model(IDS[:1, :1]).logits.detach()  # with gradients, each by itself
+    with torch.no_grad():
+        assert torch.equal(model(IDS[:1, :1]).logits, apart)
+
+
 def test_generation_goes_on_from_the_cache(write: Write) -> None:
     model = load_quantized(write("llama", "gptq", "int4-g32-sym-f16"))
     made = model.generate(IDS[:1], max_new_tokens=6, do_sample=False, pad_token_id=0, attention_mask=torch.ones(1, 6))

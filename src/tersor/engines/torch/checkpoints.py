@@ -74,7 +74,8 @@ def load_quantized(
             module = name.removesuffix(".weight")
             linear = _linear(model, module, checkpoint.tensors[name].shape)
             bias = checkpoint.read(f"{module}.bias") if linear.bias is not None else None
-            made = layers.made(checkpoint.decoded(name), None if bias is None else torch.from_numpy(np.array(bias)))
+            own = None if bias is None else torch.from_numpy(np.array(bias))
+            made = layers.made(checkpoint.decoded(name), own, module.rpartition(".")[2])
             operators[module] = DECODED if made is None else made.operator
             if made is None:
                 _fill(linear, "weight", checkpoint.read(name))
@@ -83,6 +84,7 @@ def load_quantized(
             else:
                 model.set_submodule(module, made.module)
         _fill_rest(model, checkpoint)
+    layers.finish(model)
     head = model.get_output_embeddings()
     if round_head and isinstance(head, torch.nn.Linear):
         model.set_output_embeddings(_rounded(head, layers))

@@ -17,7 +17,7 @@ from tersor.kernels.linear.arena import Arena
 from tersor.kernels.linear.by_torch.module import torch_linear
 from tersor.kernels.linear.by_torch.products import DEQUANTIZED
 from tersor.kernels.linear.by_torch.stored import Place, StoredWeight, place_of
-from tersor.kernels.linear.module import quantized_linear
+from tersor.kernels.linear.module import join, linear_class, quantized_linear
 from tersor.kernels.linear.weights import is_group, pack_weight
 from tersor.kernels.reference.linear import Digits
 
@@ -36,6 +36,9 @@ DIGITS: dict[str, Digits] = {"int8": 1, "int16": 2}
 ROUNDS = {"float": False, "rounded": True}
 DECODED = "decoded"
 """The operator of a layer that keeps no codes: its weight was decoded when it was loaded."""
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that are called one after the other with the same tensor, in the names of transformers."""
+MEMBERS = frozenset(name for names in JOINED for name in names)
 SLOW = frozenset({DECODED, DEQUANTIZED})
 """Operators that decode a weight, then or at every call."""
 
@@ -55,8 +58,14 @@ class Layers(Protocol):
     def device(self) -> torch.device:
         """Where they compute."""
 
-    def made(self, decoded: Decoded, bias: Tensor | None) -> Made | None:
-        """Return the layer; None where nothing takes the codes of such a matrix."""
+    def made(self, decoded: Decoded, bias: Tensor | None, name: str = "") -> Made | None:
+        """Return the layer; None where nothing takes the codes of such a matrix.
+
+        name  that it will have in its module
+        """
+
+    def finish(self, model: Any) -> None:
+        """Have layers of a model that is complete know of one another."""
 
 
 def layers_for(
@@ -94,16 +103,24 @@ class _OnKernels:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def made(self, decoded: Decoded, bias: Tensor | None) -> Made | None:
+    def made(self, decoded: Decoded, bias: Tensor | None, name: str = "") -> Made | None:
         rules = _group_rules(decoded)
         if rules is None or not is_group(decoded.tensor.format.block or decoded.tensor.shape[1]):
             return None
         weight = _integers(decoded)
+        arena = None if name in MEMBERS else self.arena  # what is moved once more shall leave no hole
         packed = pack_weight(
-            weight.codes, _zeros(weight), weight.scales, bits=rules.bits, real=rules.scale_type, arena=self.arena
+            weight.codes, _zeros(weight), weight.scales, bits=rules.bits, real=rules.scale_type, arena=arena
         )
         options: dict[str, Any] = {"digits": self.digits, "per_token": self.per_token}
         return Made(quantized_linear(packed, bias, order=_order(decoded), **options), "tersor")
+
+    def finish(self, model: Any) -> None:
+        for parent in model.modules():
+            for names in JOINED:
+                found = [parent._modules.get(name) for name in names]
+                if all(isinstance(one, linear_class()) for one in found):
+                    join(found, self.arena)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +134,8 @@ class _OnOperators:
     def device(self) -> torch.device:
         return self.place.device
 
-    def made(self, decoded: Decoded, bias: Tensor | None) -> Made | None:
+    def made(self, decoded: Decoded, bias: Tensor | None, name: str = "") -> Made | None:
+        del name
         if _group_rules(decoded) is not None:
             weight = _integers(decoded)
         elif decoded.tensor.format.name == "fp8_e4m3" and isinstance(decoded.tensor.format.rules, EightBitRules):
@@ -126,6 +144,9 @@ class _OnOperators:
             return None
         module = torch_linear(weight, self.place, bias, order=_order(decoded), rounded=self.rounded)
         return Made(module, module.operator)
+
+    def finish(self, model: Any) -> None:
+        del model
 
 
 def _group_rules(decoded: Decoded) -> IntegerRules | None:
