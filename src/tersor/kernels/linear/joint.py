@@ -45,9 +45,10 @@ class Joint:
     def part(self, seat: int, x: Tensor) -> Tensor:
         """Return what layer number `seat` makes of the one token `x`; all others' are made with the first one's."""
         last = self._last  # read once: another thread may put its own there
-        if last is None or last[0] is not x or last[1] != x._version:
+        version = 0 if x.is_inference() else x._version  # in inference mode torch does not count
+        if last is None or last[0] is not x or last[1] != version:
             given = x if self.order is None else x.index_select(-1, self.order)
-            last = x, x._version, multiply(given, self.weight, self.bias, self.digits, self.per_token)
+            last = x, version, multiply(given, self.weight, self.bias, self.digits, self.per_token)
             self._last = last
         if seat == len(self.spans) - 1:
             self._last = None

@@ -132,7 +132,7 @@ class _Linear:
             and self._of is parts["codes"]
             and self._bias is parts["bias"]
             and type(x) is torch.Tensor
-            and not (torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_inference())
+            and not (torch.compiler.is_compiling() or torch.is_grad_enabled())
         )
 
     def extra_repr(self) -> str:
