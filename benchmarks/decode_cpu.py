@@ -1,12 +1,14 @@
 """A 4-bit language model that generates on the CPU: GPTQ in PyTorch on our kernels, bfloat16 in PyTorch, llama.cpp.
 
-    python benchmarks/decode_cpu.py [--threads 2] [--rounds 9] [--steps 16] [--shapes 2048x5632x12 …] [--json]
+    python benchmarks/decode_cpu.py [--threads 2] [--rounds 9] [--steps 16] [--shapes 2048x5632x12 …]
+        [--before 32 1024] [--json]
 
-A shape is hidden size x inner size x blocks of a Llama with a vocabulary of 32000. Weights are random numbers, which
-changes no speed: one checkpoint in bfloat16, the same matrices rounded and written as GPTQ (int4, groups of 128,
-symmetric), and a GGUF with random blocks of Q4_0 and an output matrix in Q6_K, as llama.cpp makes Q4_0 files. Every
-engine has a process of its own that times itself; they generate in turn, round after round. `it/ours` is the median
-over rounds of the engine's time a token by that of our kernels with a rounded output matrix: above 1, ours is faster.
+A shape is hidden size x inner size x blocks of a Llama with a vocabulary of 32000; `before` are the tokens in the cache
+when a round begins. Weights are random numbers, which changes no speed: one checkpoint in bfloat16, the same matrices
+rounded and written as GPTQ (int4, groups of 128, symmetric), and a GGUF with random blocks of Q4_0 and an output matrix
+in Q6_K, as llama.cpp makes Q4_0 files. Every engine has a process of its own that times itself; they generate in turn,
+round after round. `it/ours` is the median over rounds of the engine's time a token by that of our kernels with a
+rounded output matrix: above 1, ours is faster.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,7 +44,6 @@ from tersor.targets.processor import busy_cores
 from tersor.targets.roofs import measure_roofs
 
 VOCABULARY, HEAD, SEED = 32000, 64, 1
-PROMPT = 32
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Row:
     """What was seen of one engine on one shape."""
 
     shape: str
+    before: int
     engine: str
     milliseconds: float
     tokens_per_s: float
@@ -165,7 +168,7 @@ def opened(folder: Path, threads: int, stack: contextlib.ExitStack) -> dict[str,
     return {name: stack.enter_context(make()) for name, make in found.items()}
 
 
-def measured(text: str, options: argparse.Namespace) -> list[Row]:
+def measured(text: str, before: int, options: argparse.Namespace) -> list[Row]:
     """Write the files of one shape, and time every engine on them."""
     shape = Shape(*map(int, text.split("x")))
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
@@ -174,8 +177,8 @@ def measured(text: str, options: argparse.Namespace) -> list[Row]:
         save_gptq(folder / "float", folder / "gptq")
         save_gguf(shape, folder / "q4_0.gguf")
         engines = opened(folder, options.threads, stack)
-        length = PROMPT + options.steps + 1
-        prompt = [[int(token) for token in np.random.default_rng(SEED).integers(0, VOCABULARY, PROMPT)]]
+        length = before + options.steps + 1
+        prompt = [[int(token) for token in np.random.default_rng(SEED).integers(0, VOCABULARY, before)]]
         loaded = {
             name: engine.timed("time_open", sequences=1, context=length, threads=options.threads)["loaded_bytes"]
             for name, engine in engines.items()
@@ -191,7 +194,7 @@ def measured(text: str, options: argparse.Namespace) -> list[Row]:
     rows = []
     for name, own in times.items():
         ratio = median(its / ours for its, ours in zip(own, first, strict=True))
-        rows.append(Row(text, name, median(own), 1e3 / median(own), ratio, loaded[name]))
+        rows.append(Row(text, before, name, median(own), 1e3 / median(own), ratio, loaded[name]))
     return rows
 
 
@@ -202,6 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=16, help="tokens generated in a round")
     parser.add_argument("--shapes", nargs="*", default=["2048x5632x12", "4096x11008x3"])
+    parser.add_argument("--before", nargs="*", type=int, default=[32, 1024], help="tokens in the cache")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout instead of the tables")
     options = parser.parse_args()
     about = {
@@ -212,12 +216,12 @@ def main() -> None:
     if not options.json:
         print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     rows: list[Row] = []
-    for text in options.shapes:
-        found = measured(text, options)
+    for text, before in product(options.shapes, options.before):
+        found = measured(text, before, options)
         rows += found
         if not options.json:
             weights = Shape(*map(int, text.split("x"))).weights
-            print(f"\n{text}: {weights / 1e6:.0f} million weights\n{HEADING}")
+            print(f"\n{text}: {weights / 1e6:.0f} million weights, {before} tokens before\n{HEADING}")
             print("\n".join(row.shown() for row in found), flush=True)
     if options.json:
         print(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1))
