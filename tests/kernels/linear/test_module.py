@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +97,21 @@ def test_gradients_pass_through_as_by_the_decoded_weight(weight: PackedWeight) -
     (module(x) * seen).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, seen @ weight.dequantized())
+
+
+def test_a_module_that_was_used_is_copied_and_loaded_with_numbers_of_its_own(
+    weight: PackedWeight, tmp_path: Path
+) -> None:
+    module, x = quantized_linear(weight), inputs(4, 64)
+    expected = module(x)  # from here on it knows where its numbers lie
+    twin: Any = copy.deepcopy(module)
+    twin.codes.copy_(twin.codes ^ 1)
+    assert not torch.equal(twin(x), expected)
+    assert torch.equal(module(x), expected)
+    torch.save((module, x, expected), tmp_path / "module.pt")
+    program = (
+        "import sys, torch\n"
+        "module, x, expected = torch.load(sys.argv[1], weights_only=False)\n"
+        "assert torch.equal(module(x), expected)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "module.pt")], check=True, timeout=120)

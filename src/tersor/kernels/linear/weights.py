@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -64,6 +64,10 @@ class PackedWeight:
         for part in (self.codes, self.scales, zeros):
             if part is not None and (part.dtype != torch.uint8 or not part.is_contiguous()):
                 raise ShapeError(f"packed weights are contiguous uint8, got {part.dtype} of stride {part.stride()}")
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a copy or a file gets: the numbers, and not where they lie."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def columns(self) -> int:
