@@ -34,7 +34,7 @@ PARAMETERS = {
 UNUSED = {*_COMMON, "echo", "best_of", "suffix", "dimensions"}
 """That no engine gets: those of the gateway, and those that none knows."""
 NEEDED = {"completions": "prompt", "chat/completions": "messages", "embeddings": "input"}
-MOST_CHOICES, MOST_LOGPROBS = 8, 20
+MOST_CHOICES, MOST_LOGPROBS, MOST_STOPS, MOST_BIAS = 8, 20, 16, 100
 NUMBERS = {
     "temperature": (0, 2), "top_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
     "n": (1, MOST_CHOICES), "max_tokens": (1, 1 << 20), "max_completion_tokens": (1, 1 << 20),
@@ -74,12 +74,41 @@ def checked(operation: str, body: object) -> dict[str, Any]:
     if type(logprobs) is not (bool if operation == "chat/completions" else int) or not 0 <= logprobs <= MOST_LOGPROBS:
         kind = "true or false" if operation == "chat/completions" else f"a number from 0 to {MOST_LOGPROBS}"
         raise RequestError(f"'logprobs' must be {kind}", BAD_REQUEST)
+    _check_shapes(given)
     _check_words(operation, given)
     if given.get("n", 1) > 1 and _is_empty(given):  # llama.cpp would never answer
         raise RequestError("'n' above 1 needs some text to go on from", BAD_REQUEST)
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
     return {name: value for name, value in given.items() if name not in UNUSED}
+
+
+def _check_shapes(given: Mapping[str, Any]) -> None:
+    """Refuse what engines take for something else, or fail at: their failure would count against the variant."""
+    stop, bias, tools = given.get("stop", []), given.get("logit_bias", {}), given.get("tools", [])
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(one, str) for one in stops):
+        raise RequestError(f"'stop' must be a text, or up to {MOST_STOPS}", BAD_REQUEST)
+    if not isinstance(bias, dict) or not all(
+        isinstance(value, int | float) and abs(value) <= MOST_BIAS for value in bias.values()
+    ):
+        raise RequestError(f"'logit_bias' must have numbers from -{MOST_BIAS} to {MOST_BIAS} by token", BAD_REQUEST)
+    if not isinstance(tools, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("function"), dict) for one in tools
+    ):
+        raise RequestError("'tools' must be a list of objects with a 'function'", BAD_REQUEST)
+    if not isinstance(given.get("tool_choice", ""), str | dict):
+        raise RequestError("'tool_choice' must be a word or an object", BAD_REQUEST)
+    for name in ("stream_options", "response_format"):
+        if not isinstance(given.get(name, {}), dict):
+            raise RequestError(f"{name!r} must be an object", BAD_REQUEST)
+    if given.get("echo") or given.get("suffix") or given.get("best_of", 1) != given.get("n", 1):
+        odd = next(name for name in ("echo", "suffix", "best_of") if given.get(name))
+        raise RequestError(f"{odd!r} is not supported: leave it out", BAD_REQUEST)
+    try:
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError("a text holds half of a character (a lone surrogate)", BAD_REQUEST) from error
 
 
 def _check_words(operation: str, given: Mapping[str, Any]) -> None:
@@ -98,6 +127,9 @@ def _check_words(operation: str, given: Mapping[str, Any]) -> None:
             raise RequestError("'messages' must be a list of messages", BAD_REQUEST)
         if not all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in messages):
             raise RequestError("each message must have a role", BAD_REQUEST)
+        parts = [part for one in messages if isinstance(one.get("content"), list) for part in one["content"]]
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+            raise RequestError("parts of a message must be texts: models here see and hear nothing", BAD_REQUEST)
         return
     words = given[NEEDED[operation]]
     parts = words if isinstance(words, list) else [words]

@@ -12,6 +12,8 @@ __all__ = ["opened"]
 
 NOT_SUPPORTED = 501
 """What it says of embeddings where it was not started for them: the request is wrong, and it is well."""
+OF_REQUESTS = ("parse", "not supported")
+"""Words of errors that it raises of a request before anything runs, and not of itself."""
 OPERATIONS = ("completions", "chat/completions", "embeddings")
 
 
@@ -40,6 +42,10 @@ class _Llama:
         try:
             self._handle(operation, text, emit)
         except json.JSONDecodeError:
+            raise
+        except RuntimeError as error:
+            if any(word in str(error) for word in OF_REQUESTS):
+                raise RefusedError(str(error).split("\n", maxsplit=1)[0]) from error
             raise
         except ValueError as error:  # its word for a request that cannot be: a message without content for one
             raise RefusedError(str(error)) from error
