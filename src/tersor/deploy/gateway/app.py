@@ -100,7 +100,7 @@ class Gateway:
         )
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts, self.watch.alarms)
         self.pulse = Pulse(self.fleet, self.rollouts, Watched(self.watch), lambda: self.draining)
-        self.watch.reload = self.hang_up
+        self.watch.reload, self.watch.is_tried = self.hang_up, self.rollouts.is_under_way
         self.sampling = Sampling(self.deployment, self.metrics, lambda: self.fleet.models)
         self.feedback = Feedback(self.metrics.recorder, self.sampling.confidences)
         self._started = int(time.time())

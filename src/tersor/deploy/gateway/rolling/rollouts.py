@@ -108,7 +108,13 @@ class Rollouts:
             return None
         trial = self.trials.get(name)
         found = trial.now if trial else self.fleet.records.rollout(name)
-        return found if found is not None and found.artefacts == self._known.get(name) else None
+        is_its = found is not None and found.candidate == plan.candidate and found.artefacts == self._known.get(name)
+        return found if is_its else None
+
+    def is_under_way(self, name: str) -> bool:
+        """Whether something can still come of the rollout of a model."""
+        now = self.progress(name)
+        return now is not None and now.state in LIVE
 
     # Orders
 
