@@ -2,11 +2,11 @@
 
 Simulates rollouts, each metric by itself and all four together, looked at every 100 requests of the candidate, which
 serves 10 % of the traffic beside its control (900 requests a look); its latencies are lognormal (σ 0.5), its pairs of
-quality differ in 2 % each way. One row has the shares of a rollout's own steps instead: 500 requests of the candidate at
-1 % of the traffic, at 5 %, at 25 %, and then half of it. Prints how many were rolled back, how many within 1000 requests, and the median of the
-candidate's requests until then, for
+quality differ in 2 % each way. One row has the shares of a rollout's own steps instead: 500 requests of the candidate
+at 1 % of the traffic, at 5 %, at 25 %, and then half of it. Prints how many were rolled back, how many within 1000
+requests, and the median of the candidate's requests until then, for
 
-- the tests of tersor.deploy.rollout, levels 1.3 % agreement, 2.2 % errors, 1 % latency, 0.5 % quality, 5 % together;
+- the tests of tersor.deploy.rollout, levels 1.3 % agreement, 2.2 % errors, 1 % latency, 0.5 % quality, 5 % in all;
 - fixed thresholds: rolled back at the fifth look that fails (errors > 1 %, agreement < 98 %, p95 > 1.25 × the control's
   long-term p95, quality lower by more than 2 points), promoted at the end of 50 looks;
 - a z-test of all requests so far at every look, 5 % one-sided.

@@ -174,6 +174,7 @@ class Rollouts:
         now = moved(self._counted(trial), trial.control.plan.rollout, _now(), who, one_line(why))
         await self._keep(name, now)
         trial.now, trial.last = now, None
+        trial.settle()
         self._tell(name, now)
         if now.state == "rolled_back":
             await self._drop(name)
@@ -284,6 +285,7 @@ class Rollouts:
                 except TersorError as error:
                     _log.error("rollouts: %s", error)
                 for name, trial in list(self.trials.items()):
+                    trial.settle()
                     try:
                         await self._look(name, trial, passed)
                     except TersorError as error:  # nothing was changed: the next look tries again

@@ -70,6 +70,11 @@ class Shadow:
         """How many are being compared."""
         return self._backlog.in_flight
 
+    @property
+    def lasts_s(self) -> float:
+        """Seconds that the comparison under way has lasted; 0 where there is none."""
+        return self._backlog.lasts_s
+
     def start(self) -> None:
         """Begin to work."""
         self._backlog.start()
