@@ -30,11 +30,11 @@ from tersor.deploy.gateway.operating.audit import Author
 from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.records import Records
 from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
-from tersor.deploy.gateway.recording.feedback import Feedback
 from tersor.deploy.gateway.recording.watch import Watch
 from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.retries import Retries
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
+from tersor.deploy.gateway.sampled.feedback import Feedback
 from tersor.deploy.gateway.sampled.sampling import Sampling
 from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
@@ -111,7 +111,7 @@ class Gateway:
         """Hold all engines; raises what `Fleet.running` raises."""
         begun = self.fleet.running(Author(self.user, "start"))
         watched = self.watch.running()
-        async with begun, self.rollouts.running(), watched, self.sampling.running(), self.pulse.running():
+        async with begun, self.rollouts.running(), watched as store, self.sampling.running(store), self.pulse.running():
             try:
                 yield
             finally:

@@ -52,7 +52,7 @@ def test_what_is_true_is_refuted_as_often_as_was_spent_and_never_more_than_promi
         test = test.advance(Count(fewest, ours), Count(hits - fewest, theirs), tolerated=tolerated)
     assert not test.is_refuted
     assert chance == pytest.approx(test.spent, rel=1e-6)
-    assert level / 4 < chance <= level
+    assert level / 8 < chance <= level
     assert refuted(LOOKS, level, odds=tolerated / 2, tolerated=tolerated) < chance / 2
     assert refuted(LOOKS, level, odds=tolerated * 3, tolerated=tolerated) > chance * 3
 
@@ -95,6 +95,7 @@ def test_any_look_leaves_a_law_that_can_be_kept_and_read_again(n: int, m: int, o
 
 
 def test_what_cannot_be_is_refused() -> None:
+    wrong: dict[str, Any]
     for wrong in ({"level": 0.0}, {"level": 1.0}, {"information": -1.0}, {"information": math.inf}, {"spent": 0.5}):
         with pytest.raises(SchemeError):
             Spending(**{"level": 0.02, **wrong})

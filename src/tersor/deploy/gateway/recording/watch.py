@@ -73,10 +73,10 @@ class Watch:
         self.refresh.file = self.deployment.file
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Watch; MissingError where the record or the references cannot be had.
+    async def running(self) -> AsyncIterator[Store]:
+        """Watch, and yield the record; MissingError where that or the references cannot be had.
 
-        What was counted is on the disk when this ends.
+        What was counted is on the disk when this ends, and the record is closed.
         """
         store = await asyncio.to_thread(Store, Path(self.deployment.record))
         ended, tasks = asyncio.Event(), list[asyncio.Task[None]]()
@@ -97,7 +97,7 @@ class Watch:
                 (lambda: self.plan.drift_every_s, self._compare),
             )
             tasks = [asyncio.create_task(self._every(seconds, do, store, ended)) for seconds, do in work]
-            yield
+            yield store
         finally:
             ended.set()  # what is being looked at is written down first
             for task in self._refreshing:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tersor.core.errors import SchemeError, TersorError
 from tersor.deploy.config import Deployment
+from tersor.deploy.gateway.comparing.primaries import Primaries
 from tersor.deploy.gateway.models import Reply, Served
 from tersor.deploy.gateway.operating.audit import Author, Entry, one_line
 from tersor.deploy.gateway.operating.fleet import Fleet, Member
@@ -28,7 +29,6 @@ from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.identity import Identities
 from tersor.deploy.gateway.rolling.progress import LIVE, Move, Progress
 from tersor.deploy.gateway.rolling.trial import Trial
-from tersor.deploy.gateway.sampled.primaries import Primaries
 from tersor.deploy.registry.texts import timestamp
 from tersor.deploy.rollout.decision import StepProgress, decide
 from tersor.deploy.rollout.sequential import stored

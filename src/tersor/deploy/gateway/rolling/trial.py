@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tersor.core.errors import EngineError
+from tersor.deploy.gateway.comparing.comparison import Compared, Exchange, Rest
+from tersor.deploy.gateway.comparing.shadow import Shadow
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
 from tersor.deploy.gateway.rolling.cohorts import Caller, draw
-from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, Rest
 from tersor.deploy.gateway.rolling.priority import can_return, put_last
 from tersor.deploy.gateway.rolling.progress import Progress, weight_of
-from tersor.deploy.gateway.rolling.shadow import Shadow
 from tersor.deploy.guard.budget import Budget, PurseRules
 from tersor.deploy.guard.ladder import Ladder
 from tersor.deploy.rollout.decision import Decision

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from tersor.deploy.gateway.admission import Admission
-from tersor.deploy.gateway.rolling.comparison import Exchange
+from tersor.deploy.gateway.comparing.comparison import Exchange
 
 __all__ = ["Backlog"]
 

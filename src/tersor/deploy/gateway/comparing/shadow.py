@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tersor.deploy.gateway.admission import Admission
+from tersor.deploy.gateway.comparing.backlog import Backlog
+from tersor.deploy.gateway.comparing.comparison import Compared, Exchange, NoReferenceError, compared, floor
 from tersor.deploy.gateway.metrics import Metrics
-from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, NoReferenceError, compared, floor
-from tersor.deploy.gateway.sampled.backlog import Backlog
 from tersor.deploy.gateway.variants import Variant
 
 __all__ = ["Shadow"]
