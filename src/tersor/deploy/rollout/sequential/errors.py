@@ -28,7 +28,7 @@ BETTED = 0.1
 # For safety the guess itself is bet on, and a candidate that is worse by this share of the margin: near the claim a bet
 # grows more slowly and swings less, so that more of those that are no worse are safe in the end.
 DOUBT = 0.4
-SAFE_STAKES = (0.4, 0.6)
+SAFE_STAKES = (0.2, 0.8)
 START = 20.0  # requests that a first guess at the rate of both counts for
 PRIOR = (
     3000.0  # requests that the rate of both together counts for in the guess at each: nearly always they are the same
