@@ -95,10 +95,12 @@ def test_any_look_leaves_a_law_that_can_be_kept_and_read_again(n: int, m: int, o
 
 
 def test_what_cannot_be_is_refused() -> None:
-    wrong: dict[str, Any]
-    for wrong in ({"level": 0.0}, {"level": 1.0}, {"information": -1.0}, {"information": math.inf}, {"spent": 0.5}):
+    odd: tuple[dict[str, Any], ...] = (
+        {"level": 0.0}, {"level": 1.0}, {"information": -1.0}, {"information": math.inf}, {"spent": 0.5},
+    )  # fmt: skip
+    for wrong in odd:
         with pytest.raises(SchemeError):
-            Spending(**{"level": 0.02, **wrong})
+            Spending(**({"level": 0.02} | wrong))
     for wrong_law in ((), (0.5,), (1.5, -0.5), (math.nan,), (1.0,) * 200_000):
         with pytest.raises(SchemeError, match="the law of the hits"):
             Spending(0.02, alive=wrong_law)
