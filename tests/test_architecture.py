@@ -92,6 +92,31 @@ def test_imports_go_down_the_street(path: Path) -> None:
     assert wrong == []
 
 
+TOGETHER = {("deploy/gateway/operating", "deploy/gateway/rolling"), ("graph/writing", "graph/training")}
+"""Folders that import one another: orders move rollouts, and each move is in the log of orders; a module of torch
+is written by way of training's, and training converts into a graph that is written."""
+
+
+def test_folders_beside_one_another_form_no_cycle() -> None:
+    """A folder stands for all that lies in it; two that import one another, by way of others too, are one."""
+    after: dict[str, set[str]] = {}
+    for path in LAYERED:
+        here = path.relative_to(SOURCE).parts[:-1]
+        for _, module in own_imports(path):
+            there = tuple(module.split(".")[1:])
+            shared = next((n for n, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), None)
+            if shared is not None and (SOURCE / Path(*there[: shared + 1])).is_dir():
+                one, other = ("/".join(names[: shared + 1]) for names in (here, there))
+                after.setdefault(one, set()).add(other)
+    for one, other in TOGETHER:
+        assert (other in after[one], one in after[other]) == (True, True), f"{one} and {other} are no cycle any more"
+        after[one].discard(other)
+    left = set(after)
+    while free := {folder for folder in left if not after[folder] & left}:
+        left -= free
+    assert {folder: sorted(after[folder] & left) for folder in left} == {}
+
+
 @pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
 def test_modules_and_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

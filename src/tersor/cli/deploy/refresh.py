@@ -12,7 +12,7 @@ import typer
 from tersor.cli.options.registries import WhoOption, who_or_user
 from tersor.cli.screen.output import JsonOption, console, print_json
 from tersor.pipeline.deploy.orders import Gateway
-from tersor.pipeline.deploy.refresh import Step
+from tersor.pipeline.deploy.refresh import Step, Waits
 from tersor.pipeline.deploy.refresh import refresh as refreshed
 
 __all__ = ["refresh"]
@@ -39,6 +39,9 @@ def refresh(
     rolls: Annotated[
         bool, typer.Option("--rollout/--no-rollout", help="Name it as the candidate, and have it tried.")
     ] = True,
+    supersedes: Annotated[
+        bool, typer.Option("--supersede", help="Take the place of a candidate that is being tried, and do not wait.")
+    ] = False,
     who: WhoOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,7 +49,8 @@ def refresh(
 
     The gateway must keep some requests (`monitor: {keep: 2000}`), and the primary its Card, which says how it was made.
     One request in two is judged by and not calibrated with. What does not pass its gate changes nothing. Each step is
-    in the record of the gateway. A call that was ended goes on where it was when it is made again.
+    in the record of the gateway. A call that was ended goes on where it was when it is made again. While a candidate is
+    being tried the refresh waits, and the gateway makes it when that rollout has ended.
 
     \b
     Example:
@@ -58,8 +62,18 @@ def refresh(
         sys.stderr.write(f"{step.name}: {step.detail}\n")
 
     made = refreshed(
-        deployment, model, calibration=calibration, gateway=there, rolls=rolls, who=who_or_user(who), tell=tell
-    )
+        deployment, model, calibration=calibration, gateway=there, rolls=rolls, supersedes=supersedes,
+        who=who_or_user(who), tell=tell,
+    )  # fmt: skip
+    if isinstance(made, Waits):
+        if as_json:
+            print_json({"model": made.model, "waits_for": made.candidate, "state": made.state})
+            return
+        console().print(
+            f"the rollout of {made.candidate} is {made.state}: the gateway makes {made.model} anew when that has ended "
+            "(--supersede does it now)"
+        )
+        return
     if as_json:
         steps = [{"name": step.name, "detail": step.detail, **step.numbers} for step in made.steps]
         told = {"model": made.model, "artefact": made.artefact.name, "outcome": made.record.outcome}

@@ -13,7 +13,7 @@ import typer
 from tersor.cli.screen.output import JsonOption, print_json
 from tersor.cli.screen.progress import Bar, progress_bar
 from tersor.deploy.rollout.decision import Decision
-from tersor.deploy.rollout.sequential import restored
+from tersor.deploy.rollout.sequential import ErrorRate, restored
 from tersor.pipeline.deploy.demo import rollout as pipeline
 
 __all__ = ["rollout"]
@@ -118,6 +118,7 @@ def _evidence(decision: Decision) -> Iterator[str]:
             f"{name}: {standing.verdict} after {standing.samples} samples ({numbers}); "
             f"safe e^{test.safe.peak:.1f} of e^{test.safe.boundary:.1f}, "
             f"harmful e^{test.harm.peak:.1f} of e^{test.harm.boundary:.1f}"
+            + (f", by the exact test {test.exact.nearness:.0%} of the way" if isinstance(test, ErrorRate) else "")
         )
 
 

@@ -158,7 +158,7 @@ def _choice(label: str) -> dict[str, Any]:
     query = f"label_values(tersor_engine_ready, {label})"
     return {
         "name": label, "type": "query", "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "query": {"query": query, "refId": label}, "definition": query, "refresh": 2, "sort": 1,
+        "query": {"query": query, "refId": label}, "refresh": 2, "sort": 1,
         "includeAll": True, "multi": True, "current": {"text": "All", "value": "$__all"},
     }  # fmt: skip
 

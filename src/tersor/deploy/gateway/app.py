@@ -30,11 +30,11 @@ from tersor.deploy.gateway.operating.audit import Author
 from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.records import Records
 from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
-from tersor.deploy.gateway.recording.feedback import Feedback
 from tersor.deploy.gateway.recording.watch import Watch
 from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.retries import Retries
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
+from tersor.deploy.gateway.sampled.feedback import Feedback
 from tersor.deploy.gateway.sampled.sampling import Sampling
 from tersor.deploy.gateway.watching import with_logprobs
 from tersor.deploy.running.supervised import Patience, RequestError
@@ -100,7 +100,7 @@ class Gateway:
         )
         self.operator = Operator(self.fleet, self.access, self.read, self.rollouts, self.watch.alarms)
         self.pulse = Pulse(self.fleet, self.rollouts, Watched(self.watch), lambda: self.draining)
-        self.watch.reload = self.hang_up
+        self.watch.reload, self.watch.is_tried = self.hang_up, self.rollouts.is_under_way
         self.sampling = Sampling(self.deployment, self.metrics, lambda: self.fleet.models)
         self.feedback = Feedback(self.metrics.recorder, self.sampling.confidences)
         self._started = int(time.time())
@@ -111,7 +111,7 @@ class Gateway:
         """Hold all engines; raises what `Fleet.running` raises."""
         begun = self.fleet.running(Author(self.user, "start"))
         watched = self.watch.running()
-        async with begun, self.rollouts.running(), watched, self.sampling.running(), self.pulse.running():
+        async with begun, self.rollouts.running(), watched as store, self.sampling.running(store), self.pulse.running():
             try:
                 yield
             finally:

@@ -30,11 +30,13 @@ class WriterLock:
     """The right to write, held from `acquire` to `release`; nested calls of one holder count.
 
     wait_s  how long `acquire` waits for another writer, seconds
+    does    what its holder does, for whoever waits in vain
     """
 
-    def __init__(self, path: Path, wait_s: float) -> None:
+    def __init__(self, path: Path, wait_s: float, does: str = "writing this registry") -> None:
         self._path = path
         self._wait_s = wait_s
+        self._does = does
         self._descriptor: int | None = None
         self._depth = 0
 
@@ -73,7 +75,7 @@ class WriterLock:
                     holder = _line(descriptor)
                     os.close(descriptor)
                     raise EngineError(
-                        f"{self._path.parent}: {holder} is writing this registry, and was after {self._wait_s:g} s; "
+                        f"{self._path.parent}: {holder} is {self._does}, and was after {self._wait_s:g} s; "
                         "try again, or end it"
                     )
                 time.sleep(POLL_S)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from tersor.deploy.running.messages import Closed, Part, Unpacker, packed
 
-__all__ = ["KINDS", "Emit", "Engine", "RefusedError", "main"]
+__all__ = ["KINDS", "Emit", "Engine", "RefusedError", "die_with", "main"]
 
 KINDS = {
     "llama.cpp": "tersor.deploy.running.llama",
@@ -166,7 +166,7 @@ class _Loop:
             os._exit(0)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask Linux to end this process with its parent: one that hangs would never see the socket close.
 
     A parent that was killed before it was asked has left this process to another one already.
@@ -179,7 +179,7 @@ def _die_with(parent: int) -> None:
 
 def main() -> None:
     """Open the engine, say so, and serve."""
-    _die_with(int(sys.argv[4]))
+    die_with(int(sys.argv[4]))
     channel = socket.socket(fileno=int(sys.argv[1]))
     kind, options = sys.argv[2], json.loads(sys.argv[3])
     try:

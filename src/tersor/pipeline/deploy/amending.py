@@ -23,13 +23,15 @@ else:
 __all__ = ["amended", "put_candidate"]
 
 
-def put_candidate(path: Path, model: str, variant: str, entry: Mapping[str, Any]) -> None:
+def put_candidate(path: Path, model: str, variant: str, entry: Mapping[str, Any], *, primary: str = "") -> None:
     """Have the deployment at `path` name a variant as the candidate of a model; what it was lies beside as `.before`.
 
+    primary  the variant that is the primary from now on; empty: the one that is
     Raises SchemeError where its text cannot be changed so that this, and nothing else, becomes of it.
     """
     before = read_deployment(path)
-    text = amended(path.read_text(encoding="utf-8"), model, variant, entry)
+    primary = primary or before.models[model].primary
+    text = amended(path.read_text(encoding="utf-8"), model, variant, entry, primary=primary)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=path.parent, encoding="utf-8") as trial:
         trial.write(text)
         trial.flush()
@@ -37,7 +39,8 @@ def put_candidate(path: Path, model: str, variant: str, entry: Mapping[str, Any]
             after = read_deployment(Path(trial.name))
         except TersorError as error:
             raise SchemeError(f"{path.name}: cannot name the candidate by itself ({error}); write it in") from error
-    if _bare(after, model, variant) != _bare(before, model, variant):
+    wanted = replace(before, models={**before.models, model: replace(before.models[model], primary=primary)})
+    if _bare(after, model, variant) != _bare(wanted, model, variant):
         raise SchemeError(f"{path.name}: more than the candidate would change; write it in by hand")
     shutil.copy2(path, path.with_name(f"{path.name}.before"))
     with atomic_writer(path) as file:
@@ -45,8 +48,8 @@ def put_candidate(path: Path, model: str, variant: str, entry: Mapping[str, Any]
     shutil.copymode(path.with_name(f"{path.name}.before"), path)
 
 
-def amended(text: str, model: str, variant: str, entry: Mapping[str, Any]) -> str:
-    """Return the text with a line for the variant, and the candidate that it is.
+def amended(text: str, model: str, variant: str, entry: Mapping[str, Any], *, primary: str = "") -> str:
+    """Return the text with a line for the variant, and the candidate that it is; `primary` in its place, if given.
 
     >>> print(amended("models:\\n  m:\\n    primary: a\\n    variants:\\n      a: {engine: e}\\n", "m", "b", {"n": 1}))
     models:
@@ -76,6 +79,9 @@ def amended(text: str, model: str, variant: str, entry: Mapping[str, Any]) -> st
         key = next(one for one, value in row.value if value is variants)
         at, indent = key.start_mark.index, " " * key.start_mark.column
         edits.append((at, at, f"candidate: {variant}\n{indent}"))
+    present = _value(row, "primary")
+    if primary and present is not None and present.value != primary:
+        edits.append((present.start_mark.index, present.end_mark.index, primary))
     for start, end, piece in sorted(edits, reverse=True):
         text = text[:start] + piece + text[end:]
     return text

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from tersor.core.errors import EngineError, FormatError, SchemeError
+from tersor.deploy.load.client import Client, tls_context
+from tersor.deploy.load.exchange import Address, ExchangeError, request_bytes
 
 __all__ = ["Gateway"]
 
 TIMEOUT_S = 180.0
 """A reload loads engines."""
-MOST_BYTES = 4 << 20
+BAD_REQUEST = 400
 BEGINS_S = 10.0
 PASSING = ("created", "gated")
 """States that a rollout goes through by itself, in a moment."""
@@ -44,27 +45,32 @@ class Gateway:
             time.sleep(0.2)
 
     def _asked(self, method: str, path: str, body: object) -> dict[str, Any]:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        address = Address.parse(self.url)
+        if address.path.strip("/") or address.query:
             raise SchemeError(f"{self.url!r:.100}: the address of a gateway is http://HOST:PORT")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
+        wire = request_bytes(address, path, None if body is None else json.dumps(body).encode(), headers)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            content = response.read(MOST_BYTES)
-        except (OSError, http.client.HTTPException) as error:
+            status, content = asyncio.run(_exchanged(address, wire))
+        except (EngineError, ExchangeError) as error:
             raise EngineError(f"{self.url}: no gateway answers ({error})") from error
-        finally:
-            connection.close()
         try:
             told = json.loads(content)
         except ValueError as error:
             raise FormatError(f"{self.url}: answers no JSON; is it a gateway of tersor?") from error
-        if not isinstance(told, dict) or response.status >= http.client.BAD_REQUEST:
+        if not isinstance(told, dict) or status >= BAD_REQUEST:
             reason = told.get("error", {}).get("message", "") if isinstance(told, dict) else ""
-            raise EngineError(f"{self.url}: {method} {path}: status {response.status} {reason}".rstrip())
+            raise EngineError(f"{self.url}: {method} {path}: status {status} {reason}".rstrip())
         return told
+
+
+async def _exchanged(address: Address, wire: bytes) -> tuple[int, bytes]:
+    """Send one request on a connection of its own; return status and body."""
+    client = Client(address, 1, tls_context() if address.is_secure else None)
+    try:
+        await client.find()
+        return await client.get(wire, TIMEOUT_S)
+    finally:
+        await client.close()

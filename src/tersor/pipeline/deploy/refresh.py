@@ -2,6 +2,9 @@
 
 Each step is written into the gateway's record. A call that was ended goes on where it was when it is made again: the
 traffic that it took lies in a folder beside the record until all is done, what it makes is named by what it is made of.
+
+A model whose candidate is being tried is made anew when that has ended, from what is recent then and as what serves
+then: the gateway takes the refresh up. Only on an explicit order does the fresh one take the candidate's place at once.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,18 @@ import numpy as np
 from tersor.core.card import Card, card_path
 from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError, TersorError
 from tersor.deploy.config import Deployment, ModelPlan, read_deployment
+from tersor.deploy.gateway.operating.records import rollouts_of
+from tersor.deploy.gateway.recording.queued import Queued, drop_queued, put_queued, read_queued, work_folder
 from tersor.deploy.gateway.recording.store import Happening, Store
+from tersor.deploy.gateway.rolling.identity import Identities
+from tersor.deploy.gateway.rolling.keeping import RolloutFile
+from tersor.deploy.gateway.rolling.progress import LIVE
 from tersor.deploy.gateway.sampled.kept import arrays_of, kept_path, read_kept, texts_of
 from tersor.deploy.gating.record import GateRecord
+from tersor.deploy.registry.locking import WriterLock
 from tersor.deploy.registry.manifest import contents_of
 from tersor.deploy.registry.registry import Registry
+from tersor.deploy.registry.texts import timestamp
 from tersor.files.atomic import atomic_writer
 from tersor.files.hashing import sha256
 from tersor.pipeline.deploy.amending import put_candidate
@@ -33,7 +44,7 @@ from tersor.pipeline.deploy.gate import OUTCOMES
 from tersor.pipeline.deploy.making import gate_fresh, make_fresh
 from tersor.pipeline.deploy.orders import Gateway
 
-__all__ = ["Refreshed", "Step", "refresh"]
+__all__ = ["Refreshed", "Step", "Waits", "refresh"]
 
 LEAST = 50
 """Requests without which there is nothing to calibrate with."""
@@ -70,15 +81,32 @@ class Refreshed:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """A refresh that waits until the rollout of a candidate has ended, which stands in a `state` now."""
+
+    model: str
+    candidate: str
+    state: str
+
+
 @dataclass(eq=False)
 class _Run:
-    """One refresh, under way."""
+    """One refresh, under way.
+
+    serves    the variant that answers, and is made anew: the primary, or a candidate that was promoted
+    replaces  the candidate that the fresh one takes the place of; empty: none
+    tried     the state of its rollout, where that is under way
+    """
 
     path: Path
     deployment: Deployment
     name: str
     who: str
     tell: Callable[[Step], None]
+    serves: str
+    replaces: str = ""
+    tried: str = ""
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -87,11 +115,11 @@ class _Run:
 
     @property
     def present(self) -> Path:
-        return Path(self.plan.variants[self.plan.primary].path)
+        return Path(self.plan.variants[self.serves].path)
 
     @property
     def folder(self) -> Path:
-        return Path(self.deployment.record).with_suffix(".refresh") / self.name
+        return work_folder(self.deployment.record, self.name)
 
     def did(self, name: str, detail: str, **numbers: Any) -> None:
         """Write down a step that was taken."""
@@ -113,35 +141,74 @@ def refresh(
     calibration: str | Path | None = None,
     gateway: Gateway | None = None,
     rolls: bool = True,
+    supersedes: bool = False,
     who: str = "",
     tell: Callable[[Step], None] = lambda _step: None,
-) -> Refreshed:
-    """Make the primary of a model anew from recent traffic, judge it, and have it tried.
+) -> Refreshed | Waits:
+    """Make what serves of a model anew from recent traffic, judge it, and have it tried.
 
     path         of the deployment
     calibration  the original data, which is merged with the traffic; None: the model's reference, if it has one
     gateway      that serves the deployment, and is told to try the candidate; None: the command is told instead
     rolls        False: stop where the artefact is judged; the deployment stays as it is
+    supersedes   True: a fresh one that passes its gate takes the place of a candidate that is being tried; False: it is
+                 written down that this is to be done, and the gateway does it when the rollout has ended
     tell         is told each step
 
     Raises MissingError without enough traffic, a Card or a full-precision artefact, SchemeError for what cannot be made
-    anew by itself, QualityError where the gate does not pass it, and what quantizing, gates and registries raise.
+    anew by itself, QualityError where the gate does not pass it, EngineError where another refresh of the model is
+    running, and what quantizing, gates and registries raise.
     """
     place = Path(path)
     deployment = read_deployment(place)
     if model not in deployment.models:
         raise SchemeError(f"{place.name}: no model {model!r:.80}; there are {', '.join(deployment.models)}")
-    run = _Run(place, deployment, model, who, tell)
+    folder = work_folder(deployment.record, model)
     try:
-        return _refreshed(run, calibration, gateway, rolls=rolls)
-    except TersorError as error:
-        run.did("stopped", str(error).split("\n", maxsplit=1)[0])
-        raise
+        folder.mkdir(parents=True, exist_ok=True, mode=stat.S_IRWXU)
+    except OSError as error:
+        raise MissingError(f"{folder}: cannot be made ({error.strerror})") from error
+    with WriterLock(folder.with_name(f"{model}.lock"), 0.0, f"refreshing {model}"):
+        run = _Run(place, read_deployment(place), model, who, tell, deployment.models[model].primary)
+        try:
+            _look_at_candidate(run)
+            if run.tried and rolls and not supersedes:
+                return _queued(run, calibration)
+            entry = read_queued(deployment.record, model)
+            given = calibration or (entry.calibration if entry is not None else "") or None
+            return _refreshed(run, given, gateway, rolls=rolls)
+        except TersorError as error:
+            run.did("stopped", str(error).split("\n", maxsplit=1)[0])
+            drop_queued(deployment.record, model)
+            if isinstance(error, QualityError):  # the next one is made of what is recent then
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _look_at_candidate(run: _Run) -> None:
+    """See whether another candidate is named than this refresh has named, and what has become of it."""
+    candidate, mark = run.plan.candidate, run.folder / "candidate"
+    if candidate is None or (mark.is_file() and mark.read_text(encoding="utf-8") == candidate):
+        return
+    now = RolloutFile(rollouts_of(Path(run.deployment.audit))).read(run.name)
+    is_known = now is not None and now.candidate == candidate and now.artefacts == Identities().of(run.plan)
+    state = now.state if now is not None and is_known else "created"
+    run.replaces, run.tried = candidate, state if state in LIVE else ""
+    if state == "promoted":
+        run.serves = candidate
+
+
+def _queued(run: _Run, calibration: str | Path | None) -> Waits:
+    """Write down that this is to be done when the rollout has ended; what was asked for last is what is done."""
+    data = "" if calibration is None else str(Path(calibration).resolve())
+    entry = Queued(run.replaces, run.who, timestamp(datetime.now(UTC)), data)
+    put_queued(run.deployment.record, run.name, entry)
+    run.did("queued", f"until the rollout of {run.replaces}, now {run.tried}, has ended", candidate=run.replaces)
+    return Waits(run.name, run.replaces, run.tried)
 
 
 def _refreshed(run: _Run, calibration: str | Path | None, gateway: Gateway | None, *, rolls: bool) -> Refreshed:
     full, card = _full(run), _card(run.present)
-    _check_free(run)
     recent, held = _traffic(run)
     original = calibration if calibration is not None else run.deployment.monitor.references.get(run.name)
     data = [recent, *([] if original is None else [Path(original)])]
@@ -156,6 +223,9 @@ def _refreshed(run: _Run, calibration: str | Path | None, gateway: Gateway | Non
     commands: tuple[str, ...] = ()
     if rolls:
         variant = fresh.stem.replace("+", "-")[-64:].lstrip("._-")
+        if variant == run.replaces:
+            raise SchemeError(f"{variant}: is the candidate already: recent traffic makes nothing else of it")
+        _supersede(run, variant, gateway)
         _name_candidate(run, fresh, variant)
         state, commands = _begin(run, gateway)
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -185,15 +255,6 @@ def _card(present: Path) -> Card:
     if not place.is_file():
         raise MissingError(f"{present.name}: has no Card ({place.name}), so nobody knows how it was made")
     return Card.from_json(place.read_text(encoding="utf-8"), place=place.name)
-
-
-def _check_free(run: _Run) -> None:
-    """Raise SchemeError where another candidate is named: it is being tried, or was."""
-    candidate, mark = run.plan.candidate, run.folder / "candidate"
-    if candidate is not None and not (mark.is_file() and mark.read_text(encoding="utf-8") == candidate):
-        raise SchemeError(
-            f"{run.name}: {candidate} is its candidate already; make it the primary, or take it out, and reload first"
-        )
 
 
 def _traffic(run: _Run) -> tuple[Path, Path]:
@@ -267,8 +328,15 @@ def _worst(record: GateRecord) -> str:
     return f"{found.name}: {found.detail}"
 
 
+def _supersede(run: _Run, variant: str, gateway: Gateway | None) -> None:
+    """End the rollout whose candidate loses its place, by an order: a reload would end it without a word."""
+    if run.tried not in ("", "created") and gateway is not None:
+        gateway.order("abort", run.name, f"superseded by {variant}, a refresh of {run.who}")
+        run.did("superseded", f"{run.replaces}, which was {run.tried}", candidate=run.replaces, state=run.tried)
+
+
 def _name_candidate(run: _Run, fresh: Path, variant: str) -> None:
-    present = run.plan.variants[run.plan.primary]
+    present = run.plan.variants[run.serves]
     try:
         there = fresh.resolve().relative_to(run.path.parent.resolve())
     except ValueError as error:
@@ -278,8 +346,11 @@ def _name_candidate(run: _Run, fresh: Path, variant: str) -> None:
     same = {name: getattr(present, name) for name in numbers if getattr(present, name) != getattr(plain, name)}
     (run.folder / "candidate").write_text(variant, encoding="utf-8")
     if run.plan.candidate != variant:
-        put_candidate(run.path, run.name, variant, {"engine": present.engine, "path": there.as_posix(), **same})
-        run.did("named", f"{variant} is the candidate in {run.path.name}", variant=variant)
+        entry = {"engine": present.engine, "path": there.as_posix(), **same}
+        put_candidate(run.path, run.name, variant, entry, primary=run.serves)
+        instead = f", in place of {run.replaces}" if run.replaces else ""
+        instead = f", and {run.serves}, which was promoted, the primary" if run.serves != run.plan.primary else instead
+        run.did("named", f"{variant} is the candidate in {run.path.name}{instead}", variant=variant)
 
 
 def _begin(run: _Run, gateway: Gateway | None) -> tuple[str, tuple[str, ...]]:

@@ -9,9 +9,9 @@ import pytest
 
 from tersor.deploy.gateway.recording.cells import Cell, figures, less_noise, quantile, step_of
 from tersor.deploy.gateway.recording.features import of_answer, of_request, of_text
-from tersor.deploy.gateway.recording.feedback import Feedback
 from tersor.deploy.gateway.recording.recorder import DAYS, MOST_RECORDS, Recorder
 from tersor.deploy.gateway.recording.samples import MOST, Reservoir
+from tersor.deploy.gateway.sampled.feedback import Feedback
 from tersor.deploy.running.supervised import RequestError
 
 

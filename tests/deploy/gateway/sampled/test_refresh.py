@@ -18,7 +18,7 @@ from tersor.deploy.gateway.sampled.kept import Keeper, kept_path, read_kept
 from tersor.deploy.registry.registry import Registry
 from tersor.pipeline.deploy.amending import put_candidate
 from tersor.pipeline.deploy.orders import Gateway
-from tersor.pipeline.deploy.refresh import refresh
+from tersor.pipeline.deploy.refresh import Refreshed, Waits, refresh
 
 from ..conftest import live
 from ..operating.orders import JSON, asked, seen
@@ -108,8 +108,7 @@ def test_from_traffic_to_a_rollout_in_one_command(
         assert (row.label, row.baseline) == ("digits:2", "digits-full:1")
         assert [verdict.outcome for verdict in opened.verdicts("digits:2")] == ["pass"]
     assert not (folder / "deploy.record.refresh" / "digits").exists()
-    with pytest.raises(SchemeError, match="is its candidate already"):
-        refresh(folder / "deploy.yaml", "digits")
+    assert isinstance(refresh(folder / "deploy.yaml", "digits"), Waits)
 
 
 def test_what_was_ended_goes_on_and_makes_nothing_twice(folder: Path, digits: Digits) -> None:
@@ -123,6 +122,7 @@ def test_what_was_ended_goes_on_and_makes_nothing_twice(folder: Path, digits: Di
     assert held.stat().st_mode & 0o077 == 0
     kept_path(folder / "deploy.record.db").unlink()  # what it took is its own
     found = refresh(folder / "deploy.yaml", "digits", who="ann")
+    assert isinstance(found, Refreshed)
     assert (found.artefact.name, found.state, found.artefact.stat().st_mtime_ns) == (made.name, "", before)
     assert "/v1/rollout" in found.commands[0]
     assert steps(folder) == ["began", "quantized", "judged", "named", "stopped", "judged"]

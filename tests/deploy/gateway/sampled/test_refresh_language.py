@@ -12,7 +12,7 @@ from tersor.deploy.config import read_deployment
 from tersor.deploy.gateway.recording.store import read_happenings
 from tersor.deploy.gateway.sampled.kept import kept_path, read_kept, texts_of
 from tersor.pipeline.deploy.orders import Gateway
-from tersor.pipeline.deploy.refresh import refresh
+from tersor.pipeline.deploy.refresh import Refreshed, refresh
 
 from ..conftest import live
 from ..operating.orders import JSON, asked, seen
@@ -50,6 +50,7 @@ def test_from_prompts_to_a_rollout(artefacts: Path, tmp_path: Path) -> None:
 
     with live(place) as gateway:
         found = refresh(place, "demo", gateway=Gateway(gateway.address), who="ann")
+        assert isinstance(found, Refreshed)
         assert (found.record.outcome, found.commands) == ("PASS", ())
         assert seen(gateway, "demo")["rollout"]["candidate"] == found.variant
         body = {"model": "demo", "prompt": "def f(", "max_tokens": 4}

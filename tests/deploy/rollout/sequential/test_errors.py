@@ -21,7 +21,7 @@ def run(
     for _ in range(looks):
         ours, theirs = int(rng.binomial(100, rates[0])), int(rng.binomial(100 * ratio, rates[1]))
         test = test.update(Count(ours, 100), Count(theirs, 100 * ratio))
-        if test.harm.is_refuted:
+        if test.harmed_at is not None:
             break
     return test
 
@@ -48,9 +48,33 @@ def test_a_candidate_worse_by_the_margin_is_called_safe_no_more_often_than_promi
 
 def test_four_times_as_many_errors_are_found() -> None:
     rng = np.random.default_rng(5)
-    crossed = [run((0.02, 0.005), rng, looks=60, ratio=9).harm.crossed_at or math.inf for _ in range(100)]
+    crossed = [run((0.02, 0.005), rng, looks=60, ratio=9).harmed_at or math.inf for _ in range(100)]
     assert np.median(crossed) <= 600
     assert np.isfinite(crossed).all()
+
+
+def test_four_times_as_many_errors_are_found_within_a_thousand_requests() -> None:
+    """No test of this level that compares with such a control finds more than 98.7 of 100, if it looks but once."""
+    assert (verdicts((0.02, 0.005), 300, 9, looks=10, ratio=9) == "harmful").mean() >= 0.95
+
+
+def test_errors_that_multiply_late_are_found_although_the_good_time_counts_on() -> None:
+    rng, found = np.random.default_rng(10), []
+    for _ in range(20):
+        test = ErrorRate.begin()
+        while test.harmed_at is None and test.candidate.total < 12_000:
+            rate = 0.002 if test.candidate.total < 6000 else 0.03
+            test = test.update(Count(int(rng.binomial(100, rate)), 100), Count(int(rng.binomial(900, 0.002)), 900))
+        found.append(test.harmed_at or math.inf)
+    assert np.median([at for at in found if at > 6000]) <= 7500
+
+
+def test_the_level_is_split_between_both_tests_of_harm() -> None:
+    test = ErrorRate.begin(ErrorRules(level=0.05))
+    assert test.harm.level + test.exact.level == pytest.approx(0.05)
+    assert test.standing.to_harm == pytest.approx(0)
+    test = test.update(Count(2, 100), Count(4, 900))
+    assert test.standing.to_harm == max(test.harm.nearness, test.exact.nearness) > 0
 
 
 def test_a_candidate_like_its_control_becomes_safe() -> None:
@@ -64,7 +88,7 @@ def test_an_incident_that_hits_both_says_nothing_against_the_candidate() -> None
         for look in range(40):
             rate = 0.3 if 20 <= look < 25 else 0.002
             test = test.update(Count(int(rng.binomial(100, rate)), 100), Count(int(rng.binomial(400, rate)), 400))
-        wrong += test.harm.is_refuted
+        wrong += test.harmed_at is not None
     assert wrong <= 7  # of 60, where 3 are promised: 1 in 100 that this is more by chance
 
 

@@ -84,12 +84,18 @@ def test_hostile_documents_are_refused() -> None:
         with pytest.raises(FormatError, match=message):
             restored(wrong)
     for wrong, message in (
-        (broken("errors", "state", "harm", "level", value=0.9), "level 0.9, stakes .*: the rules of the test say 0.02"),
+        (
+            broken("errors", "state", "harm", "level", value=0.9),
+            "level 0.9, stakes .*: the rules of the test say 0.0022",
+        ),
         (broken("errors", "state", "harm", "level", value=2), "a level lies between 0 and 1"),
         (broken("errors", "state", "harm", "money", value=[0.0]), "3 stakes need as many logs of money"),
         (broken("errors", "state", "harm", "money", value=[0.0] * 10_000), "3 stakes need as many logs of money"),
         (broken("errors", "state", "harm", "rounds", value=-1), "samples, reopens and rounds are 0 or more"),
         (broken("errors", "state", "harm", "samples", value=2**100), "samples, reopens and rounds .* below 10"),
+        (broken("errors", "state", "exact", "level", value=0.5), "the exact test has level 0.5, the rules 0.022"),
+        (broken("errors", "state", "exact", "alive", value=[0.5, 0.2]), "the law of the hits and what is spent sum"),
+        (broken("errors", "state", "exact", "alive", value=[]), "the law of the hits has 0 probabilities"),
         (broken("errors", "state", "candidate", "hits", value=3), "3 of 0 requests"),
         (broken("latency", "state", "candidate", value=[]), "2 quantiles need as many counts"),
         (broken("latency", "state", "thresholds", value=[1.0]), "2 quantiles need as many counts"),

@@ -18,6 +18,11 @@ from tersor.deploy.config import Deployment, ModelPlan
 __all__ = ["Refresh", "commands", "words_of"]
 
 LONGEST_S = 6 * 3600.0
+ENTRY = (
+    "import sys; from tersor.deploy.running.worker import die_with; die_with(int(sys.argv.pop(1))); "
+    "from tersor.cli.main import main; sys.exit(main())"
+)
+"""A command of ours that ends with the process whose id is its first argument."""
 _log = logging.getLogger(__name__)
 
 
@@ -47,11 +52,12 @@ def commands(name: str, plan: ModelPlan, deployment: Deployment) -> tuple[str, .
     )
 
 
-def words_of(words: Sequence[str], file: str, model: str) -> tuple[str, ...]:
-    """Return the program and its arguments; for "auto" they are those of `tersor refresh`."""
+def words_of(words: Sequence[str], file: str, model: str, who: str = "gateway") -> tuple[str, ...]:
+    """Return the program and its arguments; for "auto" they are those of `tersor refresh`, which ends with this one:
+    whoever serves next finds what is left to do, and does it."""
     if tuple(words) != (AUTO,):
         return tuple(words)
-    return (sys.executable, "-m", "tersor", "refresh", file, "--model", model, "--who", "gateway")
+    return (sys.executable, "-c", ENTRY, str(os.getpid()), "refresh", file, "--model", model, "--who", who)
 
 
 @dataclass(eq=False)
@@ -68,6 +74,7 @@ class Refresh:
     longest_s: float = LONGEST_S
     file: str = ""
     _last: dict[str, float] = field(default_factory=dict)
+    _taken: dict[str, float] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def may(self, model: str, moment: float) -> bool:
@@ -77,9 +84,27 @@ class Refresh:
         self._last[model] = moment
         return True
 
-    async def run(self, model: str, features: Sequence[str]) -> int | None:
-        """Run it, and return its exit code; None where it cannot be begun, or took too long and was ended."""
-        words = words_of(self.words, self.file, model)
+    def takes_up(self, model: str, moment: float, *, is_tried: bool) -> bool:
+        """Whether one that has waited for a rollout is to run now; it counts as taken up then.
+
+        Once after each rollout, and again when it is due: one that was killed is still there.
+        """
+        if is_tried:
+            self._taken.pop(model, None)
+            return False
+        if moment - self._taken.get(model, -self.every_s) < self.every_s:
+            return False
+        self._taken[model] = moment
+        return True
+
+    async def run(
+        self, model: str, features: Sequence[str], words: Sequence[str] = (), who: str = "gateway"
+    ) -> int | None:
+        """Run it, or `words` in its place, and return its exit code.
+
+        None where it cannot be begun, or took too long and was ended.
+        """
+        words = words_of(words or self.words, self.file, model, who)
         environment = {**os.environ, "TERSOR_MODEL": model, "TERSOR_FEATURES": ",".join(features)}
         async with self._turn:
             try:

@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tersor import __version__
+from tersor.core.errors import TersorError
 from tersor.deploy.alerting.alarms import Alarms
 from tersor.deploy.alerting.book import Alert
 from tersor.deploy.alerting.plan import AUTO
@@ -26,6 +27,7 @@ from tersor.deploy.gateway.recording.cells import Cell, figures
 from tersor.deploy.gateway.recording.drifting import Drifting, Key
 from tersor.deploy.gateway.recording.incidents import DRIFT, Incidents, drift_row, drift_rows
 from tersor.deploy.gateway.recording.memory import machine_bytes, resident_bytes
+from tersor.deploy.gateway.recording.queued import read_queued, waiting
 from tersor.deploy.gateway.recording.recorder import MINUTE_S, MINUTES
 from tersor.deploy.gateway.recording.refresh import Refresh, commands
 from tersor.deploy.gateway.recording.store import Happening, Store
@@ -45,6 +47,7 @@ class Watch:
     drifts  what the last window of each side showed, as the record keeps it
     Making it raises what `Alarms` raises.
     reload  has the deployment read anew, after a refresh has changed it
+    is_tried  whether the rollout of a model is under way: refreshes wait until it is not
     """
 
     deployment: Deployment
@@ -53,6 +56,7 @@ class Watch:
     tried: Callable[[], Iterable[Served]] = tuple
     save_s: float = SAVE_S
     reload: Callable[[], None] = lambda: None
+    is_tried: Callable[[str], bool] = lambda _model: False
     alarms: Alarms = field(init=False)
     drifting: Drifting = field(init=False)
     incidents: Incidents = field(init=False)
@@ -69,10 +73,10 @@ class Watch:
         self.refresh.file = self.deployment.file
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Watch; MissingError where the record or the references cannot be had.
+    async def running(self) -> AsyncIterator[Store]:
+        """Watch, and yield the record; MissingError where that or the references cannot be had.
 
-        What was counted is on the disk when this ends.
+        What was counted is on the disk when this ends, and the record is closed.
         """
         store = await asyncio.to_thread(Store, Path(self.deployment.record))
         ended, tasks = asyncio.Event(), list[asyncio.Task[None]]()
@@ -93,7 +97,7 @@ class Watch:
                 (lambda: self.plan.drift_every_s, self._compare),
             )
             tasks = [asyncio.create_task(self._every(seconds, do, store, ended)) for seconds, do in work]
-            yield
+            yield store
         finally:
             ended.set()  # what is being looked at is written down first
             for task in self._refreshing:
@@ -149,6 +153,9 @@ class Watch:
         for alert in self.alarms.book.alerts.values():
             if (alert.rule, alert.state) == ("InputDrift", "firing") and alert.model in models:
                 self._wish(alert, models[alert.model], store, is_new=alert in changed)
+        for model in await asyncio.to_thread(waiting, self.deployment.record):
+            if model in models and self.refresh.takes_up(model, moment, is_tried=self.is_tried(model)):
+                self._begin(self._take_up(model, store))
 
     def _seen(self, name: str, served: Served, variant: str, now: float, moment: float) -> dict[str, float | None]:
         """The figures of a variant: of five minutes, those that come rarely of an hour.
@@ -217,7 +224,11 @@ class Watch:
             "commands": list(commands(alert.model, served.plan, self.deployment)),
         }
         _log.warning("refresh wanted of %s: %s", alert.model, "; ".join(told["commands"]))
-        task = asyncio.create_task(self._refresh(alert.model, features, told, store, is_run=is_run))
+        self._begin(self._refresh(alert.model, features, told, store, is_run=is_run))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a refresh run beside everything else."""
+        task = asyncio.create_task(work)
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
 
@@ -227,10 +238,25 @@ class Watch:
         await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "refresh wanted", model, told))
         if is_run:
             code = await self.refresh.run(model, features)
-            details = {"command": list(self.plan.refresh), "exit_code": code}
-            await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "refresh run", model, details))
-            if code == 0 and self.plan.refresh == (AUTO,):
-                self.reload()
+            await self._has_run(model, self.plan.refresh, code, store)
+
+    async def _take_up(self, model: str, store: Store) -> None:
+        """Run a refresh that has waited for a rollout."""
+        try:
+            entry = await asyncio.to_thread(read_queued, self.deployment.record, model)
+        except TersorError as error:
+            _log.error("refresh of %s: %s", model, error)
+            return
+        if entry is not None:
+            _log.warning("refresh of %s: the rollout of %s is over", model, entry.candidate)
+            code = await self.refresh.run(model, (), (AUTO,), entry.who)
+            await self._has_run(model, (AUTO,), code, store)
+
+    async def _has_run(self, model: str, words: Sequence[str], code: int | None, store: Store) -> None:
+        details = {"command": list(words), "exit_code": code}
+        await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "refresh run", model, details))
+        if code == 0 and tuple(words) == (AUTO,):
+            self.reload()
 
     # What is written down
 

@@ -1,1 +1,1 @@
-"""ROLLING: a candidate beside the variant that serves, its share of requests, its shadow, and its steps."""
+"""ROLLING: a candidate beside the variant that serves, its share of requests, and its steps."""

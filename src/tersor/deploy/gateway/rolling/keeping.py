@@ -12,7 +12,7 @@ from tersor.files.atomic import atomic_writer
 
 __all__ = ["RolloutFile"]
 
-SCHEMA = "tersor.rollouts/1"
+SCHEMA = "tersor.rollouts/2"
 
 
 class RolloutFile:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tersor.core.errors import SchemeError, TersorError
 from tersor.deploy.config import Deployment
+from tersor.deploy.gateway.comparing.primaries import Primaries
 from tersor.deploy.gateway.models import Reply, Served
 from tersor.deploy.gateway.operating.audit import Author, Entry, one_line
 from tersor.deploy.gateway.operating.fleet import Fleet, Member
@@ -28,7 +29,6 @@ from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.identity import Identities
 from tersor.deploy.gateway.rolling.progress import LIVE, Move, Progress
 from tersor.deploy.gateway.rolling.trial import Trial
-from tersor.deploy.gateway.sampled.primaries import Primaries
 from tersor.deploy.registry.texts import timestamp
 from tersor.deploy.rollout.decision import StepProgress, decide
 from tersor.deploy.rollout.sequential import stored
@@ -108,7 +108,13 @@ class Rollouts:
             return None
         trial = self.trials.get(name)
         found = trial.now if trial else self.fleet.records.rollout(name)
-        return found if found is not None and found.artefacts == self._known.get(name) else None
+        is_its = found is not None and found.candidate == plan.candidate and found.artefacts == self._known.get(name)
+        return found if is_its else None
+
+    def is_under_way(self, name: str) -> bool:
+        """Whether something can still come of the rollout of a model."""
+        now = self.progress(name)
+        return now is not None and now.state in LIVE
 
     # Orders
 
@@ -168,6 +174,7 @@ class Rollouts:
         now = moved(self._counted(trial), trial.control.plan.rollout, _now(), who, one_line(why))
         await self._keep(name, now)
         trial.now, trial.last = now, None
+        trial.settle()
         self._tell(name, now)
         if now.state == "rolled_back":
             await self._drop(name)
@@ -278,6 +285,7 @@ class Rollouts:
                 except TersorError as error:
                     _log.error("rollouts: %s", error)
                 for name, trial in list(self.trials.items()):
+                    trial.settle()
                     try:
                         await self._look(name, trial, passed)
                     except TersorError as error:  # nothing was changed: the next look tries again

@@ -33,11 +33,11 @@ from typing import Any
 
 from tersor.core.records import plain
 from tersor.deploy.config import ModelPlan
+from tersor.deploy.gateway.comparing.shadow import Shadow
 from tersor.deploy.gateway.recording.cells import less_noise
 from tersor.deploy.gateway.recording.recorder import Recorder
 from tersor.deploy.gateway.rolling.progress import Progress, weight_of
 from tersor.deploy.gateway.rolling.rollouts import Rollouts
-from tersor.deploy.gateway.rolling.shadow import Shadow
 from tersor.deploy.gateway.rolling.trial import Trial
 from tersor.deploy.rollout.decision import StepRules
 from tersor.deploy.rollout.fixed import opinions

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tersor.core.errors import EngineError
+from tersor.deploy.gateway.comparing.comparison import Compared, Exchange, Rest
+from tersor.deploy.gateway.comparing.shadow import Shadow
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
 from tersor.deploy.gateway.rolling.cohorts import Caller, draw
-from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, Rest
+from tersor.deploy.gateway.rolling.priority import can_return, put_last
 from tersor.deploy.gateway.rolling.progress import Progress, weight_of
-from tersor.deploy.gateway.rolling.shadow import Shadow
 from tersor.deploy.guard.budget import Budget, PurseRules
 from tersor.deploy.guard.ladder import Ladder
 from tersor.deploy.rollout.decision import Decision
@@ -38,6 +39,8 @@ REFUSED = "refused"
 """Reason of a fallback: the candidate says that the request is wrong, and the control answers it."""
 OPEN_HANDED = {"faults": PurseRules(1.0, 1e9), "outage": PurseRules(1.0, 1e9)}
 """The control answers whatever the candidate cannot: it did before."""
+MOST_LAST_S = 2.0
+"""That a comparison lasts before its engine is no longer put last: a machine may have no moment left for it."""
 _chance = random.SystemRandom()
 
 
@@ -84,6 +87,7 @@ class Trial:
     tallies: Mapping[str, Tally] = field(init=False)
     last: Decision | None = field(default=None, init=False)
     is_loaded: bool = field(default=False, init=False)
+    _placed: tuple[int, bool] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         plan, name = self.control.plan, self.candidate
@@ -213,6 +217,14 @@ class Trial:
             self.now = replace(self.now, samples=self.now.samples + 1)
 
     # Looks
+
+    def settle(self) -> None:
+        """Have the candidate compute where nobody else does as long as nobody waits for its answers."""
+        pid = self.served.variants[self.candidate].engine.pid
+        is_last = self.now.trying == "shadow" and self.shadow.lasts_s < MOST_LAST_S
+        if pid is not None and self._placed != (pid, is_last) and can_return():
+            put_last(pid, is_last=is_last)
+            self._placed = pid, is_last
 
     def look(self) -> bool:
         """Compare both variants, where both have answered enough since the last look; return whether they had."""

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from tersor.core.errors import EngineError, SchemeError
+from tersor.deploy.gateway.comparing.backlog import Backlog
+from tersor.deploy.gateway.comparing.comparison import Exchange
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
-from tersor.deploy.gateway.rolling.comparison import Exchange
-from tersor.deploy.gateway.sampled.backlog import Backlog
 from tersor.deploy.monitor import Clipping, ClippingReference, FalseAlarmBudget, alarming, clipping
 from tersor.deploy.running.supervised import RequestError, Running
 

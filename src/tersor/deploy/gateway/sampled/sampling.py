@@ -59,9 +59,8 @@ class Sampling:
         self.recorder.followers.append(self._follow)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Go on; MissingError where the record cannot be had. What was learned is on the disk when this ends."""
-        store = await asyncio.to_thread(Store, Path(self.deployment.record))
+    async def running(self, store: Store) -> AsyncIterator[None]:
+        """Go on, with the record of the gateway; what was learned is on the disk when this ends."""
         tasks: list[asyncio.Task[None]] = []
         try:
             self.confidences.restore(await asyncio.to_thread(store.get, "confidences"))
@@ -88,7 +87,6 @@ class Sampling:
                 await self._save(store)
             except Exception:
                 _log.exception("samples were not saved")
-            store.close()
 
     async def _every(self, seconds: float, do: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -36,7 +36,7 @@ class AgreementRules:
     reopens   see `Wealth`
     """
 
-    level: float = 0.015
+    level: float = 0.013
     safe_level: float = 0.05
     good: float = 0.99
     bad: float = 0.97

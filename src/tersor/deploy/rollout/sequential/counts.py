@@ -4,7 +4,7 @@ Only what happens in the same look is compared, so that a bad hour, which is bad
 dozen requests or more of each; their numbers, not their outcomes, decide when it ends.
 
 - `odds_factors` bet on *which* variant the hits of a look came from. Given their number that is a hypergeometric draw,
-  whatever the base rate is (Fisher 1935), so nothing has to be estimated.
+  whatever the base rate is (Fisher 1935), so nothing has to be estimated. `hits_law` is that draw.
 - `rise_factor` bets against "the candidate's share is `margin` or more above the control's". Source: Turner, Ly and
   Grünwald 2024, "Generic E-variables for exact sequential k-sample tests that allow for optional stopping", JSPI 230.
   The factor is the likelihood of an alternative over that of the nearest shares for which the claim is true; the log of
@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from tersor.core.errors import SchemeError
 
-__all__ = ["Count", "check_look", "odds_factors", "rise_factor"]
+__all__ = ["Count", "check_look", "hits_law", "odds_factors", "rise_factor"]
 
-HALVINGS = 60
+HALVINGS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +62,35 @@ def odds_factors(
     >>> odds_factors(Count(3, 10), Count(1, 10), [4.0]).round(3).tolist()
     [0.613]
     """
-    hits = candidate.hits + control.hits
-    fewest, most = max(0, hits - control.total), min(hits, candidate.total)
-    k = np.arange(fewest, most, dtype=np.float64)
-    # ln of C(candidate, k) C(control, hits - k), up to a constant, from one k to the next.
-    steps = np.log(((candidate.total - k) * (hits - k)) / ((k + 1) * (control.total - hits + k + 1)))
-    draws = np.concatenate([[0.0], np.cumsum(steps)])
+    fewest, draws = _draws(candidate.total, control.total, candidate.hits + control.hits)
     powers = np.log(np.array([tolerated, *odds]))
-    terms = draws + powers[:, None] * np.arange(most - fewest + 1)
+    terms = draws + powers[:, None] * np.arange(len(draws))
     top = terms.max(axis=1)
     likelihoods = powers * (candidate.hits - fewest) - top - np.log(np.exp(terms - top[:, None]).sum(axis=1))
     return np.asarray(likelihoods[1:] - likelihoods[0], np.float64)
+
+
+def hits_law(candidate: int, control: int, hits: int, odds: float) -> tuple[int, npt.NDArray[np.float64]]:
+    """Return the fewest hits that the candidate can have, and the probabilities of these, one more, …
+
+    candidate, control  requests of both, of which `hits` were hits together
+    odds                candidate's odds of a hit over the control's: Fisher's hypergeometric distribution
+    >>> fewest, law = hits_law(1, 3, 1, 1.0)
+    >>> fewest, law.round(9).tolist()
+    (0, [0.75, 0.25])
+    """
+    fewest, draws = _draws(candidate, control, hits)
+    terms = draws + math.log(odds) * np.arange(len(draws))
+    law = np.exp(terms - terms.max())
+    return fewest, law / law.sum()
+
+
+def _draws(candidate: int, control: int, hits: int) -> tuple[int, npt.NDArray[np.float64]]:
+    """The fewest hits of the candidate, and ln of C(candidate, k) C(control, hits - k) from it on, up to a constant."""
+    fewest, most = max(0, hits - control), min(hits, candidate)
+    k = np.arange(fewest, most, dtype=np.float64)
+    steps = np.log(((candidate - k) * (hits - k)) / ((k + 1) * (control - hits + k + 1)))
+    return fewest, np.concatenate([[0.0], np.cumsum(steps)])
 
 
 def rise_factor(candidate: Count, control: Count, margin: float, guess: tuple[float, float]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tersor.core.errors import SchemeError
+from tersor.deploy.rollout.sequential.spending import Spending
 from tersor.deploy.rollout.sequential.wealth import Wealth
 
 __all__ = ["Standing", "Verdict", "check_purse", "split_level", "standing_of"]
@@ -19,7 +20,7 @@ class Standing:
     """Where a test stands.
 
     verdict  harmful: "no worse than tolerated" was refuted; safe: "as bad as harmful" was; harmful wins over safe
-    to_harm  how near it is to saying harmful, 0 … 1 (log wealth over its boundary)
+    to_harm  how near it is to saying harmful, 0 … 1 (log wealth over its boundary, or of probabilities)
     to_safe  … and to saying safe
     samples  of the candidate
     numbers  what was observed, by name
@@ -40,10 +41,15 @@ def check_purse(purse: Wealth, level: float, stakes: tuple[float, ...]) -> None:
         )
 
 
-def standing_of(harm: Wealth, safe: Wealth, samples: int, numbers: Mapping[str, float]) -> Standing:
-    """Return the standing of two purses; what was refuted once stays refuted, for both hold at every time at once."""
-    verdict: Verdict = "harmful" if harm.is_refuted else "safe" if safe.is_refuted else "undecided"
-    return Standing(verdict, harm.nearness, safe.nearness, samples, numbers)
+def standing_of(harm: Wealth, safe: Wealth, samples: int, numbers: Mapping[str, float], *exact: Spending) -> Standing:
+    """Return the standing of two purses; what was refuted once stays refuted, for both hold at every time at once.
+
+    exact  tests of the claim that `harm` bets against, each with a level of its own: either may refute it
+    """
+    against: list[Wealth | Spending] = [harm, *exact]
+    is_harmful = any(one.is_refuted for one in against)
+    verdict: Verdict = "harmful" if is_harmful else "safe" if safe.is_refuted else "undecided"
+    return Standing(verdict, max(one.nearness for one in against), safe.nearness, samples, numbers)
 
 
 def split_level(total: float, shares: Mapping[str, float]) -> dict[str, float]:

@@ -8,10 +8,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tersor.deploy.gateway.comparing.comparison import Exchange, Rest
+from tersor.deploy.gateway.comparing.shadow import Shadow
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served
-from tersor.deploy.gateway.rolling.comparison import Exchange, Rest
-from tersor.deploy.gateway.rolling.shadow import Shadow
 
 __all__ = ["Primaries"]
 

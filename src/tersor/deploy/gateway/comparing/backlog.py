@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from tersor.deploy.gateway.admission import Admission
-from tersor.deploy.gateway.rolling.comparison import Exchange
+from tersor.deploy.gateway.comparing.comparison import Exchange
 
 __all__ = ["Backlog"]
 
@@ -53,11 +53,17 @@ class Backlog:
     _task: asyncio.Task[None] | None = field(default=None, init=False)
     _more: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _free_at: float = field(default=0.0, init=False)
+    _began: float | None = field(default=None, init=False)
 
     @property
     def waiting(self) -> int:
         """How many wait."""
         return len(self._queue)
+
+    @property
+    def lasts_s(self) -> float:
+        """Seconds that what is worked on has lasted; 0 where nothing is."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     def start(self) -> None:
         """Begin to work."""
@@ -98,14 +104,14 @@ class Backlog:
                 self.drop("busy")
                 continue
             self.in_flight += 1
-            began = time.monotonic()
+            began = self._began = time.monotonic()
             try:
                 await self.work(exchange)
             except Exception:  # the work is no client's: the next one may go well
                 _log.exception("%s: failed", self.name)
                 self.drop("error")
             finally:
-                self.in_flight -= 1
+                self.in_flight, self._began = self.in_flight - 1, None
                 now = time.monotonic()
                 self._free_at = now + min(MOST_DEBT_S, now - began) * (1 / self.time_share - 1)
 

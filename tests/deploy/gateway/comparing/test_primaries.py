@@ -15,7 +15,7 @@ from tersor.deploy.config import read_deployment
 from ..conftest import live
 from ..operating.orders import JSON, asked
 from ..rolling.traffic import Client
-from .figures import metric, wait_for
+from ..sampled.figures import metric, wait_for
 
 YAML = """
 models:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tersor.deploy.gateway.admission import Admission
+from tersor.deploy.gateway.comparing.backlog import Backlog
+from tersor.deploy.gateway.comparing.comparison import Compared, Exchange, NoReferenceError, compared, floor
 from tersor.deploy.gateway.metrics import Metrics
-from tersor.deploy.gateway.rolling.comparison import Compared, Exchange, NoReferenceError, compared, floor
-from tersor.deploy.gateway.sampled.backlog import Backlog
 from tersor.deploy.gateway.variants import Variant
 
 __all__ = ["Shadow"]
@@ -69,6 +69,11 @@ class Shadow:
     def in_flight(self) -> int:
         """How many are being compared."""
         return self._backlog.in_flight
+
+    @property
+    def lasts_s(self) -> float:
+        """Seconds that the comparison under way has lasted; 0 where there is none."""
+        return self._backlog.lasts_s
 
     def start(self) -> None:
         """Begin to work."""

@@ -1,0 +1,1 @@
+"""Comparisons with full precision behind the answers."""
