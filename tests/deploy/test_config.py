@@ -71,10 +71,21 @@ WRONG = {
     "not there": (GOOD.replace("sub/small.gguf", "sub/large.gguf"), "sub/large.gguf is not there"),
     "text for a number": (
         GOOD.replace("threads: 2", "threads: two"),
-        "small.threads: a whole number above 0, not 'two'",
+        "small.threads: a whole number from 1 to 2147483647, not 'two'",
     ),
-    "true for a number": (GOOD.replace("in_flight: 3", "in_flight: true"), "limits.in_flight: a whole number above 0"),
-    "zero": (GOOD.replace("in_flight: 3", "in_flight: 0"), "limits.in_flight: a whole number above 0, not 0"),
+    "true for a number": (
+        GOOD.replace("in_flight: 3", "in_flight: true"),
+        "limits.in_flight: a whole number from 1 to 2147483647",
+    ),
+    "a port": (GOOD + "port: 99999\n", "port: a whole number from 1 to 65535, not 99999"),
+    "more than engines count": (
+        GOOD.replace("in_flight: 3", "in_flight: 99999999999999999999"),
+        "limits.in_flight: a whole number from 1 to",
+    ),
+    "zero": (
+        GOOD.replace("in_flight: 3", "in_flight: 0"),
+        "limits.in_flight: a whole number from 1 to 2147483647, not 0",
+    ),
     "no seconds": (GOOD.replace("in_flight: 3", "deadline_s: .inf"), "limits.deadline_s: seconds above 0"),
     "open to others": (GOOD + "host: 0.0.0.0\n", "open to others: give keys, or listen on 127.0.0.1"),
     "a secret for its hash": (GOOD + "keys: [{name: a, sha256: secret}]\n", "'a' needs the SHA-256 of its secret"),

@@ -26,6 +26,8 @@ __all__ = ["Deployment", "Key", "Limits", "ModelPlan", "VariantPlan", "read_depl
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 20
+MOST_PORT, MOST_BYTES, MOST = 65_535, 1 << 40, (1 << 31) - 1
+"""Of numbers in it; engines count in 32 bits."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 EMBEDDING = "llama.cpp"
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
@@ -309,8 +311,9 @@ def _filled(place: str, kind: type[T], entry: object) -> T:
         raise SchemeError(f"{place}: unknown {', '.join(odd)}; there are {', '.join(known)}")
     for name, value in given.items():
         wanted = str(known[name].type)
-        if wanted == "int" and (type(value) is not int or value < 1):
-            raise SchemeError(f"{place}.{name}: a whole number above 0, not {value!r}")
+        most = MOST_PORT if name == "port" else MOST_BYTES if name.endswith("_bytes") else MOST
+        if wanted == "int" and (type(value) is not int or not 1 <= value <= most):
+            raise SchemeError(f"{place}.{name}: a whole number from 1 to {most}, not {value!r:.40}")
         if wanted == "float" and (type(value) not in (int, float) or not 0 < value < 1e6):
             unit = "milliseconds" if name.endswith("_ms") else "seconds"
             raise SchemeError(f"{place}.{name}: {unit} above 0, not {value!r}")

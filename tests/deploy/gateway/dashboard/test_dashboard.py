@@ -246,7 +246,7 @@ def test_the_report_is_a_page_for_admins(keyed: Live, local: Live) -> None:
     assert "unsafe" not in policy
     assert policy.partition("; form-action")[0] in text  # the page says the same of itself
     assert any(one["href"] == "/report.html" for one in Parsed(got(local.address)[1]).all("a"))
-    for days, status in (("3", 200), ("0", 400), ("-1", 400), ("x" * 99, 400), ("9" * 99, 400)):
+    for days, status in (("3", 200), ("0", 400), ("-1", 400), ("x" * 99, 400), ("9" * 5000, 400)):
         assert got(local.address, f"/report.html?days={days}")[0] == status, days
 
 

@@ -64,6 +64,30 @@ def test_a_kill_loses_no_more_than_was_not_saved(tmp_path: Path) -> None:
     assert sum(day.answered for day in read_days(path)["m", "q"]) in (seen, seen + 1)
 
 
+def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, path = Clock(), tmp_path / "record.db"
+    recorder, store = Recorder(clock), Store(path)
+
+    def full(*_: object) -> str:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    for minute in range(4):
+        recorder.answered("m", "q", 0.01, 0.02)
+        clock.now += 60.0
+        recorder.turn([("m", "q")])
+        with monkeypatch.context() as patch:
+            if minute % 2 == 0:
+                patch.setattr("tersor.deploy.gateway.recording.store.json.dumps", full)
+                with pytest.raises(sqlite3.OperationalError):
+                    store.save(recorder)
+            else:
+                store.save(recorder)
+    store.close()
+    again = Recorder(clock)
+    Store(path).fill(again)
+    assert [one.answered for one in again.records["m", "q"].minutes] == [1, 1, 1, 1]
+
+
 def test_happenings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tersor.deploy.gateway.recording.store.MOST_HAPPENINGS", 10)
     store = Store(tmp_path / "record.db")

@@ -105,10 +105,11 @@ class Store:
     def save(self, recorder: Recorder) -> None:
         """Write what was counted since the last time, and drop what is too old."""
         connection, now = self._connection, recorder.clock()
+        saved: dict[tuple[str, str], int] = {}
         with self._writing():
             for (model, variant), record in list(recorder.records.items()):
                 since = self._saved.get((model, variant), 0)
-                self._saved[model, variant] = record.now.at
+                saved[model, variant] = record.now.at
                 connection.execute(
                     "DELETE FROM cells WHERE model = ? AND variant = ? AND kind = 'now'", (model, variant)
                 )
@@ -120,6 +121,7 @@ class Store:
                 )
             connection.execute("DELETE FROM cells WHERE kind = 'minute' AND at < ?", (now - MINUTES * MINUTE_S,))
             connection.execute("DELETE FROM cells WHERE at < ?", (now - (DAYS + 1) * DAY_S,))
+        self._saved |= saved  # only now: what could not be written is written the next time
 
     def happen(self, *happenings: Happening, **documents: object) -> None:
         """Add to what happened, and keep documents by their names with it; the oldest goes where there is too much."""
@@ -165,10 +167,11 @@ class Store:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
 
 def read_cells(path: Path) -> dict[tuple[str, str], Record]:
