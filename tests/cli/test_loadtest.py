@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,3 +106,11 @@ def test_options_that_make_no_sense_are_refused(run: Run, options: tuple[str, ..
     done = run("loadtest", "http://localhost:1", *options)
     assert done.code == 1
     assert message in done.err
+
+
+def test_a_server_that_is_not_there_is_no_success(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = run("loadtest", f"http://127.0.0.1:{port}/", "--rate", "10", "--seconds", 0.5)
+    assert done.code == 1, done.err
+    assert "connect" in done.out

@@ -82,8 +82,8 @@ def loadtest(
 
     Each latency counts from when the request was due, so that a server that stalls cannot hide it. Shown are
     percentiles with 95 % intervals, the share of good answers, errors by kind, and how late this generator itself
-    was; where that is too late the result is invalid. Exit code 1 if a limit is broken, 3 if an interval holds the
-    limit or the result is invalid.
+    was; where that is too late the result is invalid. Exit code 1 if a limit is broken or nobody answered, 3 if an
+    interval holds the limit or the result is invalid.
 
     \b
     Examples:

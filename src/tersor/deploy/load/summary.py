@@ -48,6 +48,11 @@ class StepResult:
     invalid: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether requests were sent, and not one got an answer of any status."""
+        return sum(self.errors.values()) > self.errors.get("not sent", 0) and not self.statuses
+
     def metric(self, name: str) -> Metric | None:
         """Return the metric of that name, None where it was not measured."""
         return next((metric for metric in self.metrics if metric.name == name), None)

@@ -58,9 +58,9 @@ class LoadTest:
 
     @property
     def outcome(self) -> Outcome | None:
-        """Over all steps: "fail" if one broke a limit, else "inconclusive" if one was invalid or unclear."""
+        """Over all steps: "fail" if one broke a limit or got no answer, else "inconclusive" if one was not clear."""
         limits = [limit.outcome for step in self.steps for limit in step.limits]
-        if "fail" in limits:
+        if "fail" in limits or any(step.is_unanswered for step in self.steps):
             return "fail"
         if "inconclusive" in limits or any(step.invalid for step in self.steps):
             return "inconclusive"
