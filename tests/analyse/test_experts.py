@@ -108,16 +108,23 @@ def test_the_estimate_of_one_expert_is_the_divergence_that_it_makes(model: Model
     for name in chosen:
         sides = SideBySide(decoder, ids)
         table = torch.from_numpy(sources["token_embd.weight"].read(0, decoder.vocabulary))
+        matrix = sources[decoder.matrix]
+
+        def head(start: int, stop: int, matrix: ModelTensor = matrix) -> Tensor:
+            return torch.from_numpy(matrix.read(start, stop))
+
+        def embed(rows: Tensor, table: Tensor = table) -> Tensor:
+            return table[rows]
+
         with torch.no_grad():
-            sides.begin({"changed": lambda rows, table=table: table[rows]})
+            sides.begin({"changed": embed})
             for layer in range(decoder.layers):
                 block = decoder.block(layer)
                 change = changes.read(name, 0, sources[name].rows)[0]
                 here = name in block.weights
                 weights = {name: block.weights[name] + change.reshape(block.weights[name].shape)} if here else {}
                 sides.through(block, {"changed": weights})
-            matrix = sources[decoder.matrix]
-            made = sides.divergences({"changed": lambda a, b, matrix=matrix: torch.from_numpy(matrix.read(a, b))})
+            made = sides.divergences({"changed": head})
         measured = float(made["changed"].kl.mean())
         estimate = float(np.square(found[name][:, 0], dtype=np.float64).mean())
         # 160 draws: good to √(2/160), 11 %

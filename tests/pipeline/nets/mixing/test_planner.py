@@ -101,7 +101,7 @@ def test_a_planned_net_is_made_again_from_its_card(graph: Net, how: NetHow, fold
     names = [str(node.name) for node in graph.nodes if node.op_type in ("Conv", "Gemm")]
     formats = dict(zip(names, ("fp32", "int4", "fp16", "int8"), strict=True))
     recent = np.random.default_rng(0).random((32, 3, 8, 8), np.float32)
-    np.savez(folder / "recent.npz", **{str(graph.inputs[0].name): recent})
+    np.savez(folder / "recent.npz", **{str(graph.inputs[0].name): recent})  # type: ignore[arg-type]  # a name
     made = quantize_network(graph, "int8", replace(how, plan=PlanFile(formats, container="onnx")))
     make_fresh(folder / "net.onnx", made.card, [folder / "recent.npz"], folder / "fresh.onnx")
     fresh = load_card(card_path(folder / "fresh.onnx", "json"))

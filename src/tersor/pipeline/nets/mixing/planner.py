@@ -41,6 +41,8 @@ UNITS = 1_000_000
 """Of that sum, at its limit."""
 ROUNDS = 6
 SLACK = 1.1
+ROOM = 0.005
+"""Share of a file that may be left free before more is spent."""
 MARGIN = 0.98
 """A time that was exceeded is asked for anew with so much room: runs differ."""
 
@@ -93,26 +95,32 @@ class NetPlanner:
         self._prepare(goal)
         nbytes, time = self._bytes(goal), None if goal.max_latency_ms is None else round(1e6 * goal.max_latency_ms)
         time = time if time is None else time - self._fixed_time()
+        best: NetPlanned | None = None
         told = ""
         for _ in range(ROUNDS):
             mix = self._chosen(goal, nbytes, time, trials)
+            if best is not None and mix.formats == best.mix.formats:
+                break
             made = self.operators.net(mix.formats)
-            size = len(made.net.to_bytes())
+            size, took = len(made.net.to_bytes()), self._took(made)
             over = 0 if goal.max_bytes is None else size - goal.max_bytes
-            took = self._took(made)
-            if over <= 0 and (goal.max_latency_ms is None or took <= goal.max_latency_ms):
-                return self._planned(mix, made, goal, size, took)
-            if over > 0 and nbytes is not None:
-                nbytes -= over
-                told = f"a file of {size:,} bytes"
-            if goal.max_latency_ms is not None and time is not None and took > goal.max_latency_ms:
+            late = 0.0 if goal.max_latency_ms is None else took - goal.max_latency_ms
+            if over <= 0 and late <= 0:
+                if best is None or mix.loss < best.mix.loss:
+                    best = self._planned(mix, made, goal, size, took)
+                if goal.max_drop is not None or nbytes is None or -over <= ROOM * size:
+                    break
+            elif best is not None:
+                break  # more room than there was
+            else:
+                told = f"{took:.3g} ms" if late > 0 else f"a file of {size:,} bytes"
+            if nbytes is not None:
+                nbytes -= over  # neighbours share quantizers: what lies around weights differs from mix to mix
+            if late > 0 and time is not None and goal.max_latency_ms is not None:
                 time = round(time - 1e6 * (took - MARGIN * goal.max_latency_ms))
-                told = f"{took:.3g} ms"
-        raise SchemeError(f"{goal.described()}: {told} is what was reached in {ROUNDS} rounds: allow more")
-
-    def at(self, nbytes: int) -> Mix:
-        """Return the best mix of weights of at most `nbytes`."""
-        return self.frontier.at(nbytes)
+        if best is None:
+            raise SchemeError(f"{goal.described()}: {told} is what was reached in {ROUNDS} rounds: allow more")
+        return best
 
     def drop(self, mix: Mix) -> float:
         """Return what the net in `mix` loses, percentage points; measured once."""
