@@ -162,7 +162,6 @@ def quantize(
 
     With --calibration, every block is quantized knowing what its matrices see; a run that is stopped goes on with
     --resume, and torchrun spreads it over processes.
-
     Memory stays bounded however large the model is; the output appears whole or not at all. Beside OUT.gguf lie
     OUT.card.html, .md and .json: hashes, plan, error of every tensor, fallbacks, time, versions, command.
 
@@ -173,19 +172,17 @@ def quantize(
       tersor quantize org/name -o name.gguf --plan plan.yaml --calibration my-text/
       tersor quantize org/name -o name-int4 --format int4-g128 --container compressed-tensors --calibration my.jsonl
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
-      tersor quantize net.onnx -o small.onnx --plan plan.yaml --calibration images/
       tersor quantize net.onnx -o net.pte --target mobile --max-memory-mb 20 --max-latency-ms 50 --calibration images/
     """
     command = _command(context.obj or [], model, output)
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
         images = preparation_of(mean, std, size_of)
-        made = NetArguments(calibration, weights, data, max_drop, engine, tuple(leave or ()), images, kind)
+        asked = engine if plan is None or is_given(context, "engine") else None
+        made = NetArguments(calibration, weights, data, max_drop, asked, tuple(leave or ()), images, kind)
         made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs or made.epochs)
         budget = Budget(max_memory_mb, max_latency_ms, max_file_mb, phone)
         made = replace(made, resume=resume, command=command, target=target, budget=budget, plan=plan)
-        if plan is not None and not is_given(context, "engine"):
-            made = replace(made, engine=None)
         quantize_net_command(model, output, _net_format(context, file_type), made, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")

@@ -48,7 +48,7 @@ from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.page import save_curve
 from tersor.pipeline.planning.planning import TRIALS, Planned, Planner, shares_of
 from tersor.pipeline.planning.sweep import parse_sweep, sweep
-from tersor.pipeline.planning.targets import target_named
+from tersor.pipeline.planning.targets import Target, target_named
 
 __all__ = ["plan"]
 
@@ -173,25 +173,10 @@ def plan(
         return
     refuse_given(context, OF_NETS, "a language model")
     row = target_named(target, _listed(formats), container)
-    limits = {
-        "max_bytes": None if max_size is None else parse_size(max_size),
-        "memory_bytes": row.memory_bytes if memory is None else parse_size(memory),
-        "bandwidth": row.read_bytes_per_s if bandwidth is None else bandwidth * 1e9,
-    }
-    if limits["bandwidth"] is None and not row.is_here and max_latency_ms is not None:
-        raise SchemeError(
-            f"how fast {target} reads its memory is not known: give --bandwidth, or a machine as --target"
-        )
-    goal = None
-    if sweep_range is None:
-        goal = PlanGoal(
-            bits_per_weight=bits_per_weight,
-            max_kl=max_kl,
-            max_perplexity_increase=max_perplexity_increase,
-            max_latency_ms=max_latency_ms,
-            context=context_tokens,
-            **limits,
-        )
+    limits = _limits(row, max_size, memory, bandwidth, is_timed=max_latency_ms is not None)
+    limits |= {"bits_per_weight": bits_per_weight, "max_kl": max_kl, "max_latency_ms": max_latency_ms}
+    limits |= {"max_perplexity_increase": max_perplexity_increase, "context": context_tokens}
+    goal = PlanGoal(**limits) if sweep_range is None else None
     sizes = parse_sweep(sweep_range) if sweep_range else []
     source = load(model, ignore_config=ignore_config or ())
     if analysis is not None and (analysis / "analysis.json").is_file():
@@ -202,17 +187,13 @@ def plan(
             refuse_given(context, OF_TEXT, "saved statistics")
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
-        folder = analysis if analysis is not None else _beside(output)
-        studied = _analysed(source, folder, study)
+        studied = _analysed(source, analysis or _beside(output), study)
     planner = Planner(source, studied, target, tuple(tensor_format or ()))
     if goal is None:
         rate = limits["bandwidth"] or (read_rate() if row.is_here else None)
         _sweep(planner, sizes, output, rate, is_measured=measure, as_json=as_json)
         return
-    planned = planner.plan(goal, trials=trials)
-    if measure:
-        with progress_bar(unit="weights") as progress:
-            planned, _ = measure_plan(source, studied, planned, threads=threads, progress=progress)
+    planned = _planned(planner, goal, trials, threads, is_measured=measure)
     if output is not None:
         planned.file.save(output, shares_of(planner.analysis, planned.mix))
     if as_json:
@@ -221,6 +202,30 @@ def plan(
     sys.stdout.write(_told(planner, planned, model, output))
     if explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, explain)))
+
+
+def _planned(planner: Planner, goal: PlanGoal, trials: int, threads: int, *, is_measured: bool) -> Planned:
+    planned = planner.plan(goal, trials=trials)
+    if is_measured:
+        with progress_bar(unit="weights") as progress:
+            planned, _ = measure_plan(planner.model, planner.studied, planned, threads=threads, progress=progress)
+    return planned
+
+
+def _limits(
+    row: Target, max_size: str | None, memory: str | None, bandwidth: float | None, *, is_timed: bool
+) -> dict[str, Any]:
+    """Return limits as PlanGoal takes them: what is not said is what the target is known to have."""
+    rate = row.read_bytes_per_s if bandwidth is None else bandwidth * 1e9
+    if rate is None and not row.is_here and is_timed:
+        raise SchemeError(
+            f"how fast {row.name} reads its memory is not known: give --bandwidth, or a machine as --target"
+        )
+    return {
+        "max_bytes": None if max_size is None else parse_size(max_size),
+        "memory_bytes": row.memory_bytes if memory is None else parse_size(memory),
+        "bandwidth": rate,
+    }
 
 
 def _listed(formats: str | None) -> tuple[str, ...]:
