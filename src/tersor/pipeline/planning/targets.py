@@ -100,4 +100,4 @@ def _machine(name: str) -> Target:
 
 
 def _fits(kind: str, container: str) -> bool:
-    return container == GGUF or get(kind).name in INTEGERS
+    return container == GGUF or kind.startswith("int")

@@ -3,8 +3,8 @@
 Bytes and time against divergence is a knapsack with a choice for each operator (`analyse.allocation`). A limit of both
 is one of a weighted sum of both (Glover 1965): whatever keeps both keeps the sum, so the best mix within sums of
 several weights that keeps both is taken. Where accuracy has a limit, mixes of rising size are measured, the smallest
-that keeps it is looked for by bisection, and then operators are made smaller one at a time as long as what is measured
-allows.
+that keeps it is looked for by bisection and from below, and then operators are made smaller one at a time as long as
+what is measured allows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WEIGHTS = 33
 """Of bytes and time in their sum."""
 UNITS = 1_000_000
 """Of that sum, at its limit."""
-ROUNDS = 6
+ROUNDS = 12
 SLACK = 1.1
 ROOM = 0.005
 """Share of a file that may be left free before more is spent."""
@@ -115,9 +115,11 @@ class NetPlanner:
             else:
                 told = f"{took:.3g} ms" if late > 0 else f"a file of {size:,} bytes"
             if nbytes is not None:
-                nbytes -= over  # neighbours share quantizers: what lies around weights differs from mix to mix
+                nbytes = min(nbytes - over, mix.nbytes - 1) if over > 0 else nbytes - over
+                # neighbours share quantizers: what lies around weights differs from mix to mix
             if late > 0 and time is not None and goal.max_latency_ms is not None:
-                time = round(time - 1e6 * (took - MARGIN * goal.max_latency_ms))
+                room = MARGIN if self.clock is not None and self.clock.is_here else 1.0
+                time = min(round(time - 1e6 * (took - room * goal.max_latency_ms)), self._time(mix.formats) - 1)
         if best is None:
             raise SchemeError(f"{goal.described()}: {told} is what was reached in {ROUNDS} rounds: allow more")
         return best
@@ -246,7 +248,10 @@ class NetPlanner:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.drop(rungs[middle]) <= max_drop else (middle, high)
-        return self._shrunk(rungs[high], max_drop, trials)
+        # what is lost does not only fall: a smaller one may keep it, by its own good or by that of few items
+        below = rungs[: min(high, trials // 2)]
+        mix = next((one for one in below if self.drop(one) <= max_drop), rungs[high])
+        return self._shrunk(mix, max_drop, trials - len(below))
 
     def _shrunk(self, mix: Mix, max_drop: float, trials: int) -> Mix:
         """Make operators smaller one at a time, those first that save most bytes for what they cost."""
@@ -265,20 +270,21 @@ class NetPlanner:
     def _falls(self, mix: Mix) -> list[tuple[str, str, Mix]]:
         """Mixes in which one operator is smaller: the most bytes for a loss first."""
         found = []
-        for name, front in self.frontier.fronts.items():
-            for place, option in enumerate(front):
-                if option.name == mix.formats[name]:
-                    break
-                changed = self.frontier.changed(mix, {name: place})
-                price = max(changed.loss - mix.loss, 1e-30) / (mix.nbytes - changed.nbytes)
-                found.append((price, name, option.name, changed))
+        for name, held in self.options.items():
+            here = next(one for one in held if one.name == mix.formats[name])
+            for option in held:
+                if option.nbytes < here.nbytes:
+                    price = max(option.loss - here.loss, 1e-30) / (here.nbytes - option.nbytes)
+                    found.append((price, name, option.name, self._mix({**mix.formats, name: option.name})))
         return [(name, kind, changed) for _, name, kind, changed in sorted(found, key=lambda row: row[:3])]
 
     def _searched(self, mix: Mix, nbytes: int, time: int | None, trials: int) -> Mix:
-        """Measure neighbours of a mix beside it; take what is better beyond the noise, and go on from there."""
-        while trials > 0:
+        """Measure neighbours of a mix beside it; take what is better beyond the noise, and go on from there.
+
+        Where time is short the mix is left: what is best in bytes is not what neighbours in time are made of.
+        """
+        while trials > 0 and time is None:
             near = self.frontier.neighbours(mix, nbytes, trials, SLACK) if mix.loss > 0 else []
-            near = [one for one in near if time is None or self._time(one.formats) <= time]
             trials -= max(len(near), 1)
             here = self.yardstick.divergences(self.operators.net(mix.formats).net) if near else np.zeros(0)
             best, gain = mix, 0.0
