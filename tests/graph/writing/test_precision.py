@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import SchemeError, UnsupportedError
+from tersor.graph.observe import batches_of
 from tersor.graph.placement.engines import ENGINES
-from tersor.graph.ptq import QuantizedNet, written
+from tersor.graph.ptq import QuantizedNet, Recipe, written
 from tersor.graph.scheme import Precision, Quantizer, Scheme
 from tersor.graph.sensitivity.operators import sensitivities
-from tersor.graph.sensitivity.rebuild import with_left
+from tersor.graph.sensitivity.rebuild import roundings_of, with_left
 from tersor.graph.writing.stored import nbytes_of
 
-from ..conftest import Drawing, encoder, fused, images, operators, quantized, run, sentences, simulated, sqnr
+from ..conftest import Drawing, encoder, fused, images, numbers, operators, quantized, run, sentences, simulated, sqnr
 
 KINDS: dict[str, dict[str, Any]] = {
     "static": {},
@@ -242,3 +243,23 @@ def test_four_bits_take_half_a_byte_where_the_opset_has_them_and_still_run_on_in
     feeds = {"x": batches[0]}
     for made, wanted in zip(run(small.net, feeds).values(), run(written(plain), feeds).values(), strict=True):
         np.testing.assert_array_equal(made, wanted)
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "rows"])
+def test_products_and_tables_take_widths_of_their_own(kind: str) -> None:
+    net, recipe = encoder().net(), Recipe(**{**KINDS[kind], "weights": "rtn", "smooth": False})
+    batches = batches_of(net, sentences(8, batches=2))
+    roundings = roundings_of(net, batches, recipe, (4, 8), threads=1)
+    products = list(roundings.finest.weights)
+    assert "take_words" in roundings.finest.tables
+    mixed = roundings.mixed({"take_words": "fp16", products[0]: "int4", products[1]: "fp32"})
+    assert "take_words" not in mixed.tables
+    assert mixed.weights[products[0]] is roundings.nets[4].weights[products[0]]
+    assert mixed.weights[products[2]] is roundings.nets[8].weights[products[2]]
+    assert products[1] not in mixed.weights
+    whole = roundings.mixed({"take_words": "fp32", products[0]: "int4", products[1]: "fp32"})
+    table = next(node for node in net.nodes if node.name == "take_words").inputs[0]
+    assert len(whole.net.to_bytes()) - len(mixed.net.to_bytes()) == pytest.approx(2 * numbers(table).size, rel=0.1)
+    feeds = batches[0]
+    for made, wanted in zip(run(mixed.net, feeds).values(), run(whole.net, feeds).values(), strict=True):
+        assert sqnr(wanted, made) > 40, "16 bits of a table change codes behind it here and there at most"
