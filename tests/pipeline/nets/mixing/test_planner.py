@@ -135,9 +135,10 @@ def test_no_operator_could_be_smaller_and_keep_the_accuracy(graph: Net, how: Net
         found = planner.plan(NetGoal(max_drop=limit), trials=40)
         assert found.file.measured["drop_points"] == planner.drop(found.mix) <= limit
         sizes.append(found.mix.nbytes)
-        for _, _, smaller in planner._falls(found.mix):
-            assert smaller.nbytes < found.mix.nbytes
-            assert planner.drop(smaller) > limit
+        for mix in (found.mix, planner._shrunk(ends["fp32"], limit, 60)):
+            for _, _, smaller in planner._falls(mix):
+                assert smaller.nbytes < mix.nbytes
+                assert planner.drop(smaller) > limit >= planner.drop(mix)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < ends["int8"].nbytes
 
