@@ -37,7 +37,7 @@ from tersor.models import load
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.planning.analysing import Studied, Study, analyse
-from tersor.pipeline.planning.goals import Goal
+from tersor.pipeline.planning.goals import PlanGoal
 from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.planning import Planned, Planner
 from tersor.pipeline.planning.targets import TARGETS
@@ -103,7 +103,7 @@ def at_equal_bytes(bench: quality.Bench, planner: Planner, file_type: str, place
         files[method].parent.mkdir()
         sizes[method], _ = quality.write(bench, file_type, method, files[method])
     stock = make_plan(bench.model, file_type, calibration="text")
-    planned = planner.plan(Goal(bits_per_weight=stock.bits_per_weight))
+    planned = planner.plan(PlanGoal(bits_per_weight=stock.bits_per_weight))
     files[PLAN] = place / f"{file_type}-plan" / "model.gguf"
     planned_file(bench, planned, files[PLAN])
     sizes[PLAN] = int(planned.file.predicted["tensor_bytes"])
@@ -116,7 +116,7 @@ def at_equal_bytes(bench: quality.Bench, planner: Planner, file_type: str, place
 
 def predictions(bench: quality.Bench, planner: Planner, sizes: list[float], place: Path) -> list[Prediction]:
     """Write plans of several sizes and measure them beside what was predicted."""
-    planned = {f"{bits:g}": planner.plan(Goal(bits_per_weight=bits), trials=0) for bits in sizes}
+    planned = {f"{bits:g}": planner.plan(PlanGoal(bits_per_weight=bits), trials=0) for bits in sizes}
     files = {name: place / f"size-{name}" / "model.gguf" for name in planned}
     for name, one in planned.items():
         planned_file(bench, one, files[name])
@@ -147,7 +147,7 @@ def cost_of(layers: int, text: Path, place: Path) -> Cost:
     began = time.process_time()
     studied = analyse(model, place / f"analysis-{layers}", study)
     between = time.process_time()
-    Planner(model, studied).plan(Goal(bits_per_weight=4.0))
+    Planner(model, studied).plan(PlanGoal(bits_per_weight=4.0))
     end = time.process_time()
     return Cost(studied.analysis.weights, round(between - began, 1), round(end - between, 1))
 
@@ -158,7 +158,7 @@ def studied_model(bench: quality.Bench, place: Path) -> tuple[Studied, float]:
     study = Study(TARGETS["cpu"].formats, calibration=bench.calibration, threads=1)
     studied = analyse(bench.model, place / "analysis", study)
     seconds = time.process_time() - began
-    planned = Planner(bench.model, studied).plan(Goal(bits_per_weight=3.6), trials=0)
+    planned = Planner(bench.model, studied).plan(PlanGoal(bits_per_weight=3.6), trials=0)
     return measure_plan(bench.model, studied, planned, threads=1)[1], seconds
 
 

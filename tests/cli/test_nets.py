@@ -205,3 +205,50 @@ def test_options_of_nets_mean_nothing_for_language_models(folder: Path, capsys: 
     code, _, err = run("quantize some/model -o m.gguf --max-drop 1", capsys)
     assert code == 1
     assert "--max-drop means nothing for a language model" in err
+
+
+def test_a_plan_for_a_net_is_written_explained_and_made(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = "--calibration calibration.npz --data test.npz --threads 1"
+    code, out, err = run(
+        f"plan net.onnx -o plan.yaml {data} --bits-per-weight 20 --trials 2 --tensor-format first=fp32 --explain head",
+        capsys,
+    )
+    assert (code, err) == (0, "")
+    for words in (
+        "bits per weight",
+        "nats predicted",
+        "points of accuracy lost, on 128",
+        "fp32",
+        "chosen",
+        "next  tersor",
+    ):
+        assert words in out
+    text = (folder / "plan.yaml").read_text()
+    assert "first: fp32" in text
+    assert "container: onnx" in text
+    code, out, err = run(f"quantize net.onnx -o small.onnx --plan plan.yaml {data} --json", capsys)
+    assert (code, err) == (0, "")
+    card = json.loads(out)
+    assert card["plan"]["recipe"]["format"] == "mixed"
+    assert {row["name"]: row["format"] for row in card["plan"]["tensors"]}["w"] == "f32"
+    assert f"file_bytes: {card['artefacts'][0]['nbytes']}\n" in text
+    code, out, _ = run(f"plan net.onnx --analysis plan.analysis {data} --sweep 5:40 --json", capsys)
+    assert code == 0
+    assert len(json.loads(out)["rows"]) >= 2
+
+
+def test_what_a_plan_of_a_net_cannot_mean_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "plan.yaml").write_text("schema: tersor.mix/2\ncontainer: onnx\ntensors: {first: int8}\n")
+    for words, message in (
+        ("plan net.onnx -o p.yaml --calibration calibration.npz", "the plan of a net needs a goal"),
+        ("plan net.onnx -o p.yaml --max-drop 1", "a net needs data to be measured on"),
+        ("plan net.onnx -o p.yaml --max-drop 1 --max-kl 1", "--max-kl means nothing for a net"),
+        ("plan net.onnx -o p.yaml --max-drop 1 --calibration calibration.npz --formats q4_0", "not q4_0"),
+        (
+            "quantize net.onnx -o s.onnx --plan plan.yaml --format int8 --calibration calibration.npz",
+            "--format and files",
+        ),
+        ("quantize net.onnx -o s.onnx --plan plan.yaml --max-drop 1 --calibration calibration.npz", "max_drop would"),
+    ):
+        code, _, err = run(words, capsys)
+        assert (code, message in err) == (1, True), err

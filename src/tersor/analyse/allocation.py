@@ -106,6 +106,36 @@ class Frontier:
             raise SchemeError(f"a loss of {loss:.3g} is asked for, and the best mix has {self._least.min():.3g}")
         return self._mix(self._traced(int(good[0])))
 
+    def neighbours(self, mix: Mix, nbytes: int, count: int, slack: float) -> list[Mix]:
+        """Return up to `count` mixes of which two tensors have changed, one up and one down, the best first.
+
+        nbytes  that they may take
+        slack   their loss may be so many times that of `mix`
+        """
+        places = {name: _place(front, mix.formats[name]) for name, front in self.fronts.items()}
+        rises = [(name, place) for name, at in places.items() for place in range(at + 1, len(self.fronts[name]))]
+        falls = [(name, place) for name, at in places.items() for place in range(at)]
+        found: list[Mix] = []
+        for up, high in rises:
+            for down, low in falls:
+                changed = self.changed(mix, {up: high, down: low})
+                if up != down and changed.nbytes <= nbytes and changed.loss <= slack * mix.loss:
+                    found.append(changed)
+        return sorted(found, key=lambda one: (one.loss, one.nbytes))[:count]
+
+    def changed(self, mix: Mix, moved: Mapping[str, int]) -> Mix:
+        """Return a mix with other options: tensor → place on its front."""
+        nbytes, loss, formats = mix.nbytes, mix.loss, dict(mix.formats)
+        for name, place in moved.items():
+            front = self.fronts[name]
+            before, after = front[_place(front, formats[name])], front[place]
+            nbytes, loss, formats[name] = (
+                nbytes + after.nbytes - before.nbytes,
+                loss + after.loss - before.loss,
+                after.name,
+            )
+        return Mix(formats, nbytes, loss)
+
     def _fill_table(self) -> None:
         count = sum(self._units(front)[-1] for front in self.fronts.values()) + 1
         self._least, self._taken = np.full(count, np.inf), []
@@ -156,3 +186,7 @@ class Frontier:
         return Mix(
             formats, sum(option.nbytes for option in taken.values()), sum(option.loss for option in taken.values())
         )
+
+
+def _place(front: Sequence[Option], name: str) -> int:
+    return next(index for index, option in enumerate(front) if option.name == name)

@@ -162,7 +162,6 @@ def quantize(
 
     With --calibration, every block is quantized knowing what its matrices see; a run that is stopped goes on with
     --resume, and torchrun spreads it over processes.
-
     Memory stays bounded however large the model is; the output appears whole or not at all. Beside OUT.gguf lie
     OUT.card.html, .md and .json: hashes, plan, error of every tensor, fallbacks, time, versions, command.
 
@@ -179,10 +178,11 @@ def quantize(
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
         images = preparation_of(mean, std, size_of)
-        made = NetArguments(calibration, weights, data, max_drop, engine, tuple(leave or ()), images, kind)
+        asked = engine if plan is None or is_given(context, "engine") else None
+        made = NetArguments(calibration, weights, data, max_drop, asked, tuple(leave or ()), images, kind)
         made = replace(made, threads=threads, force=force, method=method, train=train, epochs=epochs or made.epochs)
         budget = Budget(max_memory_mb, max_latency_ms, max_file_mb, phone)
-        made = replace(made, resume=resume, command=command, target=target, budget=budget)
+        made = replace(made, resume=resume, command=command, target=target, budget=budget, plan=plan)
         quantize_net_command(model, output, _net_format(context, file_type), made, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")

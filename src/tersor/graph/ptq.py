@@ -12,20 +12,21 @@ from tersor.graph.corrections.equalize import equalized
 from tersor.graph.corrections.rounding import round_with_statistics, wants_statistics
 from tersor.graph.corrections.smooth import smooth
 from tersor.graph.corrections.statistics import InputStatistics, gather
-from tersor.graph.net import Array, Net
+from tersor.graph.net import Array, Net, constant
 from tersor.graph.observe import Progress, activation_quantizers, batches_of, needs_counts, observe
 from tersor.graph.placement.engines import engine
 from tersor.graph.placement.placing import place
-from tersor.graph.placement.sites import Placement
+from tersor.graph.placement.sites import TABLE, WEIGHT, Placement
 from tersor.graph.ranges import Seen
 from tersor.graph.scheme import Precision, Quantizer
 from tersor.graph.sessions import Feeds
 from tersor.graph.simplify import simplified, with_products
 from tersor.graph.weights import RoundedWeight, rounded_tables
+from tersor.graph.writing.halved import halved
 from tersor.graph.writing.qdq import with_quantizers
 from tersor.graph.writing.stored import is_packed, refuse_halves
 
-__all__ = ["QuantizedNet", "Recipe", "quantize_net"]
+__all__ = ["QuantizedNet", "Recipe", "quantize_net", "rounded_to", "written"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Recipe:
     ranges    a key of RANGES: how the range of an activation is chosen
     weights   a key of METHODS, or "auto": best below 8 bits, else gptq
     left      names of operators that stay in float
+    halved    those of them whose weights are stored in 16 bits
     equalize  let weights that follow one another share their range, and channels of activations fill that they share
     smooth    divide the inputs of linear layers by column where their outputs gain, as in transformers
     biases    take the mean of what rounding a weight does into the bias behind it
@@ -55,6 +57,7 @@ class Recipe:
     ranges: str = "mse"
     weights: str = "auto"
     left: tuple[str, ...] = ()
+    halved: tuple[str, ...] = ()
     equalize: bool = True
     smooth: bool = True
     biases: bool = True
@@ -134,11 +137,61 @@ def quantize_net(
         plain, ranges = flat.net, flat.ranges
         placement = place(plain, row, precision, left=recipe.left)
     activations = activation_quantizers(placement, seen, recipe.ranges, ranges)
+    weights, biases = _weights(plain, placement, recipe, batches, threads=threads, progress=progress)
+    made = QuantizedNet(plain, plain, recipe, placement, activations, weights, biases, rounded_tables(plain, placement))
+    return replace(made, net=written(made))
+
+
+def rounded_to(
+    quantized: QuantizedNet,
+    bits: int,
+    batches: Sequence[Feeds],
+    *,
+    weights: str = "auto",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> QuantizedNet:
+    """Return the same net with weights of other bits: float net, ranges and tables stay what they are.
+
+    weights  see Recipe
+    """
+    recipe = replace(quantized.recipe, bits=bits, weights=weights).resolved()
+    placement = place(quantized.source, quantized.placement.engine, recipe.precision, left=recipe.left)
+    found, biases = _weights(quantized.source, placement, recipe, batches, threads=threads, progress=progress)
+    made = replace(quantized, recipe=recipe, placement=placement, weights=found, biases=biases)
+    return replace(made, net=written(made))
+
+
+def written(quantized: QuantizedNet) -> Net:
+    """Return the net that its parts make up; `net` of it is not looked at."""
+    source = quantized.source
+    made = with_quantizers(
+        source,
+        quantized.placement,
+        quantized.activations,
+        quantized.weights,
+        quantized.biases,
+        tables=quantized.tables,
+    )
+    small = set(quantized.recipe.halved)
+    places = [node.inputs[TABLE if node.op_type == "Gather" else WEIGHT] for node in source.nodes if node.name in small]
+    names = {str(value.name) for value in places if constant(value) is not None and value is not None}
+    return halved(made, names) if names else made
+
+
+def _weights(
+    net: Net,
+    placement: Placement,
+    recipe: Recipe,
+    batches: Sequence[Feeds],
+    *,
+    threads: int,
+    progress: Progress | None,
+) -> tuple[dict[str, RoundedWeight], dict[str, Array]]:
+    """Round the weights, and correct biases where the recipe says so."""
     known: Mapping[str, InputStatistics] = {}
     if recipe.biases or wants_statistics(recipe.weights):
-        known = gather(plain, batches, placement.weights, threads=threads, progress=progress)
-    weights = round_with_statistics(plain, placement, recipe.weights, known)
-    biases = corrected_biases(plain, placement, weights, known) if recipe.biases else {}
-    tables = rounded_tables(plain, placement)
-    made = with_quantizers(plain, placement, activations, weights, biases, tables=tables)
-    return QuantizedNet(made, plain, recipe, placement, activations, weights, biases, tables)
+        known = gather(net, batches, placement.weights, threads=threads, progress=progress)
+    weights = round_with_statistics(net, placement, recipe.weights, known)
+    biases = corrected_biases(net, placement, weights, known) if recipe.biases else {}
+    return weights, dict(biases)

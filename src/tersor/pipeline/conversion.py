@@ -23,6 +23,7 @@ from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
 from tersor.pipeline.nets.mobile.programs import SUFFIXES
 from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, is_network, quantize_network
 from tersor.pipeline.nets.training import Training
+from tersor.pipeline.planning.plan_file import PlanFile
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import UserChoices, make_plan
 
@@ -69,6 +70,7 @@ class NetOptions(TypedDict, total=False):
     max_drop: float | None
     force: bool
     limit: int | None
+    plan: PlanFile | Path | None
     training: Training | None
     bench: bool
     budget: Budget | None

@@ -11,11 +11,11 @@ from tersor.graph.net import Net
 from tersor.graph.observe import batches_of
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
 from tersor.graph.sensitivity.operators import sensitivities
-from tersor.graph.sensitivity.rebuild import with_left
+from tersor.graph.sensitivity.rebuild import roundings_of, with_left
 from tersor.graph.sessions import Session
 
 from .. import conftest
-from ..conftest import Drawing, images, run, sqnr
+from ..conftest import Drawing, images, operators, run, sqnr
 
 onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'tersor[onnx]'")
 pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
@@ -86,6 +86,25 @@ def test_gains_are_those_of_the_definition(net: Net, quantized: QuantizedNet) ->
         assert row.gain == pytest.approx(1 - without / whole, rel=1e-6, abs=1e-6)
         assert row.alone_db == pytest.approx(-10 * np.log10(alone), rel=1e-6)
     assert rows[-1].weights in (108, 144, 720)
+
+
+def test_a_mix_has_each_operator_as_its_own_width_rounds_it(net: Net) -> None:
+    batches = batches_of(net, X)
+    roundings = roundings_of(net, batches, Recipe(), (4, 8), threads=1)
+    for bits, made in roundings.nets.items():
+        alone = quantize_net(net, batches, Recipe(bits=bits), threads=1)
+        assert made.net.to_bytes() == alone.net.to_bytes(), "float net and ranges do not depend on the width"
+    mixed = roundings.mixed({"first": "int8", "second": "int4", "last": "fp16"})
+    assert set(mixed.weights) == {"first", "second"}
+    for name, bits in (("first", 8), ("second", 4)):
+        assert mixed.weights[name] is roundings.nets[bits].weights[name]
+        np.testing.assert_array_equal(mixed.biases[name], roundings.nets[bits].biases[name])
+    assert mixed.recipe.left == mixed.recipe.halved == ("last",)
+    assert operators(mixed.net)["Cast"] == 2, "from 16 bits, and from halves of bytes"
+    sizes = [len(roundings.mixed({"last": kind}).net.to_bytes()) for kind in ("fp16", "fp32")]
+    assert sizes[1] - sizes[0] == pytest.approx(2 * 720, abs=300)
+    left = dict.fromkeys(("first", "second", "last"), "fp32")
+    assert noise(net, roundings.mixed(left).net) == pytest.approx(0, abs=1e-12)
 
 
 def test_wide_weights_do_not_keep_corrections_of_narrow_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import SchemeError, UnsupportedError
+from tersor.graph.observe import batches_of
 from tersor.graph.placement.engines import ENGINES
-from tersor.graph.ptq import QuantizedNet
+from tersor.graph.ptq import QuantizedNet, Recipe, written
 from tersor.graph.scheme import Precision, Quantizer, Scheme
 from tersor.graph.sensitivity.operators import sensitivities
-from tersor.graph.sensitivity.rebuild import with_left
+from tersor.graph.sensitivity.rebuild import roundings_of, with_left
+from tersor.graph.writing.stored import nbytes_of
 
-from ..conftest import Drawing, encoder, fused, operators, quantized, run, sentences, simulated, sqnr
+from ..conftest import Drawing, encoder, fused, images, numbers, operators, quantized, run, sentences, simulated, sqnr
 
 KINDS: dict[str, dict[str, Any]] = {
     "static": {},
@@ -216,3 +219,47 @@ def test_a_constant_that_the_caller_gets_too_stays_as_it_is(kind: str) -> None:
     x = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
     made = quantized(net, [{"x": x}], **{**KINDS[kind], "smooth": True, "equalize": True})
     np.testing.assert_array_equal(run(made.net, {"x": x})["matrix"], d.constants[matrix])
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_four_bits_take_half_a_byte_where_the_opset_has_them_and_still_run_on_integers(
+    opset: int, tmp_path: Any
+) -> None:
+    d = Drawing(opset=opset)
+    x = d.input("x", [4, 3, 8, 8])
+    value = d.add("Relu", d.conv(x, 3, 16))
+    net = d.output(d.conv(value, 16, 32)).net()
+    batches = images(4, 3, 8, 8)
+    small, whole = (quantized(net, batches, bits=bits) for bits in (4, 8))
+    codes = sum(weight.codes.size for weight in small.weights.values())
+    saved = len(whole.net.to_bytes()) - len(small.net.to_bytes())
+    assert (saved > 0.4 * codes) == (opset == 20)
+    assert fused(small.net, tmp_path) == fused(whole.net, tmp_path)
+    assert fused(small.net, tmp_path).get("QLinearConv") == 2
+    told = sum(nbytes_of(weight, small.placement, small.net) for weight in small.weights.values())
+    assert told == (codes // 2 if opset == 20 else codes) + 4 * (16 + 32)
+    # the very numbers of a net whose weights, of the same codes, lie in whole bytes
+    plain = replace(small, placement=replace(small.placement, engine=replace(small.placement.engine, unpacks=False)))
+    feeds = {"x": batches[0]}
+    for made, wanted in zip(run(small.net, feeds).values(), run(written(plain), feeds).values(), strict=True):
+        np.testing.assert_array_equal(made, wanted)
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "rows"])
+def test_products_and_tables_take_widths_of_their_own(kind: str) -> None:
+    net, recipe = encoder().net(), Recipe(**{**KINDS[kind], "weights": "rtn", "smooth": False})
+    batches = batches_of(net, sentences(8, batches=2))
+    roundings = roundings_of(net, batches, recipe, (4, 8), threads=1)
+    products = list(roundings.finest.weights)
+    assert "take_words" in roundings.finest.tables
+    mixed = roundings.mixed({"take_words": "fp16", products[0]: "int4", products[1]: "fp32"})
+    assert "take_words" not in mixed.tables
+    assert mixed.weights[products[0]] is roundings.nets[4].weights[products[0]]
+    assert mixed.weights[products[2]] is roundings.nets[8].weights[products[2]]
+    assert products[1] not in mixed.weights
+    whole = roundings.mixed({"take_words": "fp32", products[0]: "int4", products[1]: "fp32"})
+    table = next(node for node in net.nodes if node.name == "take_words").inputs[0]
+    assert len(whole.net.to_bytes()) - len(mixed.net.to_bytes()) == pytest.approx(2 * numbers(table).size, rel=0.1)
+    feeds = batches[0]
+    for made, wanted in zip(run(mixed.net, feeds).values(), run(whole.net, feeds).values(), strict=True):
+        assert sqnr(wanted, made) > 40, "16 bits of a table change codes behind it here and there at most"

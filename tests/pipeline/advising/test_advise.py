@@ -19,10 +19,12 @@ from tersor.graph.capture import capture
 from tersor.graph.net import Net
 from tersor.graph.sessions import Session
 from tersor.models import Model, load
+from tersor.pipeline.advising import language as ladder_of_language
 from tersor.pipeline.advising.advise import advise, save_report
 from tersor.pipeline.advising.ladder import Advice, Finding, Goal
 from tersor.pipeline.advising.language import Task, rungs_of_language
 from tersor.pipeline.advising.nets import NetTask, rungs_of_net
+from tersor.pipeline.evaluate import evaluate
 from tersor.pipeline.nets.quantizing import NetHow
 from tersor.pipeline.nets.training import Training
 
@@ -163,6 +165,25 @@ def test_a_language_model_is_rounded_and_compared(tmp_path: Path) -> None:
     assert metric is not None
     assert advice.chosen.made is not None
     assert metric.value == advice.chosen.made.loss.value
+
+
+def test_full_precision_is_computed_once_and_losses_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked = load(reference_model.PATH), list[Any]()
+
+    def watched(path: Path, **settings: Any) -> Any:
+        asked.append(settings["against"])
+        return evaluate(path, **settings)
+
+    monkeypatch.setattr(ladder_of_language, "evaluate", watched)
+    rungs = {rung.name: rung for rung in rungs_of_language(language(source), Goal(0.01, "nats"))}
+    found = {name: rungs[name].make(tmp_path) for name in ("q8_0, rtn", "q4_k_m, rtn", "q3_k_m, rtn")}
+    assert asked == [source, tmp_path / "reference.bin", tmp_path / "reference.bin"]
+    for made in found.values():
+        again = evaluate(tmp_path / made.name, against=source, windows=2, threads=1, save=False).metric("kl_mean")
+        assert again is not None
+        assert made.loss.value == pytest.approx(again.value, rel=1e-4)
 
 
 def test_a_mix_and_training_are_the_last_cures_of_a_language_model() -> None:

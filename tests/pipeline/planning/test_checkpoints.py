@@ -17,7 +17,7 @@ from tersor.models.quantized_checkpoint import open_quantized
 from tersor.pipeline.calibrated.checkpoint import plan_checkpoint
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.planning.analysing import Study, analyse
-from tersor.pipeline.planning.goals import Goal
+from tersor.pipeline.planning.goals import PlanGoal
 from tersor.pipeline.planning.layout import fused_groups
 from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.plan_file import PlanFile
@@ -40,7 +40,7 @@ def test_a_checkpoint_is_planned_measured_and_written(make: Callable[..., Model]
         8 * (nbytes + studied.analysis.kept_bytes) / studied.analysis.weights
         for nbytes in (planner.frontier.smallest, planner.frontier.largest)
     )
-    planned = planner.plan(Goal(bits_per_weight=low + 0.4 * (high - low)), trials=2)
+    planned = planner.plan(PlanGoal(bits_per_weight=low + 0.4 * (high - low)), trials=2)
     assert planned.file.predicted["bits_per_weight"] <= low + 0.4 * (high - low)
     for layer in range(2):
         for fused in (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up")):

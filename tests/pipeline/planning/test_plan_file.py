@@ -37,6 +37,36 @@ def test_a_plan_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert found.predicted == {"kl": pytest.approx(0.0123457), "file_bytes": 123456789012}
 
 
+def test_the_plan_of_a_net_is_version_2_and_names_operators(tmp_path: Path, tiny_gguf: Callable[..., Path]) -> None:
+    path = tmp_path / "plan.yaml"
+    plan = PlanFile({"conv1": "fp16", "fc": "int4"}, container="onnx", engine="onnxruntime", activations="static")
+    plan.save(path, {"fc": Share(10, 1e-3, 0.5)})
+    text = path.read_text(encoding="utf-8")
+    assert "schema: tersor.mix/2" in text
+    assert "tersor quantize NET" in text
+    assert PlanFile.load(path) == plan
+    assert PlanFile({"a": "int8", "b": "int8", "c": "fp32"}, container="onnx").operator_formats("abcd", "net") == {
+        **dict.fromkeys("abd", "int8"),
+        "c": "fp32",
+    }
+    with pytest.raises(SchemeError, match="names 'fc', which net does not have"):
+        plan.operator_formats(["conv1"], "net")
+    with pytest.raises(SchemeError, match=r"one of a net: .* is a language model"):
+        plan.tensor_formats(load(str(tiny_gguf())))
+    with pytest.raises(SchemeError, match="planned as int4, int8, fp16, fp32, not 'q4_0'"):
+        PlanFile({"a": "q4_0"}, container="onnx")
+    for schema, message in (
+        ("1", "a plan of a net has the schema tersor.mix/2"),
+        ("3", "tersor.mix/1 or tersor.mix/2"),
+    ):
+        path.write_text(text.replace("mix/2", f"mix/{schema}"), encoding="utf-8")
+        with pytest.raises(FormatError, match=message):
+            PlanFile.load(path)
+    path.write_text("schema: tersor.mix/1\nengine: x\ntensors: {a: q4_0}\n", encoding="utf-8")
+    with pytest.raises(FormatError, match="unknown keys"):
+        PlanFile.load(path)
+
+
 def test_a_plan_by_hand_needs_no_more_than_its_tensors(tmp_path: Path, tiny_gguf: Callable[..., Path]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("schema: tersor.mix/1\nbase: q8_0\ntensors:\n  blk.0.attn_q.weight: Q4_0\n", encoding="utf-8")
@@ -111,5 +141,5 @@ def test_wrong_formats_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="cannot be read"):
         PlanFile.load(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(FormatError, match="not a YAML document"):
+    with pytest.raises(FormatError, match="not a text file"):
         PlanFile.load(tmp_path / "binary.yaml")

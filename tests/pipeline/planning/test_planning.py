@@ -14,10 +14,11 @@ from tests.pipeline.planning.conftest import Case
 from tersor.core.errors import SchemeError
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.planning.analysing import open_study
-from tersor.pipeline.planning.goals import Goal, cache_bytes
+from tersor.pipeline.planning.goals import PlanGoal, cache_bytes
 from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.planning import Planner, shares_of
 from tersor.pipeline.planning.sweep import parse_sweep, sweep
+from tersor.pipeline.planning.targets import target_named
 from tersor.pipeline.quantize import quantize
 
 
@@ -25,7 +26,7 @@ def test_a_size_is_never_exceeded_and_more_of_it_is_never_worse(case: Case) -> N
     planner = Planner(case.model, case.studied)
     losses = []
     for bits in (5.2, 5.6, 6.0, 6.5, 7.5):
-        planned = planner.plan(Goal(bits_per_weight=bits), trials=0)
+        planned = planner.plan(PlanGoal(bits_per_weight=bits), trials=0)
         assert planned.file.predicted["bits_per_weight"] <= bits
         losses.append(planned.mix.loss)
     assert losses == sorted(losses, reverse=True)
@@ -33,9 +34,9 @@ def test_a_size_is_never_exceeded_and_more_of_it_is_never_worse(case: Case) -> N
 
 def test_the_file_is_as_large_as_was_said_and_no_larger_than_asked(case: Case, tmp_path: Path) -> None:
     planner = Planner(case.model, case.studied)
-    free = planner.plan(Goal(bits_per_weight=6), trials=0)
+    free = planner.plan(PlanGoal(bits_per_weight=6), trials=0)
     limit = free.file_bytes + 500
-    planned = planner.plan(Goal(max_bytes=limit), trials=3)
+    planned = planner.plan(PlanGoal(max_bytes=limit), trials=3)
     assert planned.file_bytes <= limit
     how = How(method="gptq", calibration=case.study.calibration, proof=False)
     formats = planned.file.tensor_formats(case.model)
@@ -48,34 +49,35 @@ def test_the_file_is_as_large_as_was_said_and_no_larger_than_asked(case: Case, t
 
 def test_a_divergence_is_met_by_the_smallest_mix_and_shares_add_up(case: Case) -> None:
     planner = Planner(case.model, case.studied)
-    middle = planner.plan(Goal(bits_per_weight=6), trials=0)
-    planned = planner.plan(Goal(max_kl=middle.kl), trials=0)
+    middle = planner.plan(PlanGoal(bits_per_weight=6), trials=0)
+    planned = planner.plan(PlanGoal(max_kl=middle.kl), trials=0)
     assert planned.kl <= middle.kl * (1 + 1e-9)
     assert planned.mix.nbytes <= middle.mix.nbytes
-    shares = shares_of(planner, planned.mix)
+    shares = shares_of(planner.analysis, planned.mix)
     assert sum(one.share for one in shares.values()) == pytest.approx(1)
     assert sum(one.nbytes for one in shares.values()) == planned.mix.nbytes
-    rise = planner.plan(Goal(max_perplexity_increase=5.0), trials=0)
+    rise = planner.plan(PlanGoal(max_perplexity_increase=5.0), trials=0)
     assert rise.file.predicted["perplexity_increase_percent"] <= 5.0
 
 
 def test_limits_that_exclude_each_other_are_refused_with_what_is_possible(case: Case) -> None:
     planner = Planner(case.model, case.studied)
-    small = planner.plan(Goal(bits_per_weight=5.4), trials=0)
+    small = planner.plan(PlanGoal(bits_per_weight=5.4), trials=0)
     with pytest.raises(SchemeError, match=r"nats take .* bytes of tensors with a choice, and .* are allowed"):
-        planner.plan(Goal(bits_per_weight=5.4, max_kl=small.kl / 10))
+        planner.plan(PlanGoal(bits_per_weight=5.4, max_kl=small.kl / 10))
     with pytest.raises(SchemeError, match="the smallest mix of these formats takes"):
-        planner.plan(Goal(bits_per_weight=2))
+        planner.plan(PlanGoal(bits_per_weight=2))
 
 
 def test_memory_and_latency_are_sizes(case: Case) -> None:
     planner = Planner(case.model, case.studied)
-    middle = planner.plan(Goal(bits_per_weight=6), trials=0)
+    middle = planner.plan(PlanGoal(bits_per_weight=6), trials=0)
     nbytes = int(middle.file.predicted["tensor_bytes"])
-    held = planner.plan(Goal(memory_bytes=nbytes + cache_bytes(case.model, 32), context=32), trials=0)
+    held = planner.plan(PlanGoal(memory_bytes=nbytes + cache_bytes(case.model, 32), context=32), trials=0)
     assert held.mix == middle.mix
-    fast = planner.plan(Goal(max_latency_ms=nbytes / 1e6, bandwidth=1e9), trials=0)
+    fast = planner.plan(PlanGoal(max_latency_ms=nbytes / 1e6, bandwidth=1e9), trials=0)
     assert fast.mix == middle.mix
+    assert fast.file.predicted["latency_ms"] == pytest.approx(nbytes / 1e6)
     # keys and values of two blocks, two heads of 16 numbers each, in 16 bits; float32 logits of 512 tokens
     rows = next(tensor.rows for tensor in case.model.tensors if tensor.name == "token_embd.weight")
     assert cache_bytes(case.model, 32) == 2 * (2 * 2 * 16) * 32 * 2 + rows * 512 * 4
@@ -83,7 +85,7 @@ def test_memory_and_latency_are_sizes(case: Case) -> None:
 
 def test_a_tensor_that_is_fixed_keeps_its_format(case: Case) -> None:
     planner = Planner(case.model, case.studied, fixed=("ffn_down=q8_0",))
-    planned = planner.plan(Goal(bits_per_weight=5.7), trials=2)
+    planned = planner.plan(PlanGoal(bits_per_weight=5.7), trials=2)
     downs = {kind for name, kind in planned.mix.formats.items() if "ffn_down" in name}
     assert downs == {"q8_0"}
     with pytest.raises(SchemeError, match="matches no tensor that has a choice"):
@@ -94,12 +96,12 @@ def test_a_tensor_that_is_fixed_keeps_its_format(case: Case) -> None:
 
 def test_a_measured_plan_moves_later_predictions(case: Case) -> None:
     planner = Planner(case.model, case.studied)
-    planned = planner.plan(Goal(bits_per_weight=5.6), trials=0)
+    planned = planner.plan(PlanGoal(bits_per_weight=5.6), trials=0)
     measured, studied = measure_plan(case.model, case.studied, planned, threads=1)
     found = measured.file.measured
     assert found["kl_low"] <= found["kl"] <= found["kl_high"]
     assert 0.4 < found["kl"] / planned.kl < 2.5
-    again = Planner(case.model, open_study(case.model, case.folder)).plan(Goal(bits_per_weight=5.6), trials=0)
+    again = Planner(case.model, open_study(case.model, case.folder)).plan(PlanGoal(bits_per_weight=5.6), trials=0)
     assert again.mix == planned.mix
     assert again.kl == pytest.approx((planned.kl * found["kl"]) ** 0.5, rel=1e-6)  # one run is half believed
     assert studied.analysis == open_study(case.model, case.folder).analysis
@@ -127,16 +129,34 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 
 def test_a_goal_needs_a_limit_that_is_a_number() -> None:
     with pytest.raises(SchemeError, match="a plan needs a goal"):
-        Goal()
+        PlanGoal()
     with pytest.raises(SchemeError, match="--bits-per-weight -1: a limit is a number above 0"):
-        Goal(bits_per_weight=-1)
+        PlanGoal(bits_per_weight=-1)
     with pytest.raises(SchemeError, match="--max-kl inf"):
-        Goal(max_kl=float("inf"))
+        PlanGoal(max_kl=float("inf"))
 
 
 def test_a_plan_is_for_plain_rounding_too(case: Case, tmp_path: Path) -> None:
-    planned = Planner(case.model, case.studied).plan(Goal(bits_per_weight=6), trials=0)
+    planned = Planner(case.model, case.studied).plan(PlanGoal(bits_per_weight=6), trials=0)
     formats = planned.file.tensor_formats(case.model)
     card = quantize(case.model, planned.file.file_type, tmp_path / "m.gguf", tensor_formats=formats)
     assert card.plan.nbytes == planned.file.predicted["tensor_bytes"]
     assert replace(planned.file, method="").method == ""
+
+
+def test_a_machine_by_name_brings_its_formats_memory_and_bandwidth() -> None:
+    board = target_named("raspberry-pi-5-8gb")
+    assert board.formats == ("q4_0", "q8_0", "f16")
+    assert board.memory_bytes == 8e9
+    assert board.read_bytes_per_s == pytest.approx(17.07e9)
+    assert not board.is_here
+    card = target_named("h100", container="compressed-tensors")
+    assert set(card.formats) == {"int4-g128", "int8-channel"}
+    assert card.read_bytes_per_s == 3350e9
+    asked = target_named("h100", ("q6_k",))
+    assert (asked.formats, asked.memory_bytes) == (("q6_k",), 80e9)
+    assert target_named("cpu").is_here
+    with pytest.raises(SchemeError, match=r"no target 'h1000'; there are cpu, gpu, mobile, and machines by name; near"):
+        target_named("h1000")
+    with pytest.raises(SchemeError, match="nobody tells what vllm runs fast on raspberry-pi-4"):
+        target_named("raspberry-pi-4", container="compressed-tensors")

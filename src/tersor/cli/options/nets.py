@@ -123,7 +123,7 @@ OF_NETS = (
 )
 """Parameters that mean nothing for a language model."""
 OF_LANGUAGE = (
-    *("plan", "tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),
+    *("tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),
     *("split_max_tensors", "ignore_config", "container", "activations", "calibration_sequences", "calibration_length"),
     *("calibration_field", "calibration_chunk", "seed", "statistics", "imatrix", "save_imatrix", "proof", "device"),
 )

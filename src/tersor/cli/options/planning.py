@@ -15,7 +15,12 @@ from tersor.pipeline.planning.targets import target_named
 __all__ = ["FormatsOption", "HolderOption", "PlannedMethodOption", "StatisticsOption", "TargetOption", "study_of"]
 
 TargetOption = Annotated[
-    str, typer.Option(metavar="T", help="Whose formats tensors may take: cpu, gpu or mobile, each by llama.cpp.")
+    str,
+    typer.Option(
+        metavar="T",
+        help="Whose formats tensors may take: cpu, gpu or mobile, each by llama.cpp; or a machine by name (`tersor "
+        "estimate --list`), with its memory and bandwidth.",
+    ),
 ]
 FormatsOption = Annotated[
     str | None,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tersor.cli.options.images import MeanOption, StdOption, preparation_of
 from tersor.cli.options.language import (
     OF_TEXT,
     CalibrationOption,
@@ -23,6 +24,7 @@ from tersor.cli.options.language import (
     TensorFormatOption,
     ThreadsOption,
 )
+from tersor.cli.options.nets import ActivationsOption, DataOption, EngineOption, NetSizeOption, WeightsOption
 from tersor.cli.options.planning import (
     FormatsOption,
     HolderOption,
@@ -32,21 +34,32 @@ from tersor.cli.options.planning import (
     study_of,
 )
 from tersor.cli.quantize import parse_size
-from tersor.cli.screen.analysis import explanation, plan_summary, sweep_table
+from tersor.cli.screen.analysis import explanation, named, plan_summary, sweep_table
+from tersor.cli.screen.net_plans import NetPlanArguments, plan_net_command
 from tersor.cli.screen.output import JsonOption, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import SchemeError
 from tersor.core.records import plain
 from tersor.models import Model, load
+from tersor.pipeline.nets.quantizing import is_network
 from tersor.pipeline.planning.analysing import Studied, Study, analyse, open_study
-from tersor.pipeline.planning.goals import Goal, read_rate
+from tersor.pipeline.planning.goals import PlanGoal, read_rate
 from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.page import save_curve
 from tersor.pipeline.planning.planning import TRIALS, Planned, Planner, shares_of
 from tersor.pipeline.planning.sweep import parse_sweep, sweep
+from tersor.pipeline.planning.targets import Target, target_named
 
 __all__ = ["plan"]
 
+OF_LANGUAGE = (
+    *("max_kl", "max_perplexity_increase", "memory", "context_tokens", "bandwidth", "measure", "container", "method"),
+    *("calibration_sequences", "calibration_length", "calibration_field", "calibration_chunk", "seed", "statistics"),
+    "ignore_config",
+)
+"""Parameters that mean nothing for a net."""
+OF_NETS = ("data", "weights", "max_drop", "engine", "kind", "mean", "std", "size_of")
+"""Parameters that mean nothing for a language model."""
 OF_STUDY = ("formats", "container", "method", "statistics", *OF_TEXT)
 """Parameters that shape an analysis: it has them already where one is given."""
 
@@ -70,7 +83,18 @@ def plan(
     ] = None,
     max_latency_ms: Annotated[
         float | None,
-        typer.Option(metavar="MS", help="Longest time in which the weights are read once: no token takes less."),
+        typer.Option(
+            metavar="MS",
+            help="Longest time in which the weights are read once: no token takes less. Of a net: of one call.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Nets: percentage points of accuracy that may be lost on --data; without it, of agreement with the "
+            "float net on the calibration data. The smallest net that keeps it.",
+        ),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most memory for weights, --context tokens and logits.")
@@ -110,9 +134,17 @@ def plan(
     statistics: StatisticsOption = None,
     threads: ThreadsOption = 0,
     ignore_config: IgnoreConfigOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    kind: ActivationsOption = None,
+    engine: EngineOption = "onnxruntime",
+    mean: MeanOption = "0,0,0",
+    std: StdOption = "1,1,1",
+    size_of: NetSizeOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Choose a format for every tensor of a language model: the least divergence for a size, or the least size for one.
+    """Choose a format for every tensor of a language model, or operator of a net: the least divergence for a size, or
+    the least size for one.
 
     The plan is YAML to be read, edited and committed; tersor quantize --plan takes it. Tensors are protected by what
     rounding them was measured to cost, not by their names; --explain shows the figures.
@@ -124,24 +156,27 @@ def plan(
       tersor plan org/name --analysis plan.analysis --max-kl 0.01 -o better.yaml --measure
       tersor plan org/name --analysis plan.analysis --bits-per-weight 3.5 --explain blk.0.ffn_down
       tersor plan org/name --analysis plan.analysis --sweep 2.5:8 -o curve.html
+      tersor plan net.onnx --calibration images/ --data labelled/ --max-drop 0.5 -o plan.yaml
+      tersor quantize net.onnx -o small.onnx --plan plan.yaml --calibration images/
     """
     if output is None and analysis is None:
         raise SchemeError("give --output for the plan, or --analysis to look at a saved one")
-    limits: dict[str, Any] = {
-        "max_bytes": None if max_size is None else parse_size(max_size),
-        "memory_bytes": None if memory is None else parse_size(memory),
-        "bandwidth": None if bandwidth is None else bandwidth * 1e9,
-    }
-    goal = None
-    if sweep_range is None:
-        goal = Goal(
-            bits_per_weight=bits_per_weight,
-            max_kl=max_kl,
-            max_perplexity_increase=max_perplexity_increase,
-            max_latency_ms=max_latency_ms,
-            context=context_tokens,
-            **limits,
-        )
+    limits: dict[str, Any]
+    if is_network(model):
+        refuse_given(context, OF_LANGUAGE, "a net")
+        images = preparation_of(mean, std, size_of)
+        given = NetPlanArguments(calibration, weights, data, engine, images, kind, threads, target, trials)
+        limits = {"max_bytes": None if max_size is None else parse_size(max_size), "bits_per_weight": bits_per_weight}
+        limits |= {"max_drop": max_drop, "max_latency_ms": max_latency_ms}
+        given = replace(given, formats=formats, fixed=tuple(tensor_format or ()), sweep=sweep_range, explain=explain)
+        plan_net_command(model, output, given, limits, saved=analysis or _beside(output), as_json=as_json)
+        return
+    refuse_given(context, OF_NETS, "a language model")
+    row = target_named(target, _listed(formats), container)
+    limits = _limits(row, max_size, memory, bandwidth, is_timed=max_latency_ms is not None)
+    limits |= {"bits_per_weight": bits_per_weight, "max_kl": max_kl, "max_latency_ms": max_latency_ms}
+    limits |= {"max_perplexity_increase": max_perplexity_increase, "context": context_tokens}
+    goal = PlanGoal(**limits) if sweep_range is None else None
     sizes = parse_sweep(sweep_range) if sweep_range else []
     source = load(model, ignore_config=ignore_config or ())
     if analysis is not None and (analysis / "analysis.json").is_file():
@@ -152,24 +187,49 @@ def plan(
             refuse_given(context, OF_TEXT, "saved statistics")
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
-        folder = analysis if analysis is not None else _beside(output)
-        studied = _analysed(source, folder, study)
+        studied = _analysed(source, analysis or _beside(output), study)
     planner = Planner(source, studied, target, tuple(tensor_format or ()))
     if goal is None:
-        _sweep(planner, sizes, output, limits["bandwidth"], is_measured=measure, as_json=as_json)
+        rate = limits["bandwidth"] or (read_rate() if row.is_here else None)
+        _sweep(planner, sizes, output, rate, is_measured=measure, as_json=as_json)
         return
-    planned = planner.plan(goal, trials=trials)
-    if measure:
-        with progress_bar(unit="weights") as progress:
-            planned, _ = measure_plan(source, studied, planned, threads=threads, progress=progress)
+    planned = _planned(planner, goal, trials, threads, is_measured=measure)
     if output is not None:
-        planned.file.save(output, shares_of(planner, planned.mix))
+        planned.file.save(output, shares_of(planner.analysis, planned.mix))
     if as_json:
         print_json(plain({**plain(planned.file), "tried": planned.tried, "moved": planned.was_moved}))
         return
     sys.stdout.write(_told(planner, planned, model, output))
     if explain is not None:
-        sys.stdout.write(explanation(planner.analysis, planned.mix, _named(planner, explain)))
+        sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, explain)))
+
+
+def _planned(planner: Planner, goal: PlanGoal, trials: int, threads: int, *, is_measured: bool) -> Planned:
+    planned = planner.plan(goal, trials=trials)
+    if is_measured:
+        with progress_bar(unit="weights") as progress:
+            planned, _ = measure_plan(planner.model, planner.studied, planned, threads=threads, progress=progress)
+    return planned
+
+
+def _limits(
+    row: Target, max_size: str | None, memory: str | None, bandwidth: float | None, *, is_timed: bool
+) -> dict[str, Any]:
+    """Return limits as PlanGoal takes them: what is not said is what the target is known to have."""
+    rate = row.read_bytes_per_s if bandwidth is None else bandwidth * 1e9
+    if rate is None and not row.is_here and is_timed:
+        raise SchemeError(
+            f"how fast {row.name} reads its memory is not known: give --bandwidth, or a machine as --target"
+        )
+    return {
+        "max_bytes": None if max_size is None else parse_size(max_size),
+        "memory_bytes": row.memory_bytes if memory is None else parse_size(memory),
+        "bandwidth": rate,
+    }
+
+
+def _listed(formats: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in formats.split(",")) if formats else ()
 
 
 def _beside(output: Path | None) -> Path:
@@ -188,7 +248,7 @@ def _analysed(model: Model, folder: Path, study: Study) -> Studied:
 def _sweep(
     planner: Planner, sizes: list[float], output: Path | None, rate: float | None, *, is_measured: bool, as_json: bool
 ) -> None:
-    curve = sweep(planner, sizes, is_measured=is_measured, rate=rate or read_rate())
+    curve = sweep(planner, sizes, is_measured=is_measured, rate=rate)
     if output is not None:
         save_curve(planner.model.name, curve, output)
     if as_json:
@@ -208,13 +268,3 @@ def _told(planner: Planner, planned: Planned, model: str, output: Path | None) -
         command = ["tersor", "quantize", model, "-o", "OUT.gguf", "--plan", str(output), "--calibration", "TEXT"]
         text += f"wrote {output}\nnext  {shlex.join(command)}\n"
     return text
-
-
-def _named(planner: Planner, text: str) -> str:
-    """The tensor that is meant: its whole name, or all of it but the last word."""
-    names = [tensor.name for tensor in planner.analysis.tensors]
-    found = [name for name in names if name in (text, f"{text}.weight")]
-    if not found:
-        near = difflib.get_close_matches(text, names, n=3)
-        raise SchemeError(f"no tensor that has a choice is called {text!r}; near it are {', '.join(near or names[:3])}")
-    return found[0]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 
 from tersor.analyse.allocation import Mix
 from tersor.analyse.analysis import AnalysedTensor, Analysis, Candidate
 from tersor.cli.screen.output import console, table
+from tersor.core.errors import SchemeError
 from tersor.core.quantities import number, size
 
-__all__ = ["analysis_table", "checks", "explanation", "plan_summary", "sweep_table"]
+__all__ = ["analysis_table", "checks", "explanation", "named", "plan_summary", "protected", "sweep_table"]
 
 
 def analysis_table(analysis: Analysis) -> None:
@@ -59,11 +61,11 @@ def plan_summary(analysis: Analysis, mix: Mix, figures: dict[str, float], measur
             f"measured divergence {number(measured['kl'], 3)} nats, 95 % interval {number(measured['kl_low'], 3)} to "
             f"{number(measured['kl_high'], 3)}"
         )
-    return "\n".join([*lines, f"tensors: {kinds}", *(_protected(analysis, mix))]) + "\n"
+    return "\n".join([*lines, f"tensors: {kinds}", *(protected(analysis, mix))]) + "\n"
 
 
-def _protected(analysis: Analysis, mix: Mix) -> list[str]:
-    """Say which tensors got most bits, and on what evidence."""
+def protected(analysis: Analysis, mix: Mix) -> list[str]:
+    """Return lines on which tensors got most bits, and on what evidence."""
     rows = []
     for tensor in analysis.tensors:
         chosen = tensor.candidate(mix.formats[tensor.name])
@@ -132,6 +134,16 @@ def _price(analysis: Analysis, mix: Mix) -> float:
             if one.nbytes < chosen.nbytes:
                 found.append(max(one.kl - chosen.kl, 0.0) / (chosen.nbytes - one.nbytes))
     return min(found, default=0.0)
+
+
+def named(analysis: Analysis, text: str) -> str:
+    """Return the tensor or operator that is meant: its whole name, or all of it but the last word."""
+    names = [tensor.name for tensor in analysis.tensors]
+    found = [name for name in names if name in (text, f"{text}.weight")]
+    if not found:
+        near = difflib.get_close_matches(text, names, n=3)
+        raise SchemeError(f"no tensor that has a choice is called {text!r}; near it are {', '.join(near or names[:3])}")
+    return found[0]
 
 
 def sweep_table(rows: Sequence[dict[str, object]]) -> None:

@@ -36,7 +36,7 @@ class NetArguments:
     weights: Path | None
     data: Path | None
     max_drop: float | None
-    engine: str
+    engine: str | None
     leave: tuple[str, ...]
     preparation: Preparation = field(default_factory=Preparation)
     activations: str | None = None
@@ -48,6 +48,7 @@ class NetArguments:
     resume: bool = False
     target: str | None = None
     budget: Budget | None = None
+    plan: Path | None = None
     command: str = ""
 
 
@@ -67,6 +68,10 @@ def quantize_net_command(
         raise SchemeError(f"nets are quantized by {', '.join(METHODS)}, not {given.method!r}")
     is_mobile = given.target is not None or output.suffix in SUFFIXES
     _check_target(given, output, is_mobile=is_mobile)
+    if given.plan is not None and (file_type is not None or is_mobile):
+        raise SchemeError(
+            "--plan says what operators of an ONNX file become: --format and files for phones mean nothing"
+        )
     with progress_bar(unit="items") as progress:
         how = NetHow(
             calibration=given.calibration,
@@ -83,6 +88,7 @@ def quantize_net_command(
             command=given.command,
             progress=progress,
             budget=given.budget,
+            plan=given.plan,
         )
         result: QuantizedResult | PhoneResult
         if is_mobile:

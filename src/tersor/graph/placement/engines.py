@@ -48,6 +48,7 @@ class Engine:
     fused        activation functions that disappear in the operator before them
     fuses_sum    an Add takes the unrounded output of the convolution before it
     rounds_bias  biases are int32 on the scale of input times weight
+    unpacks      it makes whole bytes of 4-bit weights when it loads a file, and then computes on integers
     one_grid     all inputs of a Concat have to lie on one
     source       where this is from
     """
@@ -68,6 +69,7 @@ class Engine:
     passing: tuple[str, ...] = PASSING
     fuses_sum: bool = False
     rounds_bias: bool = True
+    unpacks: bool = False
     one_grid: bool = True
 
 
@@ -83,6 +85,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             source="onnxruntime 1.32, core/optimizer/qdq_transformer; signedness measured on AVX-512 VNNI",
             dynamic=("MatMul",),
             compressed=("MatMul",),  # a Conv decodes its weights anew in every run
+            unpacks=True,  # constants are folded before operators are fused: 1.32, on 4 bits and a Cast to int8
             one_grid=False,  # QLinearConcat takes any; a Relu whose grid has negative codes keeps its Conv in float
         ),
         "openvino": Engine(

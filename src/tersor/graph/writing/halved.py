@@ -5,11 +5,12 @@ Engines decode constants once, when they load a file; so this makes a net smalle
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.graph.net import Net, constant
+from tersor.graph.net import Array, Net, constant
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -17,24 +18,32 @@ if TYPE_CHECKING:
 else:
     ir = LazyModule("onnx_ir", "onnx")
 
-__all__ = ["LEAST_WEIGHTS", "halved"]
+__all__ = ["LEAST_WEIGHTS", "halved", "is_halved"]
 
 LEAST_WEIGHTS = 256
 """Of a tensor: smaller ones are biases, scales and shapes, which weigh nothing."""
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def halved(net: Net) -> Net:
+def is_halved(numbers: Array | None) -> bool:
+    """Whether `halved` puts these numbers in 16 bits: float32, 256 of them or more, all within ±65504."""
+    if numbers is None or numbers.dtype != np.float32 or numbers.size < LEAST_WEIGHTS:
+        return False
+    return bool((np.abs(numbers) <= LARGEST).all())
+
+
+def halved(net: Net, names: Collection[str] | None = None) -> Net:
     """Return the net with each float32 weight of 256 numbers or more as binary16 and a Cast before its readers.
 
+    names  of the weights that are meant; None: all
     A tensor with numbers beyond ±65504, or none that are finite, stays as it is.
     """
     made = net.copy()
     for name, value in list(made.graph.initializers.items()):
-        numbers = constant(value)
-        if numbers is None or numbers.dtype != np.float32 or numbers.size < LEAST_WEIGHTS:
+        if names is not None and name not in names:
             continue
-        if not (np.abs(numbers) <= LARGEST).all() or value.is_graph_output():
+        numbers = constant(value)
+        if numbers is None or not is_halved(numbers) or value.is_graph_output():
             continue
         small = made.new_constant(f"{name}_f16", numbers.astype(np.float16))
         cast = ir.node("Cast", [small], {"to": int(ir.DataType.FLOAT)}, name=made.free_name(f"{name}_decode"))

@@ -14,7 +14,7 @@ from tersor.graph.placement.sites import BIAS, WEIGHT, Placement, Site
 from tersor.graph.scheme import Quantizer
 from tersor.graph.weights import RoundedWeight
 from tersor.graph.writing.dynamic import round_at_run_time
-from tersor.graph.writing.stored import allow_halves, axis_of, is_packed, parameters, put_before, stored
+from tersor.graph.writing.stored import allow_halves, axis_of, is_packed, parameters, put_before, stored, unpacks
 from tersor.graph.writing.tables import Held, take_rows
 from tersor.kernels.lazy import LazyModule
 
@@ -75,14 +75,16 @@ def _store_weights(
 ) -> None:
     """Put integers, and what decodes them, in the place of weights and biases; `decoded` are rounded activations."""
     is_alone = placement.precision.activations == "float"
-    if is_alone and any(is_packed(weight.quantizer.scheme) for weight in weights.values()):
+    unpacked = unpacks(placement, net)
+    if (is_alone or unpacked) and any(is_packed(weight.quantizer.scheme) for weight in weights.values()):
         allow_halves(net)
     decoders: dict[int, ir.Node] = {}  # a weight that several operators share is stored once
     for name, site in placement.weights.items():
         weight, node = weights[name], nodes[name]
         decoder = decoders.get(id(weight))
         if decoder is None:
-            decoder = decoders[id(weight)] = stored(net, site.value, weight.codes, weight.quantizer, packed=is_alone)
+            decoder = stored(net, site.value, weight.codes, weight.quantizer, packed=is_alone, unpacked=unpacked)
+            decoders[id(weight)] = decoder
             put_before(net, node, WEIGHT, decoder)
         else:
             node.replace_input_with(WEIGHT, decoder.outputs[0])

@@ -14,6 +14,7 @@ from typing import Any
 from tersor.core.card import Card
 from tersor.core.errors import MissingError
 from tersor.core.evaluation import Metric
+from tersor.evaluation.language.windows import DEFAULT_CONTEXT
 from tersor.models import Model
 from tersor.pipeline.advising.ladder import Goal, Rung
 from tersor.pipeline.advising.made import Made
@@ -38,6 +39,9 @@ GAINS: Mapping[str, str] = {
 """What each method does for the quality."""
 FULL = "f16"
 WINDOWS = 40
+REFERENCE = "reference.bin"
+"""What full precision predicts of the text, computed with the first rung."""
+STORED_BYTES, TOKEN_BYTES, LEAST_KEPT = 1 << 30, 8, 64
 SPEED_ROUNDS = 6  # the fewest that give an interval
 
 
@@ -114,7 +118,7 @@ def _planned(task: Task, most_bytes: int | None) -> Callable[[Path], Made]:
     def make(folder: Path) -> Made:
         study = Study(target_named("cpu").formats, calibration=_text(task), threads=task.threads)
         studied = analyse(task.model, folder / "analysis", study, resume=True)
-        plan = Planner(task.model, studied).plan(plans.Goal(max_bytes=most_bytes)).file
+        plan = Planner(task.model, studied).plan(plans.PlanGoal(max_bytes=most_bytes)).file
         return _measured(task, folder, plan.file_type, "best", plan.tensor_formats(task.model))
 
     return make
@@ -147,11 +151,24 @@ def _measured(task: Task, folder: Path, name: str, method: str, formats: Sequenc
         command="tersor advise",
         **more,
     )
-    found = evaluate(path, against=task.model, data=task.data, windows=task.windows, command="tersor advise")
-    loss = found.metric("kl_mean")
+    found = evaluate(path, **_against(task, folder), data=task.data, windows=task.windows, command="tersor advise")
+    loss = found.metric("kl_mean_upper_bound") or found.metric("kl_mean")  # where predictions were stored in part
     if loss is None:
         raise MissingError(f"{path.name}: the divergence from full precision could not be measured")
     return Made(path.name, card.nbytes, loss, _speed(task, path, folder), card.notes)
+
+
+def _against(task: Task, folder: Path) -> dict[str, Any]:
+    """Return what to compare with: full precision, whose predictions are stored for the rungs that follow.
+
+    As many of the likeliest tokens are stored as STORED_BYTES allow: of small vocabularies all, and nothing is lost.
+    """
+    stored = folder / REFERENCE
+    if stored.is_file():
+        return {"against": stored}
+    vocabulary = next((tensor.rows for tensor in task.model.tensors if tensor.name == "token_embd.weight"), 1)
+    kept = STORED_BYTES // (TOKEN_BYTES * max(task.windows, 1) * DEFAULT_CONTEXT)
+    return {"against": task.model, "save_reference": stored, "top_k": min(vocabulary, max(kept, LEAST_KEPT))}
 
 
 def _speed(task: Task, path: Path, folder: Path) -> Metric | None:

@@ -19,7 +19,8 @@ from tersor.pipeline.deploy.gate import gate
 from tersor.pipeline.deploy.net_gate import gate_net
 from tersor.pipeline.nets.cards import RUN
 from tersor.pipeline.nets.data import calibration_batches
-from tersor.pipeline.nets.quantizing import NetHow, quantize_network
+from tersor.pipeline.nets.quantizing import MIXED, NetHow, quantize_network
+from tersor.pipeline.planning.plan_file import ONNX, PlanFile
 
 __all__ = ["gate_fresh", "make_fresh"]
 
@@ -65,10 +66,13 @@ def _make_net(full: Path, card: Card, data: Sequence[Path], output: Path) -> Non
     drop = _DROP.search(notes)
     source = Net.open(full)
     batches: list[Any] = [batch for file in data for batch in calibration_batches(file, source)]
+    chosen = {node: kind for node, _, kind in (text.rpartition("=") for text in made.tensor_formats)}
+    plan = PlanFile(chosen, container=ONNX) if made.format == MIXED else None
     how = NetHow(
         calibration=batches,
         recipe=replace(Recipe(), engine=engine, ranges=ranges, weights=weights),
         activations=activations,
+        plan=plan,
         max_drop=None if drop is None else float(drop[1].rstrip(".")),
         bench=False,
         threads=1,

@@ -18,7 +18,8 @@ from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sensitivity.search import Returned
 from tersor.graph.sessions import Feeds
 from tersor.graph.training.train import Trained
-from tersor.graph.writing.stored import HALF_BITS
+from tersor.graph.writing.halved import is_halved
+from tersor.graph.writing.stored import nbytes_of
 from tersor.pipeline.steps.provenance import machine, peak_memory_bytes, versions
 
 __all__ = ["card_of", "notes_of", "operator_errors", "relative_error"]
@@ -84,7 +85,7 @@ def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorErr
     stored = {**quantized.weights, **quantized.tables}
     sites = {**quantized.placement.weights, **quantized.placement.tables}
     weights = {site.value: name for name, site in sites.items()}
-    is_packed = quantized.placement.precision.activations == "float"
+    small = set(quantized.recipe.halved)
     biases = {site.value for site in quantized.placement.biases.values()}
     kept = {row.node: row.reason for row in quantized.placement.kept}
     for name, value in quantized.source.graph.initializers.items():
@@ -97,8 +98,7 @@ def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorErr
             scheme = rounded.quantizer.scheme
             shared = "tensor" if scheme.axis is None else "channel" if scheme.block is None else f"g{scheme.block}"
             form = f"int{scheme.bits}-{shared}-sym"
-            halves = is_packed and scheme.bits <= HALF_BITS
-            nbytes = -(-rounded.codes.size // (2 if halves else 1)) + 4 * rounded.quantizer.scale.size
+            nbytes = nbytes_of(rounded, quantized.placement, quantized.net)
             row = PlannedTensor(name, shape, "F32", form, weights[name], "", nbytes)
             yield row, TensorError(name, relative_error(numbers, rounded.values), method=quantized.recipe.weights)
         elif name in biases:
@@ -107,7 +107,10 @@ def _tensors(quantized: QuantizedNet) -> Iterator[tuple[PlannedTensor, TensorErr
             reason = next(
                 (f"kept: {kept[str(use.node.name)]}" for use in value.uses() if use.node.name in kept), "float"
             )
-            yield PlannedTensor(name, shape, "F32", "f32", reason, "", 4 * numbers.size), TensorError(name, 0.0)
+            is_small = is_halved(numbers) and any(str(use.node.name) in small for use in value.uses())
+            kind, each = ("f16", 2) if is_small else ("f32", 4)
+            error = relative_error(numbers, numbers.astype(np.float16)) if is_small else 0.0
+            yield PlannedTensor(name, shape, "F32", kind, reason, "", each * numbers.size), TensorError(name, error)
 
 
 def relative_error(before: np.ndarray, after: np.ndarray) -> float | None:

@@ -25,6 +25,8 @@ from tersor.graph.net import Net
 from tersor.graph.observe import Progress, batches_of
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
 from tersor.graph.sensitivity.operators import Sensitivity, sensitivities
+from tersor.graph.sensitivity.rebuild import FORMATS as OPERATOR_FORMATS
+from tersor.graph.sensitivity.rebuild import roundings_of
 from tersor.graph.sensitivity.search import Returned, return_to_float
 from tersor.graph.sessions import Feeds
 from tersor.graph.training.train import Trained
@@ -36,6 +38,7 @@ from tersor.pipeline.nets.judge import Judge, scores_by
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.naming import is_net_name, load_net
 from tersor.pipeline.nets.training import Training, train_quantized
+from tersor.pipeline.planning.plan_file import ONNX, PlanFile
 from tersor.pipeline.steps.cards import save_card
 
 if TYPE_CHECKING:
@@ -44,11 +47,26 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["FORMATS", "NetHow", "QuantizedResult", "is_network", "labelled_data", "open_source", "quantize_network"]
+__all__ = [
+    "FORMATS",
+    "MIXED",
+    "NetHow",
+    "QuantizedResult",
+    "described",
+    "few",
+    "is_network",
+    "labelled_data",
+    "one",
+    "open_source",
+    "quantize_network",
+    "recipe_of",
+]
 
 FORMATS = ("int8", "int4", "int3", "int2")
 """By the bits of the weights; activations have 8. With -g32 or another group: weights alone, a scale for each group."""
 _FORMAT = re.compile(r"int([2348])(?:-g(\d+))?")
+MIXED = "mixed"
+"""What a Card calls the format of a net that was made by a plan."""
 RANKED_ITEMS = 256
 """Of the calibration data, for the ranking of operators."""
 
@@ -68,6 +86,8 @@ class NetHow:
                     net on the calibration data); operators go back to float until it is met
     force           write the file even where `max_drop` is not met
     limit           calibration batches that are taken at most
+    plan            a format for each operator, or the file that says so: `tersor plan` makes it; the format of the call
+                    means nothing then
     preparation     how pixels of images become numbers
     training        train on integers after PTQ (QAT), None: PTQ alone; batches may be a path as `data` may
     bench           measure latency too
@@ -84,6 +104,7 @@ class NetHow:
     max_drop: float | None = None
     force: bool = False
     limit: int | None = None
+    plan: PlanFile | Path | None = None
     preparation: Preparation | None = None
     images: str = "images"
     labels: str = "labels"
@@ -148,12 +169,16 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     Raises SchemeError, ShapeError and FormatError by name for data and options that do not fit, UnsupportedError for a
     net that cannot be exported, QualityError where `max_drop` cannot be met even in float (unless `force`).
     """
-    began, recipe = time.perf_counter(), _recipe(how, format)
+    began, plan = time.perf_counter(), _plan(how)
+    name, recipe = (format, recipe_of(how, format)) if plan is None else (MIXED, _planned_recipe(how, plan))
     how = replace(how, calibration=_kept(how.calibration, how.limit), data=_kept(how.data))
     source, files = open_source(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
-    quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
+    if plan is None:
+        quantized = quantize_net(source, batches, recipe, threads=how.threads, progress=how.progress)
+    else:
+        quantized = _by_plan(source, batches, recipe, plan, how)
     plain, trained = quantized.source, None
     if how.training is not None:
         given = how.training
@@ -163,20 +188,55 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     returned = None if how.max_drop is None else _meeting(quantized, plain, batches, how, how.max_drop)
     quantized = quantized if returned is None else returned.net
     evaluations = tuple(_evaluations(quantized, plain, how))
-    race = [race_nets(quantized.net, plain, _one(batches[0]), threads=how.threads)] * how.bench
+    race = [race_nets(quantized.net, plain, one(batches[0]), threads=how.threads)] * how.bench
     about: Any = {"began": began, "source_bytes": source.weight_bytes, "trained": trained}
     card = replace(
-        card_of(quantized, files, format, _described(how, batches), **about),
-        layers=operator_errors(quantized, _few(batches)),
+        card_of(quantized, files, name, described(how, batches), **about),
+        layers=operator_errors(quantized, few(batches)),
         evaluations=evaluations,
         benchmarks=tuple(race),
         notes=notes_of(quantized, trained, returned, how.max_drop),
         command=how.command,
     )
+    if plan is not None:  # so that it can be made again from its Card
+        told = replace(card.plan.recipe, tensor_formats=tuple(f"{node}={kind}" for node, kind in plan.formats.items()))
+        card = replace(card, plan=replace(card.plan, recipe=told))
     return QuantizedResult(quantized, card, returned, trained)
 
 
-def _recipe(how: NetHow, name: str) -> Recipe:
+def _plan(how: NetHow) -> PlanFile | None:
+    """Return the plan that was given; SchemeError for what does not go together with it."""
+    if how.plan is None:
+        return None
+    against = {"max_drop": how.max_drop is not None, "training": how.training is not None}
+    odd = [name for name, is_given in against.items() if is_given]
+    if odd:
+        raise SchemeError(f"a plan says what operators become: {odd[0]} would change that")
+    return how.plan if isinstance(how.plan, PlanFile) else PlanFile.load(Path(how.plan).expanduser())
+
+
+def _planned_recipe(how: NetHow, plan: PlanFile) -> Recipe:
+    """Return the recipe with the engine and activations of a plan; SchemeError where others are asked for."""
+    for name, asked, told in (
+        ("engine", how.target, plan.engine),
+        ("activations", how.activations, plan.activations),
+    ):
+        if asked is not None and told and asked != told:
+            raise SchemeError(f"the plan was made for {name} {told}, not {asked}")
+    target, activations = how.target or plan.engine or None, how.activations or plan.activations or None
+    return recipe_of(replace(how, target=target, activations=activations), "int8")
+
+
+def _by_plan(net: Net, batches: Sequence[Feeds], recipe: Recipe, plan: PlanFile, how: NetHow) -> QuantizedNet:
+    """Return the net in the formats of a plan: the very one that its maker had."""
+    kinds = {*plan.formats.values(), plan.file_type} if plan.where == ONNX else set()
+    widths = {recipe.bits, *(bits for kind in kinds if (bits := OPERATOR_FORMATS[kind]) is not None)}
+    roundings = roundings_of(net, batches, recipe, widths, threads=how.threads, progress=how.progress)
+    names = [*roundings.finest.weights, *roundings.finest.tables]
+    return roundings.mixed(plan.operator_formats(names, net.name))
+
+
+def recipe_of(how: NetHow, name: str) -> Recipe:
     """Return the recipe with the bits of a format, and its groups, which are for weights alone."""
     recipe = how.recipe if how.target is None else replace(how.recipe, engine=how.target)
     recipe = recipe if how.activations is None else replace(recipe, activations=how.activations)
@@ -258,7 +318,7 @@ def _meeting(quantized: QuantizedNet, plain: Net, batches: Sequence[Feeds], how:
     judge = Judge.open(plain, labelled_data(how.data, how) if is_labelled else batches, labelled=is_labelled)
 
     def rank() -> tuple[Sensitivity, ...]:
-        return sensitivities(quantized, _few(batches), progress=how.progress)
+        return sensitivities(quantized, few(batches), progress=how.progress)
 
     returned = return_to_float(quantized, rank, judge.drop, max_drop)
     if not returned.meets and not how.force:
@@ -269,18 +329,18 @@ def _meeting(quantized: QuantizedNet, plain: Net, batches: Sequence[Feeds], how:
     return returned
 
 
-def _few(batches: Sequence[Feeds]) -> list[Feeds]:
-    """Return the first batches, of about RANKED_ITEMS items."""
+def few(batches: Sequence[Feeds], most: int = RANKED_ITEMS) -> list[Feeds]:
+    """Return the first batches, of about `most` items."""
     taken, items = [], 0
     for feeds in batches:
         taken.append(feeds)
         items += len(next(iter(feeds.values())))
-        if items >= RANKED_ITEMS:
+        if items >= most:
             break
     return taken
 
 
-def _one(feeds: Feeds) -> Feeds:
+def one(feeds: Feeds) -> Feeds:
     """Return the first item of a batch."""
     return {name: values[:1] for name, values in feeds.items()}
 
@@ -295,7 +355,8 @@ def _evaluations(quantized: QuantizedNet, plain: Net, how: NetHow) -> Iterator[E
     yield replace(found, reference=f"{quantized.source.name} in float", engines=engines, command=how.command)
 
 
-def _described(how: NetHow, batches: Sequence[Feeds]) -> str:
+def described(how: NetHow, batches: Sequence[Feeds]) -> str:
+    """Return the calibration data in words."""
     items = sum(len(next(iter(feeds.values()))) for feeds in batches)
     source = how.calibration
     name = Path(str(source)).name if isinstance(source, (str, Path)) else type(source).__name__

@@ -11,7 +11,7 @@ from tersor.core.quantities import size
 from tersor.models.model import Model
 from tersor.targets.roofs import measure_roofs
 
-__all__ = ["Goal", "cache_bytes", "read_rate"]
+__all__ = ["PlanGoal", "cache_bytes", "read_rate"]
 
 HALF = 2
 """Bytes of an entry of llama.cpp's cache of keys and values, as it is unless asked otherwise."""
@@ -20,7 +20,7 @@ LOGIT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class PlanGoal:
     """Limits of a plan; None: no limit. At least one is set.
 
     max_bytes        of the file
@@ -86,8 +86,8 @@ class Goal:
         if self.memory_bytes is not None:
             limits.append(self.memory_bytes - cache_bytes(model, self.context) - kept)
         if self.max_latency_ms is not None:
-            rate = self.bandwidth or read_rate()
-            limits.append(math.floor(self.max_latency_ms / 1000 * rate) - kept + streamed)
+            assert self.bandwidth is not None, "a plan measures what nobody told"
+            limits.append(math.floor(self.max_latency_ms / 1000 * self.bandwidth) - kept + streamed)
         return min(limits, default=None)
 
     def described(self) -> str:

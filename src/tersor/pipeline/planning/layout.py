@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tersor.analyse.allocation import Mix
+from tersor.analyse.allocation import Mix, Option
 from tersor.containers.gguf import lay_out
 from tersor.containers.hf.table import container
-from tersor.containers.mixtures import Choice, fit, is_quantizable
+from tersor.containers.mixtures import Choice, fit, is_quantizable, parse_overrides
 from tersor.core.errors import SchemeError
 from tersor.core.plan import Plan
 from tersor.formats import get
@@ -18,7 +18,7 @@ from tersor.pipeline.planning.plan_file import GGUF, PlanFile
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.planning import Choices, make_plan
 
-__all__ = ["candidate_formats", "file_bytes", "full_plan", "fused_groups", "kept_bytes", "spread"]
+__all__ = ["candidate_formats", "file_bytes", "fixed_options", "full_plan", "fused_groups", "kept_bytes", "spread"]
 
 FUSED = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 """Matrices that vLLM multiplies as one, and so reads in one format."""
@@ -82,6 +82,31 @@ def fused_groups(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]
 def spread(mix: Mix, groups: Mapping[str, Sequence[str]]) -> Mix:
     """Return a mix of groups as one of tensors."""
     return Mix({name: mix.formats[leader] for leader, names in groups.items() for name in names}, mix.nbytes, mix.loss)
+
+
+def fixed_options(
+    options: Mapping[str, Sequence[Option]],
+    groups: Mapping[str, Sequence[str]],
+    fixed: Sequence[str],
+    read: Callable[[str], str],
+) -> dict[str, list[Option]]:
+    """Return the options of each group without what "PATTERN=FORMAT" texts rule out.
+
+    read  returns the name of a format as options have it
+    Raises SchemeError for a pattern that matches nothing, and a format that is no candidate.
+    """
+    left = {name: list(held) for name, held in options.items()}
+    for override in parse_overrides(fixed, read):
+        found = [key for key, names in groups.items() if any(map(override.pattern.search, names))]
+        if not found:
+            raise SchemeError(f"the pattern {override.pattern.pattern!r} matches no tensor that has a choice")
+        for name in found:
+            kept = [option for option in left[name] if option.name == override.format]
+            if not kept:
+                known = ", ".join(option.name for option in left[name])
+                raise SchemeError(f"{name} as {override.format} was not analysed; its candidates are {known}")
+            left[name] = kept
+    return left
 
 
 def full_plan(model: Model, file: PlanFile, method: str, calibration: str) -> Plan:

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 from tersor.analyse.allocation import Frontier, Mix, Option
 from tersor.analyse.analysis import Analysis
 from tersor.analyse.stitched import measure_mixes
-from tersor.containers.mixtures import parse_overrides, tensor_format
+from tersor.containers.mixtures import tensor_format
 from tersor.core.errors import SchemeError
 from tersor.decoder import Decoder
 from tersor.evaluation.statistics import mean_interval
 from tersor.formats import get
 from tersor.models.model import Model
 from tersor.pipeline.planning.analysing import Studied
-from tersor.pipeline.planning.goals import Goal
-from tersor.pipeline.planning.layout import file_bytes, full_plan, fused_groups, spread
+from tersor.pipeline.planning.goals import PlanGoal, read_rate
+from tersor.pipeline.planning.layout import file_bytes, fixed_options, full_plan, fused_groups, spread
 from tersor.pipeline.planning.plan_file import GGUF, PlanFile, Share
 
 __all__ = ["Planned", "Planner", "shares_of"]
@@ -78,24 +78,15 @@ class Planner:
         return self.studied.analysis
 
     def _options(self) -> dict[str, list[Option]]:
-        options = self.analysis.options(self.groups)
-        is_gguf = self.analysis.container == GGUF
-        for override in parse_overrides(self.fixed, tensor_format if is_gguf else lambda text: get(text).name):
-            found = [key for key, names in self.groups.items() if any(map(override.pattern.search, names))]
-            if not found:
-                raise SchemeError(f"the pattern {override.pattern.pattern!r} matches no tensor that has a choice")
-            for name in found:
-                kept = [option for option in options[name] if option.name == override.format]
-                if not kept:
-                    known = ", ".join(option.name for option in options[name])
-                    raise SchemeError(f"{name} as {override.format} was not analysed; its candidates are {known}")
-                options[name] = kept
-        return options
+        read = tensor_format if self.analysis.container == GGUF else lambda text: get(text).name
+        return fixed_options(self.analysis.options(self.groups), self.groups, self.fixed, read)
 
-    def plan(self, goal: Goal, *, trials: int = TRIALS) -> Planned:
+    def plan(self, goal: PlanGoal, *, trials: int = TRIALS) -> Planned:
         """Return the best plan within `goal`; SchemeError where none is."""
         if goal.max_bytes is not None and self.analysis.container != GGUF:
             raise SchemeError("the size of a checkpoint folder is not known beforehand: give --bits-per-weight")
+        if goal.max_latency_ms is not None and goal.bandwidth is None:
+            goal = replace(goal, bandwidth=read_rate())
         overhead, mix = 0, self.frontier.at(self.frontier.largest)
         nbytes: int | None = None
         for _ in range(ROUNDS):
@@ -113,17 +104,21 @@ class Planner:
             return replace(found, tried=trials)
         return replace(made, tried=trials, was_moved=other is not mix)
 
-    def _budget(self, goal: Goal, mix: Mix, overhead: int) -> int | None:
+    def _unread(self, formats: Mapping[str, str]) -> int:
+        """Return the bytes of a table of embeddings of its own, of which a token reads one row."""
         table = "token_embd.weight"
         is_read = all(tensor.name != "output.weight" for tensor in self.model.tensors)
-        streamed = 0
-        if not is_read and table in mix.formats:  # a GGUF's, since others keep it
-            tensor = next(one for one in self.model.tensors if one.name == table)
-            streamed = tensor.rows * get(mix.formats[table]).row_bytes(tensor.columns)
+        if is_read or table not in formats:  # others than a GGUF keep it as it is
+            return 0
+        tensor = next(one for one in self.model.tensors if one.name == table)
+        return tensor.rows * get(formats[table]).row_bytes(tensor.columns)
+
+    def _budget(self, goal: PlanGoal, mix: Mix, overhead: int) -> int | None:
+        streamed = self._unread(mix.formats)
         weights, kept = self.analysis.weights, self.analysis.kept_bytes
         return goal.nbytes(self.model, weights=weights, kept=kept, overhead=overhead, streamed=streamed)
 
-    def _within(self, goal: Goal, nbytes: int | None) -> Mix:
+    def _within(self, goal: PlanGoal, nbytes: int | None) -> Mix:
         kl = goal.kl
         if nbytes is not None and nbytes < self.frontier.smallest:
             raise SchemeError(f"{goal.described()}: {self._too_small(nbytes)}")
@@ -161,7 +156,7 @@ class Planner:
             low, high = (middle, high) if self.analysis.predicted(math.exp(middle)) <= kl else (low, middle)
         return math.exp(low)
 
-    def _file(self, mix: Mix, goal: Goal) -> Planned:
+    def _file(self, mix: Mix, goal: PlanGoal) -> Planned:
         analysis, where = self.analysis, self.analysis.container
         whole = spread(mix, self.groups)
         file = PlanFile(
@@ -182,11 +177,13 @@ class Planner:
             "tensor_bytes": plan.nbytes,
             "file_bytes": nbytes,
         }
+        if goal.bandwidth is not None:
+            predicted["latency_ms"] = 1000 * (plan.nbytes - self._unread(whole.formats)) / goal.bandwidth
         return Planned(whole, replace(file, predicted=predicted), nbytes, kl)
 
     def _searched(self, mix: Mix, nbytes: int, trials: int) -> Mix:
         """Measure neighbours of a mix beside it, and return one that is better beyond the noise, or the mix itself."""
-        neighbours = self._neighbours(mix, nbytes, trials)
+        neighbours = self.frontier.neighbours(mix, nbytes, trials, SLACK)
         if not neighbours:
             return mix
         sides = {str(number): spread(one, self.groups).formats for number, one in enumerate([mix, *neighbours])}
@@ -199,38 +196,12 @@ class Planner:
                 best, gain = one, low
         return best
 
-    def _neighbours(self, mix: Mix, nbytes: int, count: int) -> list[Mix]:
-        """Mixes of which two tensors have changed, one up and one down, and that are predicted to be nearly as good."""
-        fronts = self.frontier.fronts
-        places = {name: _place(front, mix.formats[name]) for name, front in fronts.items()}
-        rises = [(name, place) for name, at in places.items() for place in range(at + 1, len(fronts[name]))]
-        falls = [(name, place) for name, at in places.items() for place in range(at)]
-        found: list[Mix] = []
-        for up, high in rises:
-            for down, low in falls:
-                changed = _changed(mix, fronts, places, {up: high, down: low})
-                if up != down and changed.nbytes <= nbytes and changed.loss <= SLACK * mix.loss:
-                    found.append(changed)
-        return sorted(found, key=lambda one: (one.loss, one.nbytes))[:count]
 
-
-def shares_of(planner: Planner, mix: Mix) -> dict[str, Share]:
+def shares_of(analysis: Analysis, mix: Mix) -> dict[str, Share]:
     """Return what each tensor adds to a mix."""
     found = {}
-    for tensor in planner.analysis.tensors:
+    for tensor in analysis.tensors:
         one = tensor.candidate(mix.formats[tensor.name])
         assert one is not None, "a mix of other candidates"
         found[tensor.name] = Share(one.nbytes, one.kl, one.kl / mix.loss if mix.loss > 0 else 0.0)
     return found
-
-
-def _place(front: list[Option], name: str) -> int:
-    return next(index for index, option in enumerate(front) if option.name == name)
-
-
-def _changed(mix: Mix, fronts: Mapping[str, list[Option]], places: Mapping[str, int], moved: Mapping[str, int]) -> Mix:
-    nbytes, loss, formats = mix.nbytes, mix.loss, dict(mix.formats)
-    for name, place in moved.items():
-        before, after = fronts[name][places[name]], fronts[name][place]
-        nbytes, loss, formats[name] = nbytes + after.nbytes - before.nbytes, loss + after.loss - before.loss, after.name
-    return Mix(formats, nbytes, loss)

@@ -11,7 +11,7 @@ from tersor.core.errors import SchemeError
 from tersor.core.quantities import number, size
 from tersor.decoder import Decoder
 from tersor.evaluation.statistics import Interval, mean_interval
-from tersor.pipeline.planning.goals import Goal
+from tersor.pipeline.planning.goals import PlanGoal
 from tersor.pipeline.planning.planning import Planner
 
 __all__ = ["Curve", "CurveRow", "parse_sweep", "sweep"]
@@ -27,6 +27,7 @@ class CurveRow:
 
     kl         predicted, nats per token
     measured   of the mix put together from candidates, on the analysis's own text; None where that was not asked for
+    drop       of a net: percentage points of accuracy that are lost; None where nothing tells
     tokens_per_s  at most, by the rate at which weights are read; None where that is not known
     """
 
@@ -36,6 +37,7 @@ class CurveRow:
     measured: Interval | None
     tokens_per_s: float | None
     formats: dict[str, str]
+    drop: float | None = None
 
     def shown(self) -> dict[str, str]:
         """Return the row for people."""
@@ -43,6 +45,8 @@ class CurveRow:
         found["predicted KL, nats"] = number(self.kl, 3)
         if self.measured is not None:
             found["measured KL, nats"] = number(self.measured.value, 3)
+        if self.drop is not None:
+            found["lost, points"] = f"{self.drop:.2f}"
         if self.tokens_per_s is not None:
             found["tokens/s at most"] = number(self.tokens_per_s, 3)
         return found
@@ -80,7 +84,7 @@ def sweep(planner: Planner, sizes: Sequence[float], *, is_measured: bool, rate: 
     found = []
     for bits in sizes:
         try:
-            found.append(planner.plan(Goal(bits_per_weight=bits), trials=0))
+            found.append(planner.plan(PlanGoal(bits_per_weight=bits), trials=0))
         except SchemeError:
             continue  # smaller than the smallest mix
     found = list({one.mix.nbytes: one for one in found}.values())
