@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ def test_a_walk_that_was_ended_goes_on(wide: Net, how: NetHow, folder: Path) -> 
     other = replace(how, data="calibration.npz")
     with pytest.raises(SchemeError, match="another data"):
         advise("wide.onnx", goal, how=other, output=output, resume=True)
+    with pytest.raises(SchemeError, match="another goal"):
+        advise("wide.onnx", replace(goal, most_loss=1.0), how=how, output=output, resume=True)
     whole = advise("wide.onnx", goal, how=how, output=output, resume=True, tell=lambda one: seen.append(one.rung))
     assert whole.chosen is None
     assert seen[2:4] == seen[:2]
@@ -165,6 +168,28 @@ def test_a_language_model_is_rounded_and_compared(tmp_path: Path) -> None:
     assert metric is not None
     assert advice.chosen.made is not None
     assert metric.value == advice.chosen.made.loss.value
+
+
+def test_a_language_model_is_not_judged_by_what_another_text_said(tmp_path: Path) -> None:
+    class Ended(Exception):  # noqa: N818
+        pass
+
+    def tell(_: Finding) -> None:
+        raise Ended
+
+    goal, output, texts = Goal(0.05, "nats"), tmp_path / "small.gguf", (tmp_path / "a.txt", tmp_path / "b.txt")
+    held_out = (reference_model.PATH / "held_out.txt").read_text()
+    texts[0].write_text(held_out[:20_000])
+    texts[1].write_text(held_out[20_000:40_000])
+
+    def judged_by(path: Path, windows: int = 2) -> Callable[[Model], Task]:
+        return lambda source: Task(source, "builtin", path, windows=windows, threads=1)
+
+    with pytest.raises(Ended):
+        advise(reference_model.PATH, goal, output=output, language=judged_by(texts[0]), tell=tell)
+    for other, word in ((judged_by(texts[1]), "data"), (judged_by(texts[0], 3), "windows")):
+        with pytest.raises(SchemeError, match=f"another {word}"):
+            advise(reference_model.PATH, goal, output=output, language=other, resume=True)
 
 
 def test_full_precision_is_computed_once_and_losses_stay_what_they_are(

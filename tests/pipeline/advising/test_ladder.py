@@ -26,7 +26,7 @@ class Ladder:
 
     def add(
         self, level: int, name: str, nbytes: int, loss: float, speed: float | None = None, *, error: float = 0.0,
-        expected: int | None = None, failure: Exception | None = None,
+        expected: int | None = None, failure: Exception | None = None, is_bound: bool = True,
     ) -> None:  # fmt: skip
         def make(folder: Path) -> Made:
             assert folder == self.folder
@@ -37,7 +37,7 @@ class Ladder:
             metric = Metric("kl_mean", loss, "nats", loss - error, loss + error, 10)
             return Made(name, nbytes, metric, None if speed is None else Metric("speed", speed))
 
-        self.rungs.append(Rung(name, f"{name}'s gain", level, make, expected))
+        self.rungs.append(Rung(name, f"{name}'s gain", level, make, expected, is_bound))
 
     def walked(self, goal: Goal, tell: Callable[[Finding], None] = lambda _one: None) -> Advice:
         return walk("m", self.rungs, goal, self.folder, clock=itertools.count().__next__, tell=tell)
@@ -95,6 +95,18 @@ def test_below_what_no_cure_saves_nothing_is_made(ladder: Ladder) -> None:
     assert advice.next == (
         "of those that keep the quality q8 comes nearest: 100 B are above the 40 B that are allowed",
     )
+
+
+def test_below_what_has_no_cure_the_cures_are_tried(tmp_path: Path) -> None:
+    ladder = Ladder(tmp_path)
+    ladder.add(0, "f16", 200, 0.0)
+    ladder.add(1, "weights", 100, 0.05, is_bound=False)
+    ladder.add(2, "ptq", 100, 0.05)
+    ladder.add(2, "trained", 100, 0.001)
+    advice = ladder.walked(Goal(0.01, "nats", most_bytes=150))
+    assert verdicts(advice) == {
+        "f16": "too large", "weights": "loses too much", "ptq": "loses too much", "trained": "met",
+    }  # fmt: skip
 
 
 def test_what_is_known_to_be_too_large_is_not_made(ladder: Ladder) -> None:

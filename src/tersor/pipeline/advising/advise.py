@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ __all__ = ["TARGETS", "advise", "save_report"]
 
 TARGETS = ("cpu", "gpu")
 """Where it is to run: processors (GGUF in llama.cpp, ONNX), or GPUs (compressed-tensors in vLLM and others)."""
+
+UNTOLD = ("model", "command", "progress", "threads")
+"""Options that change nothing of what is found, and the model, which is told by itself."""
 
 
 def advise(
@@ -54,11 +57,12 @@ def advise(
         raise SchemeError(f"the target is {' or '.join(TARGETS)}, not {target!r:.40}")
     if output is not None and output.exists() and output.is_dir() != (target == "gpu" and not is_network(model)):
         raise SchemeError(f"{output} is there already, and of another kind than what is made")
-    name, rungs = _ladder(model, goal, target, how, language)
+    task, rungs = _ladder(model, goal, target, how, language)
+    name = task.source.name if isinstance(task, NetTask) else task.model.name
     if output is None:
         with tempfile.TemporaryDirectory(prefix="tersor-advise-") as made:
             return walk(name, rungs, goal, Path(made), clock=time.monotonic, tell=tell)
-    work = Workspace(workspace_path(output), _described(model, rungs, how), resume=resume)
+    work = Workspace(workspace_path(output), _described(model, task, rungs, goal), resume=resume)
     advice = walk(name, rungs, goal, work.folder, clock=time.monotonic, tell=tell)
     if advice.chosen is not None and advice.chosen.made is not None:
         _keep(work.folder / advice.chosen.made.name, output)
@@ -66,15 +70,29 @@ def advise(
     return advice
 
 
-def _described(model: Any, rungs: Sequence[Rung], how: NetHow | None) -> dict[str, Any]:
+def _described(model: Any, task: Task | NetTask, rungs: Sequence[Rung], goal: Goal) -> dict[str, Any]:
     """What shapes the artefacts and what is measured of them, as far as it has a name."""
-    given = [] if how is None else [how.calibration, how.data, how.weights, how.training and how.training.data]
-    return {"model": _state(model), "rungs": [rung.name for rung in rungs], "data": [_state(one) for one in given]}
+    # A mix takes all of the size, and operators go back to float until no more is lost than that.
+    is_net = isinstance(task, NetTask)
+    shaping = {"goal": goal.most_loss if is_net else goal.most_bytes, "needs_speed": task.needs_speed}
+    given = _told(task.how if isinstance(task, NetTask) else task)
+    return {**given, **shaping, "model": _state(model), "rungs": [rung.name for rung in rungs]}
+
+
+def _told(given: Any) -> Any:
+    """An option, and those within it, as JSON has them; files by name, size and time."""
+    if is_dataclass(given) and not isinstance(given, type):
+        return {one.name: _told(getattr(given, one.name)) for one in fields(given) if one.name not in UNTOLD}
+    if given is None or isinstance(given, bool | int | float):
+        return given
+    if isinstance(given, list | tuple):
+        return [_told(one) for one in given]
+    return _state(given)
 
 
 def _state(given: Any) -> list[Any]:
     """Which file it is, and of when; for what is no file its kind."""
-    path = Path(given) if isinstance(given, (str, Path)) else None
+    path = Path(given) if given and isinstance(given, (str, Path)) else None
     if path is None or not path.exists():
         return [str(given) if isinstance(given, (str, Path)) else type(given).__name__]
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -83,19 +101,19 @@ def _state(given: Any) -> list[Any]:
 
 def _ladder(
     model: Any, goal: Goal, target: str, how: NetHow | None, language: Callable[[Model], Task] | None
-) -> tuple[str, tuple[Rung, ...]]:
+) -> tuple[Task | NetTask, tuple[Rung, ...]]:
     needs_speed = goal.least_speed is not None
     if is_network(model):
         if how is None:
             raise SchemeError("a net needs data to calibrate with: NetHow(calibration=…)")
         task = NetTask(model, how, needs_speed=needs_speed)
-        return task.source.name, rungs_of_net(task, goal)
+        return task, rungs_of_net(task, goal)
     source = model if isinstance(model, Model) else load(model)
     given = Task(source, "builtin") if language is None else language(source)
     given = replace(given, needs_speed=needs_speed, is_gpu=target == "gpu")
     if given.is_gpu and needs_speed:
         raise SchemeError("speed on a GPU is not measured here: ask for a size, and measure with `tersor bench` there")
-    return source.name, rungs_of_language(given, goal)
+    return given, rungs_of_language(given, goal)
 
 
 def _keep(made: Path, output: Path) -> None:

@@ -66,6 +66,7 @@ class Rung:
     make      writes it into a folder and measures it
     expected  bytes, as planned; None: nobody knows before it is made
     level     rungs of one level come one after the other
+    is_bound  whether what loses too much here loses more below; False where it has no cure and those below have some
     """
 
     name: str
@@ -73,6 +74,7 @@ class Rung:
     level: int
     make: Callable[[Path], Made] = field(repr=False)
     expected: int | None = None
+    is_bound: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +132,14 @@ def walk(
     best: Finding | None = None
     levels = sorted({rung.level for rung in rungs})
     for level in levels:
-        here = _level([rung for rung in rungs if rung.level == level], goal, folder, clock, tell)
+        tried_here = [rung for rung in rungs if rung.level == level]
+        here = _level(tried_here, goal, folder, clock, tell)
         findings += here
         met = next((one for one in here if one.verdict in MET), None)
         best = met or best
         tried = [one for one in here if one.made is not None]
         is_lost = met is None and bool(tried) and tried[-1].verdict == "loses too much"
+        is_lost = is_lost and all(rung.is_bound for rung in tried_here)
         if is_lost or (met is not None and not goal.is_open):
             why = "the larger one above loses too much already" if is_lost else "the goal is met above"
             below = [_passed_over(rung, why) for rung in rungs if rung.level > level]

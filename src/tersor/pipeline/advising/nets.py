@@ -104,7 +104,7 @@ def rungs_of_net(task: NetTask, goal: Goal) -> tuple[Rung, ...]:
 
 def _rungs(task: NetTask, goal: Goal) -> Iterator[Rung]:
     yield Rung("f16 weights", GAINS["f16"], 0, _halved(task), task.source.weight_bytes // 2)
-    yield Rung("int8 weights", GAINS["weights"], 1, _quantized(task, "int8", activations="float"))
+    yield Rung("int8 weights", GAINS["weights"], 1, _quantized(task, "int8", activations="float"), is_bound=False)
     for level, name in enumerate(("int8", "int4"), 2):
         yield Rung(f"{name}, ptq", GAINS["ptq"], level, _quantized(task, name))
         mixed = {"max_drop": goal.most_loss, "force": True}
