@@ -179,6 +179,6 @@ def test_options_that_mean_nothing_are_refused(run: Run, nets: str, call: Run) -
         assert done.code == 1
         assert message in done.err
     done = call("--size", "4x4")
-    assert (done.code, "--size means nothing for a GGUF" in done.err) == (1, True)
+    assert (done.code, "--size means nothing for a language model" in done.err) == (1, True)
     done = call("--max-accuracy-drop", 0.1)
     assert (done.code, "max_accuracy_drop does not go with a language task" in done.err) == (1, True)

@@ -116,7 +116,8 @@ def test_options_that_do_not_combine_are_refused_before_anything_runs(
 
 
 def test_a_gguf_stays_on_the_processor(artefacts: tuple[Path, Path]) -> None:
-    for options in ({"device": "cuda"}, {"kernels": "torch"}):
+    elsewhere: tuple[dict[str, Any], ...] = ({"device": "cuda"}, {"kernels": "torch"})
+    for options in elsewhere:
         with pytest.raises(SchemeError, match=r"a GGUF runs in llama\.cpp, on the processor"):
             bench(artefacts[0], rounds=1, **SHORT, **options)
 

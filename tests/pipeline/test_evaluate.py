@@ -299,7 +299,7 @@ def test_what_cannot_work_is_refused_by_name(full: Path, text: Path, tmp_path: P
         evaluate(full, against=full, data=latin, context=CONTEXT, threads=1)
     with pytest.raises(MissingError, match=r"absent\.gguf: no such file"):
         evaluate(tmp_path / "absent.gguf", against=full)
-    with pytest.raises(MissingError, match="not a file; evaluate takes a GGUF"):
+    with pytest.raises(MissingError, match=r"no config\.json; evaluate takes a GGUF"):
         evaluate(tmp_path, against=full)
     with pytest.raises(SchemeError, match="give a text or questions, not both"):
         evaluate(full, against=full, data=text, choices=text)

@@ -37,7 +37,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="ARTEFACT",
-            help="A GGUF, any part of a split one; or a PyTorch net as package.module:function that returns it.",
+            help="A GGUF, any part of a split one; a model folder, quantized (gptq, awq, compressed-tensors) or not; "
+            "or a PyTorch net as package.module:function that returns it.",
         ),
     ],
     against: Annotated[
@@ -125,7 +126,7 @@ def evaluate(
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far a GGUF, or a quantized PyTorch net, is from the model that it was made from.
+    """Measure how far a GGUF, a model folder or a quantized PyTorch net is from the model that it was made from.
 
     Perplexity as llama-perplexity has it and with a sliding window, KL divergence, agreement of the top tokens, each
     with its 95 % interval, beside the noise floor: the same between two runs of the full model. The tokens that
@@ -136,6 +137,7 @@ def evaluate(
     \b
     Examples:
       tersor evaluate model.gguf --against org/name --data text.txt --max-kl 0.05
+      tersor evaluate model-gptq --against org/name --data text.txt
       tersor evaluate nets.resnet:int8 --against nets.resnet:full --data images/
     """
     command = _command(context.obj or [], save_reference)
@@ -151,7 +153,7 @@ def evaluate(
         preparation = preparation_of(mean, std, size)
         found = _net(artefact, against, data, preparation, functions, layers=layers, command=command, demands=demands)
     else:
-        refuse_given(context, ("mean", "std", "size"), "a GGUF")
+        refuse_given(context, ("mean", "std", "size"), "a language model")
         settings: pipeline.Settings = {
             **demands,
             "context": window,
@@ -166,7 +168,7 @@ def evaluate(
             "max_latency_ratio": max_latency_ratio,
         }
         files = _Files(artefact, against, data, choices)
-        found = _gguf(files, settings, layers=layers, save=save, command=command)
+        found = _language(files, settings, layers=layers, save=save, command=command)
     _show(*found, as_json=as_json)
 
 
@@ -185,7 +187,7 @@ _OF_LANGUAGE = (
 """Parameters that mean nothing for a net."""
 
 
-def _gguf(files: _Files, settings: pipeline.Settings, *, layers: bool, save: bool, command: str) -> _Found:
+def _language(files: _Files, settings: pipeline.Settings, *, layers: bool, save: bool, command: str) -> _Found:
     rows: tuple[LayerError, ...] = ()
     if layers:
         with progress_bar(unit="weights") as progress:

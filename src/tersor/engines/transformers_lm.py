@@ -1,4 +1,4 @@
-"""A causal language model in transformers, in float32: the reference that llama.cpp is compared with."""
+"""A causal language model in transformers, in float32: what artefacts are compared with, or one of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError
+from tersor.engines.torch.checkpoints import is_quantized, load_quantized, rounds_tokens
 
 __all__ = ["TransformersLm"]
 
@@ -21,6 +22,9 @@ MEMORY_SHARE = 0.6
 
 class TransformersLm:
     """The checkpoint in `folder`, widened to float32, on the CPU; for one thread at a time.
+
+    A quantized one keeps its codes: activations are rounded as the file says, by torch's operators, or, where it says
+    nothing, to 16 bits by our own kernels, which changes a divergence in its fifth digit.
 
     name     of the model, for errors
     weights  how many it has, so that one that would not fit is refused before it is loaded
@@ -37,17 +41,24 @@ class TransformersLm:
             raise MissingError(
                 "the source's logits need transformers and torch: pip install 'tersor[torch]'"
             ) from error
-        _check_memory(name, weights)
         self._torch, self._threads = torch, threads
-        self.name = name
-        self._model = _load(transformers, torch.float32, folder, name)
-        head = self._model.get_output_embeddings()
+        self.name, self._codes = name, ""
+        if (folder / "config.json").is_file() and is_quantized(folder):
+            rounds = rounds_tokens(folder)
+            how: dict[str, Any] = {"kernels": "torch"} if rounds else {"activations": "int16"}
+            self._model = load_quantized(folder, dtype=torch.float32, **how)
+            self._codes = f"codes by torch {torch.__version__}" if rounds else "codes by tersor, activations int16"
+        else:
+            _check_memory(name, weights)
+            self._model = _load(transformers, torch.float32, folder, name)
+        head: Any = self._model.get_output_embeddings()
         self.vocabulary_size = int(head.weight.shape[0] if head is not None else self._model.config.vocab_size)
         self._keeps = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def version(self) -> str:
-        """What computes: name and release, as `transformers 5.23.0 float32`."""
-        return f"transformers {importlib.metadata.version('transformers')} float32"
+        """What computes: name and release, as `transformers 5.23.0 float32`, and whether it multiplies with codes."""
+        codes = f", {self._codes}" if self._codes else ""
+        return f"transformers {importlib.metadata.version('transformers')} float32{codes}"
 
     def logits(self, ids: Sequence[int], *, start: int = 0) -> Float32:
         """Logits after each token of `ids` from `start` on: [len(ids) - start, vocabulary_size] float32."""

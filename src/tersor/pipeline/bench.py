@@ -34,7 +34,7 @@ from tersor.targets.energy import Meter
 from tersor.targets.memory import available_bytes
 from tersor.targets.processor import processor
 
-__all__ = ["bench"]
+__all__ = ["bench", "weights_sha256"]
 
 _PACKAGES = ("xllamacpp", "transformers", "torch")
 
@@ -95,8 +95,8 @@ def bench(
     subject = _subject(sides, made, workload, command)
     subject = replace(subject, limits=_limits(subject, max_latency_ratio, min_tokens_per_s))
     results = [replace(one, seconds=time.perf_counter() - began) for one in (subject, *made[1:])]
-    if save and paths[0].is_file():
-        cards.add(paths[0], benchmark=results[0])
+    if save:
+        cards.add(cards.carded(paths[0]), benchmark=results[0])
     return tuple(results)
 
 
@@ -219,7 +219,7 @@ def _benchmark(side: Side, traffic: Traffic | str, scene: Scene, workload: Workl
         notes = (f"{name}: no shares of the roofs: {traffic}",)
     return Benchmark(
         subject=name,
-        subject_sha256=_hash(side.path),
+        subject_sha256=weights_sha256(side.path),
         against="",
         engine=side.version,
         machine=scene.facts(),
@@ -268,7 +268,8 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in _weights(path))
 
 
-def _hash(path: Path) -> str:
+def weights_sha256(path: Path) -> str:
+    """Return the SHA-256 of the first file of weights of an artefact, a file or a folder."""
     return sha256(_weights(path)[0])
 
 

@@ -14,18 +14,17 @@ from typing import Unpack
 
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Evaluation, LayerError, Limit
-from tersor.engines.llama_cpp import LlamaCpp
 from tersor.evaluation.checks.tensors import TensorProgress
 from tersor.evaluation.language.comparison import MetricFunction, Progress
 from tersor.evaluation.language.demands import Demands, check_demands, judged
+from tersor.evaluation.language.streams import Subject
 from tersor.evaluation.language.windows import DEFAULT_CONTEXT
 from tersor.files.gguf import split_paths
-from tersor.files.hashing import sha256
 from tersor.models import Model, load
-from tersor.pipeline.bench import bench
+from tersor.pipeline.bench import bench, weights_sha256
 from tersor.pipeline.language.findings import Findings
 from tersor.pipeline.language.questions import compare_on_questions
-from tersor.pipeline.language.references import TIMEOUT_S, Reference, open_reference, stored_header
+from tersor.pipeline.language.references import Reference, open_reference, open_subject, stored_header
 from tersor.pipeline.language.text import Recording, Windows, compare_on_text, read_text
 from tersor.pipeline.layers import compare_layers
 from tersor.pipeline.steps import cards, provenance
@@ -87,7 +86,7 @@ def evaluate(
     progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Evaluation:
-    """Compare the GGUF `artefact` with the model `against` and return what was found.
+    """Compare `artefact`, a GGUF or a folder of Hugging Face form, with the model `against`; return what was found.
 
     against   what `tersor.load` takes or returned, or a file that `save_reference` wrote
     data      a UTF-8 text; None: the held-out text of the embedded reference model, or the text of the stored reference
@@ -103,7 +102,7 @@ def evaluate(
     task = _checked(artefact, against, data, choices, settings, progress=progress)
     with ExitStack() as stack:
         context, threads = task.how.context, task.threads
-        subject = stack.enter_context(LlamaCpp(task.path, context=context, threads=threads, timeout_s=TIMEOUT_S))
+        subject = open_subject(task.path, stack, context=context, threads=threads)
         engine = settings.get("reference_engine", "auto")
         reference = open_reference(against, stack, context=context, threads=threads, engine=engine)
         found = _compared(task, subject, reference)
@@ -112,7 +111,7 @@ def evaluate(
     seconds = round(perf_counter() - began, 3)
     evaluation = replace(evaluation, limits=limits, seconds=seconds, command=command)
     if save:
-        cards.add(task.path, evaluation=evaluation)
+        cards.add(cards.carded(task.path), evaluation=evaluation)
     return evaluation
 
 
@@ -128,7 +127,11 @@ def layer_errors(
     """Compare layer by layer as `compare_layers` does, and with `save` add the rows to the Card beside the artefact."""
     if stored_header(against) is not None:
         raise SchemeError(f"{Path(str(against)).name} holds predictions, no layers: compare with the model itself")
-    path, text = _first_part(Path(artefact).expanduser()), None if data is None else Path(data).expanduser()
+    path, text = _located(Path(artefact).expanduser()), None if data is None else Path(data).expanduser()
+    if path.is_dir():
+        raise UnsupportedError(
+            f"{path.name}: layers are compared of a GGUF; of a folder `tersor evaluate` does the rest"
+        )
     rows = compare_layers(
         path, against=against, data=text, threads=threads or max(1, (os.cpu_count() or 2) // 2), progress=progress
     )
@@ -148,7 +151,7 @@ def _checked(
 ) -> _Task:
     """Refuse before models are loaded what cannot work."""
     check_demands(settings, "choice" if choices is not None else "language")
-    path = _first_part(Path(artefact).expanduser())
+    path = _located(Path(artefact).expanduser())
     if choices is not None:
         if data is not None:
             raise SchemeError("give a text or questions, not both: each is an evaluation of its own")
@@ -163,7 +166,7 @@ def _checked(
     return _Task(path, against, texts[0], texts[1], settings, how, threads, progress)
 
 
-def _compared(task: _Task, subject: LlamaCpp, reference: Reference) -> Findings:
+def _compared(task: _Task, subject: Subject, reference: Reference) -> Findings:
     how, settings = task.how, task.settings
     if task.choices is not None:
         return compare_on_questions(
@@ -197,11 +200,11 @@ def _latency(task: _Task) -> tuple[Limit, ...]:
     return bench(task.path, against=task.against, threads=task.threads, batches=(1,), max_latency_ratio=ratio)[0].limits
 
 
-def _evaluation(path: Path, subject: LlamaCpp, reference: Reference, found: Findings) -> Evaluation:
+def _evaluation(path: Path, subject: Subject, reference: Reference, found: Findings) -> Evaluation:
     return Evaluation(
         task=found.task,
-        subject=path.name,
-        subject_sha256=sha256(path),
+        subject=path.resolve().name,
+        subject_sha256=weights_sha256(path),
         reference=reference.name,
         data=found.data,
         data_sha256=found.data_sha256,
@@ -226,10 +229,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _first_part(path: Path) -> Path:
-    if not path.is_file():
-        raise MissingError(f"{path}: not a file; evaluate takes a GGUF" if path.exists() else f"{path}: no such file")
-    return split_paths(path)[0]
+def _located(path: Path) -> Path:
+    """Return a folder of Hugging Face form, or the first part of a GGUF."""
+    if not path.exists():
+        raise MissingError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return split_paths(path)[0]
+    if not (path / "config.json").is_file():
+        raise MissingError(f"{path}: no config.json; evaluate takes a GGUF or a folder of Hugging Face form")
+    return path
 
 
 def _context(path: Path, against: str | Path | Model, wanted: int | None) -> int:

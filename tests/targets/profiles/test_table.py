@@ -95,3 +95,14 @@ def test_figures_without_value_or_source_are_refused() -> None:
 def test_an_unknown_name_is_refused_with_near_ones() -> None:
     with pytest.raises(SchemeError, match="no profile 'h10'; did you mean h100"):
         profile("h10")
+
+
+def test_every_phone_has_memory_and_a_class_of_processors_has_amx() -> None:
+    phones = [row for row in PROFILES.values() if row.kind == "phone"]
+    assert len(phones) >= 4
+    assert all(row.memory_bytes is not None and 4e9 <= row.memory_bytes.value <= 32e9 for row in phones)
+    found = matching(["avx2", "fma", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16"])
+    assert found is not None
+    assert found.name == "x86-amx"
+    rates = found.cores[0].per_cycle
+    assert rates["int8"].value == 8 * profile("x86-avx512-vnni").cores[0].per_cycle["int8"].value

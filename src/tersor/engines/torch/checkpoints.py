@@ -30,7 +30,7 @@ else:
     torch = LazyModule("torch", "torch")
     transformers = LazyModule("transformers", "torch")
 
-__all__ = ["is_quantized", "load_quantized"]
+__all__ = ["is_quantized", "load_quantized", "rounds_tokens"]
 
 MOVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 """Endings of tensors that some files hold and models compute themselves."""
@@ -68,7 +68,7 @@ def load_quantized(
     """
     folder = Path(path).expanduser()
     with contextlib.closing(open_quantized(folder)) as checkpoint:
-        layers = layers_for(kernels, device, activations, per_token=_rounds_tokens(folder))
+        layers = layers_for(kernels, device, activations, per_token=rounds_tokens(folder))
         model = _empty_model(folder, dtype)
         operators = {}
         for name in checkpoint.quantized_names:
@@ -127,8 +127,8 @@ def _parameters_nowhere() -> Iterator[None]:
         module.register_parameter = register
 
 
-def _rounds_tokens(folder: Path) -> bool:
-    """Tell whether the checkpoint says that activations share a scale a token (compressed-tensors, dynamic int8)."""
+def rounds_tokens(folder: Path) -> bool:
+    """Tell whether a checkpoint says that activations are rounded, a scale a token (compressed-tensors)."""
     settings = read_json(folder / "config.json").get("quantization_config")
     groups = settings.get("config_groups") if isinstance(settings, dict) else None
     inputs = [group.get("input_activations") for group in groups.values()] if isinstance(groups, dict) else []

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import UnsupportedError
-from tersor.evaluation.language.windows import Int32Array, Window
+from tersor.evaluation.language.windows import Int32Array, Tokenizing, Window
 
-__all__ = ["SLICE_BYTES", "Scorer", "logits_of", "pairs_of_batches", "parts", "rows_at_once", "shared_vocabulary"]
+__all__ = [
+    "SLICE_BYTES",
+    "Scorer",
+    "Subject",
+    "logits_of",
+    "pairs_of_batches",
+    "parts",
+    "rows_at_once",
+    "shared_vocabulary",
+]
 
 SLICE_BYTES = 32 << 20
 """Logits of one slice of one model; a handful of slices is all that is ever held."""
@@ -31,6 +41,16 @@ class Scorer(Protocol):
 
     def version(self) -> str:
         """Name and release of the engine."""
+        ...
+
+
+class Subject(Scorer, Tokenizing, Protocol):
+    """An artefact that is evaluated: `engines.llama_cpp.LlamaCpp` or `engines.transformers_text.TransformersText`."""
+
+    path: Path
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`."""
         ...
 
 

@@ -14,21 +14,44 @@ models" for the second. One pass serves both: where windows of both begin at the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tersor.core.errors import SchemeError
-from tersor.engines.llama_cpp import LlamaCpp
 
-__all__ = ["DEFAULT_CONTEXT", "FEWEST_CHUNKS", "SMALLEST_CONTEXT", "Int32Array", "Window", "cut", "text_tokens"]
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "FEWEST_CHUNKS",
+    "SMALLEST_CONTEXT",
+    "Int32Array",
+    "Tokenizing",
+    "Window",
+    "cut",
+    "text_tokens",
+]
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]
 
 DEFAULT_CONTEXT = 512
 SMALLEST_CONTEXT = 4
 FEWEST_CHUNKS = 2  # llama-perplexity refuses less, and one window has no interval
+
+
+class Tokenizing(Protocol):
+    """What cuts text into tokens.
+
+    begin     id that it wants before a text, None for none
+    adds_end  whether it wants one after it
+    """
+
+    begin: int | None
+    adds_end: bool
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Return the ids of `text`; with `add_special` those before and after it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +78,7 @@ class Window:
         return self.begin + self.first + 1
 
 
-def text_tokens(engine: LlamaCpp, text: str) -> Int32Array:
+def text_tokens(engine: Tokenizing, text: str) -> Int32Array:
     """The tokens of `text` as llama-perplexity makes them: without one last line break, with BOS if the file says so.
 
     Words that look like control tokens are text. An EOS that the tokenizer adds at the end is left out.

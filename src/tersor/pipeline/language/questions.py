@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tersor.core.errors import SchemeError
-from tersor.engines.llama_cpp import LlamaCpp
 from tersor.evaluation.language.choices import Question, measure_choices, read_questions, requests_of, scores
 from tersor.evaluation.language.comparison import Progress
-from tersor.evaluation.language.streams import shared_vocabulary
+from tersor.evaluation.language.streams import Subject, shared_vocabulary
 from tersor.files.hashing import sha256
 from tersor.pipeline.language.findings import Findings
 from tersor.pipeline.language.references import Reference
@@ -21,7 +20,7 @@ __all__ = ["compare_on_questions"]
 
 
 def compare_on_questions(
-    subject: LlamaCpp,
+    subject: Subject,
     reference: Reference,
     path: Path,
     *,

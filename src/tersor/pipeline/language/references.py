@@ -1,4 +1,4 @@
-"""What an artefact is compared with: a checkpoint in transformers, a GGUF in llama.cpp, or a stored reference."""
+"""An artefact and what it is compared with: a checkpoint in transformers, a GGUF in llama.cpp, a stored reference."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from tersor.core.errors import MissingError, SchemeError
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.engines.transformers_lm import TransformersLm
+from tersor.engines.transformers_text import TransformersText
 from tersor.evaluation.language.stored import Header, StoredReference, is_stored
-from tersor.evaluation.language.streams import Scorer
+from tersor.evaluation.language.streams import Scorer, Subject
 from tersor.models import Model, load
 from tersor.pipeline.steps.lossless import lossless_gguf
 
-__all__ = ["ENGINES", "TIMEOUT_S", "Reference", "open_reference", "stored_header"]
+__all__ = ["ENGINES", "TIMEOUT_S", "Reference", "open_reference", "open_subject", "stored_header"]
 
 ENGINES = ("auto", "transformers", "llama.cpp")
 TIMEOUT_S = 3600
@@ -60,14 +61,25 @@ def open_reference(
     folder = next((file.parent for file in model.files if file.name == "config.json"), None)
     if folder is not None and engine != "llama.cpp":
         try:
-            weights = sum(tensor.rows * tensor.columns for tensor in model.tensors)
-            scorer = TransformersLm(folder, name=model.name, weights=weights, threads=threads)
+            scorer = TransformersLm(folder, name=model.name, weights=_weights(model), threads=threads)
             return Reference(model.name, scorer.version(), scorer.vocabulary_size, scorer)
         except MissingError as missing:
             if engine == "transformers":
                 raise
             notes = (f"the reference ran in llama.cpp instead of transformers: {missing}",)
     return _in_llama_cpp(model, stack, context, threads, notes)
+
+
+def open_subject(path: Path, stack: ExitStack, *, context: int, threads: int) -> Subject:
+    """Open the artefact; `stack` closes it. A folder runs in transformers, quantized or not, a GGUF in llama.cpp."""
+    if path.is_dir():
+        model = load(path)
+        return TransformersText(path, context=context, name=model.name, weights=_weights(model), threads=threads)
+    return stack.enter_context(LlamaCpp(path, context=context, threads=threads, timeout_s=TIMEOUT_S))
+
+
+def _weights(model: Model) -> int:
+    return sum(tensor.rows * tensor.columns for tensor in model.tensors)
 
 
 def stored_header(against: str | Path | Model) -> Header | None:

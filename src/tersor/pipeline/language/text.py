@@ -17,7 +17,7 @@ from tersor.evaluation.language.comparison import Kept, MetricFunction, Progress
 from tersor.evaluation.language.metrics import histogram, measure
 from tersor.evaluation.language.reading import read_whole
 from tersor.evaluation.language.stored import Header, recording, same_opening, targets_sha256
-from tersor.evaluation.language.streams import Scorer, logits_of, shared_vocabulary
+from tersor.evaluation.language.streams import Scorer, Subject, logits_of, shared_vocabulary
 from tersor.evaluation.language.windows import Int32Array, Window, cut, text_tokens
 from tersor.evaluation.language.worst import samples
 from tersor.pipeline.language.findings import Findings
@@ -64,7 +64,7 @@ class Recording:
 class _Run:
     """One comparison on its way."""
 
-    subject: LlamaCpp
+    subject: Subject
     reference: Reference
     text: Text
     how: Windows
@@ -89,7 +89,7 @@ def read_text(path: Path | None) -> Text:
 
 
 def compare_on_text(
-    subject: LlamaCpp,
+    subject: Subject,
     reference: Reference,
     text: Text | None,
     how: Windows,
@@ -139,7 +139,7 @@ def compare_on_text(
     )
 
 
-def _prepared(subject: LlamaCpp, reference: Reference, text: Text | None, how: Windows, threads: int) -> _Run:
+def _prepared(subject: Subject, reference: Reference, text: Text | None, how: Windows, threads: int) -> _Run:
     stored = reference.stored
     if stored is not None:
         return _prepared_stored(subject, reference, text, how, threads)
@@ -157,7 +157,7 @@ def _prepared(subject: LlamaCpp, reference: Reference, text: Text | None, how: W
     return _Run(subject, reference, text, how, threads, tokens, windows, vocabulary)
 
 
-def _prepared_stored(subject: LlamaCpp, reference: Reference, text: Text | None, how: Windows, threads: int) -> _Run:
+def _prepared_stored(subject: Subject, reference: Reference, text: Text | None, how: Windows, threads: int) -> _Run:
     """Take tokens and settings from the stored reference, and refuse what was asked for and is not in it."""
     stored = reference.stored
     if stored is None:

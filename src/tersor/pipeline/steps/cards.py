@@ -11,10 +11,15 @@ from tersor.core.records import read_text
 from tersor.files.atomic import AtomicSet, atomic_set
 from tersor.pages import report_page
 
-__all__ = ["add", "load_card", "read_card", "save_card"]
+__all__ = ["add", "carded", "load_card", "read_card", "save_card"]
 
 MAX_BYTES = 1 << 26
 """A Card of ten thousand tensors takes four million bytes."""
+
+
+def carded(artefact: Path) -> Path:
+    """Return beside what the Card of an artefact lies: a file itself; in a folder, a file of its name."""
+    return artefact / artefact.resolve().name if artefact.is_dir() else artefact
 
 
 def read_card(artefact: Path) -> Card | None:

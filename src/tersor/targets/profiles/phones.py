@@ -11,6 +11,10 @@ _GEN3 = "Snapdragon 8 Gen 3 as announced, trendgrnd.com and liliputing.com 2023-
 _ELITE = "Snapdragon 8 Elite as announced, xda-developers.com 2024-10-21"
 _PIXEL8 = "Google Pixel 8 as announced, phonearena.com 2023-10-03"
 _IPHONE16 = "A18 Pro as announced, phonearena.com (id162371)"
+_IPHONE16_MEMORY = (
+    "8 GB in all of iPhone 16: Johny Srouji of Apple to Geekerwan, as PC Mag has it (aphnetworks.com 29221) and "
+    "tech.hindustantimes.com 2024-09-16"
+)
 _XNNPACK = Support(
     ("int8",), "XNNPACK as ExecuTorch 1.5 uses it: qs8 kernels, weights by channel", ("Conv+Relu", "Conv+Clip")
 )
@@ -47,6 +51,7 @@ PHONES = (
         ),
         flags=_FLAGS,
         engines=_ENGINES,
+        notes=("the memory is what the chip can address; phones are sold with less",),
     ),
     Profile(
         "pixel-8",
@@ -66,7 +71,8 @@ PHONES = (
         "iphone-16-pro",
         "phone",
         "Apple iPhone 16 Pro (A18 Pro)",
+        memory_bytes=Figure(8e9, _IPHONE16_MEMORY),
         engines={"xnnpack": _XNNPACK, "llama.cpp": Support(("q4_0", "q8_0"), "llama.cpp, ggml-metal")},
-        notes=(f"memory and its bandwidth are not told; the neural engine's 35 TOP/s ({_IPHONE16}) are not XNNPACK's",),
+        notes=(f"the bandwidth of memory is not told; the neural engine's 35 TOP/s ({_IPHONE16}) are not XNNPACK's",),
     ),
 )

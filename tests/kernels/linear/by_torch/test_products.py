@@ -150,7 +150,7 @@ def test_int8_by_activations_as_they_are(
     assert bool(((made.double() - x.double() @ right.T).abs() <= bound).all())
 
 
-@pytest.mark.parametrize("widths", [(64, 64), (96, 32), (256, 256), (384, 384), (512, 128)])
+@pytest.mark.parametrize("widths", [(64, 64), (96, 32), (256, 256), (384, 384), (512, 128), (768, 384)])
 @pytest.mark.parametrize("kind", [(2, True), (3, False), (4, True), (4, False)])
 def test_int4_by_activations_as_they_are(
     integers: Integers, activations: Activations, place: Place, widths: tuple[int, int], kind: tuple[int, bool]

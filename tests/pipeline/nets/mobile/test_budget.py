@@ -42,6 +42,19 @@ def test_a_phone_that_is_not_here_is_judged_by_its_estimate() -> None:
     assert limit.outcome == "inconclusive", "its interval holds the bound"
 
 
+def test_what_a_phone_does_not_hold_fails() -> None:
+    outcomes = {}
+    for size in (1e9, 7.1e9, 7.3e9):  # 8 GB, of which a tenth is the system's
+        found = replace(FOUND, metrics=(*FOUND.metrics, Metric("resident_bytes", size, "bytes")))
+        for phone in ("iphone-16-pro", "pixel-8"):
+            (limit,) = Budget(phone=phone).limits(found)
+            outcomes[size] = limit.outcome
+            assert limit.metric == "resident_bytes"
+        (own,) = Budget(max_memory_mb=2000, phone="pixel-8").limits(found)
+        assert own.outcome == ("pass" if size < 2e9 else "fail")
+    assert list(outcomes.values()) == ["pass", "pass", "fail"]
+
+
 def test_what_was_not_measured_is_not_met() -> None:
     (limit,) = Budget(max_memory_mb=1000).limits(FOUND)
     assert limit.outcome == "fail"

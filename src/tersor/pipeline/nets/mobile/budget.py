@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from tersor.core.errors import SchemeError
 from tersor.core.evaluation import Benchmark, Limit
+from tersor.evaluation.estimates.estimate import RESERVED
 from tersor.evaluation.limits import judge
 from tersor.targets.profiles.table import profile
 
@@ -37,7 +38,7 @@ class Budget:
     max_memory_mb   megabytes that a process may grow by when the program is loaded and run
     max_latency_ms  milliseconds of one call, half of all calls take at most that: here, or as estimated on `phone`
     max_file_mb     megabytes of the file
-    phone           a profile, of whose latency an estimate is made and judged
+    phone           a profile, of whose latency an estimate is made and judged; what its memory does not hold, fails
     """
 
     max_memory_mb: float | None = None
@@ -79,4 +80,12 @@ class Budget:
                 if measured is None
                 else judge(measured, value * unit)
             )
-        return tuple(made)
+        return (*made, *self._room(found))
+
+    def _room(self, found: Benchmark) -> tuple[Limit, ...]:
+        """Hold a program against the memory of the phone, where a document tells it and no smaller bound is given."""
+        memory = None if self.phone is None else profile(self.phone).memory_bytes
+        resident = found.metric(METRICS["max_memory_mb"][0])
+        if memory is None or resident is None or self.max_memory_mb is not None:
+            return ()
+        return (judge(resident, memory.value * (1 - RESERVED)),)
