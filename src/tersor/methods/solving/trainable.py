@@ -190,7 +190,8 @@ def _places(lattice: Lattice, codes: Tensor, near: Tensor | None) -> Tensor:
     if near is not None:
         step, offset = lattice.step[..., None], lattice.offset[..., None]
         away = ((near.reshape(level.shape) + offset) / step).nan_to_num(0.0, 0.0, 0.0) - level
-        below = above = 0.5
+        below: Tensor | float = 0.5
+        above: Tensor | float = 0.5
         if table is not None:
             ends = torch.unique(table)
             gaps = torch.nn.functional.pad(ends.diff() / 2, (1, 1), value=0.5)
