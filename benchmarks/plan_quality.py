@@ -88,7 +88,8 @@ class Prediction:
 
         Shares are of logarithms, and what is predicted now is half way.
         """
-        return self.measured / (self.without_run * (self.predicted / self.without_run) ** (2 * share))
+        moved: float = (self.predicted / self.without_run) ** (2 * share)
+        return self.measured / (self.without_run * moved)
 
 
 @dataclass(frozen=True)
