@@ -28,8 +28,7 @@ class Training:
     batch         sequences of a step
     rate          of Adam at its highest, end to end: by how much of the distance of two values of its grid an update
                   moves a weight about; it rises over the first steps and falls to nothing in half a cosine. In such
-                  shares coarse and fine matrices learn alike. At twice the rate, noise moves codes faster than they
-                  learn
+                  shares coarse and fine matrices learn alike. Codes cross once such steps add up to 0.2
     block_rate    the same for blocks alone
     scale_rate    the same for scales: of the logarithm of a block's, and as a share of their size for whole multiples
     norm_rate     the same for norms and biases, as a share of their size
