@@ -31,8 +31,8 @@ __all__ = ["TrainableMatrix", "check_trainable"]
 
 INNER = 0.6
 """Share of the way from its code to its weight at which a place starts. Places that all start on codes would cross to
-the next at about the same step where a gradient is common to them; those that start at the edge cross by noise. Codes that
-a method chose although another is nearer start as they are: what error feedback won is in them."""
+the next at about the same step where a gradient is common to them; those that start at the edge cross by noise. Codes
+that a method chose although another is nearer start as they are: what error feedback won is in them."""
 
 
 def check_trainable(fmt: Format) -> None:
