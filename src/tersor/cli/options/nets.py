@@ -55,7 +55,7 @@ EpochsOption = Annotated[
         min=1,
         metavar="N",
         help="--method qat: passes over --train for a net (usually 10), or over the calibration text for a language "
-        "model (2, and twice as many for each block alone before).",
+        "model (2).",
     ),
 ]
 ActivationsOption = Annotated[

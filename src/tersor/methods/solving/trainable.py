@@ -1,10 +1,12 @@
-"""A matrix that is trained on its grid: floats that round to codes, scales that move, and a gradient for both.
+"""A matrix that is trained on its grid: places that round to codes, scales that move, and a gradient for both.
 
-Source: Esser et al. 2020 (LSQ), arXiv:1902.08153, equations 1 to 3, for codes and steps; Chen et al. 2024
-(EfficientQAT), arXiv:2407.11062, for training weights together with the scales of their groups.
-Differs: any format with a lattice, those of GGUF too. A group's step is what the file will decode, d · multiple with d
-as it is stored and the multiple a whole number: gradients pass straight through the rounding of scales as through that
-of codes, so that what is trained on is bit for bit what is written. Scales are base · exp(shift) and keep their sign.
+Source: Chen et al. 2024 (EfficientQAT), arXiv:2407.11062, for training weights together with the scales of their
+groups, and for the slope of a scale: with codes held, what the file decodes to is linear in it.
+Differs: any format with a lattice, those of GGUF too. What rounds to a code is held in steps of the grid, not in the
+weight's own unit (as in LSQ, arXiv:1902.08153): there a scale has no slope at all while weights lie on their grid. A
+group's step is what the file will decode, d · multiple with d as it is stored and the multiple a whole number:
+gradients pass straight through the rounding of scales as through that of codes, so that what is trained on is bit for
+bit what is written. Scales are base · exp(shift) and keep their sign.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.errors import SchemeError
-from tersor.core.format import Format
+from tersor.core.format import Format, Lattice
 from tersor.kernels.lazy import LazyModule
 from tersor.methods.solving.matrix import MatrixGrid
 from tersor.methods.solving.scales import Scales
@@ -26,6 +28,11 @@ else:
     torch = LazyModule("torch", "torch")
 
 __all__ = ["TrainableMatrix", "check_trainable"]
+
+INNER = 0.6
+"""Share of the way from its code to its weight at which a place starts. Places that all start on codes would cross to
+the next at about the same step where a gradient is common to them; those that start at the edge cross by noise. Codes
+that a method chose although another is nearer start as they are: what error feedback won is in them."""
 
 
 def check_trainable(fmt: Format) -> None:
@@ -44,9 +51,9 @@ class TrainableMatrix:
 
     grid        the grid that it started from; what is not trained of it stays
     base        scales that it started from, None: the format's are not free, and codes alone are trained
-    parameters  "weight" [rows, columns]; with free scales "shift" [rows, blocks], and where the format has them
-                "multiple" [rows, groups], "lower" [rows, blocks] (shift of the scale of minima) and "minimum"
-                [rows, groups]
+    parameters  "place" [rows, columns], between codes, in steps from zero; with free scales "shift" [rows, blocks], and
+                where the format has them "multiple" [rows, groups], "lower" [rows, blocks] (shift of the scale of
+                minima) and "minimum" [rows, groups]
     """
 
     grid: MatrixGrid
@@ -54,13 +61,18 @@ class TrainableMatrix:
     parameters: dict[str, Tensor]
 
     @classmethod
-    def of(cls, fmt: Format, data: Tensor, columns: int) -> TrainableMatrix:
-        """Start from packed rows, uint8 [rows, row_bytes]: `values` is then what they decode to."""
+    def of(cls, fmt: Format, data: Tensor, columns: int, near: Tensor | None = None) -> TrainableMatrix:
+        """Start from packed rows, uint8 [rows, row_bytes]: `values` is then what they decode to.
+
+        near  [rows, columns]: weights towards which places start from their codes, if these are the nearest; None: on
+              their codes
+        """
         grid, codes = MatrixGrid.unpacked(fmt, data, columns)
         if grid.lattice is None:
             check_trainable(fmt)
+        assert grid.lattice is not None, "checked"
         base = Scales.of(grid)
-        parameters = {"weight": grid.values(codes).clone()}
+        parameters = {"place": _places(grid.lattice, codes, near)}
         if base is not None:
             parameters["shift"] = torch.zeros_like(base.d)
             if base.limits is not None:
@@ -73,13 +85,12 @@ class TrainableMatrix:
 
     @property
     def spacing(self) -> float:
-        """Mean distance of neighbouring values on the grid that it started from."""
+        """Mean distance of neighbouring codes in the unit of places: 1 unless codes are entries of a table."""
         lattice = self.grid.lattice
         assert lattice is not None, "checked when it was made"
-        gap = 1.0
-        if lattice.table is not None:
-            gap = float((lattice.table.max() - lattice.table.min()) / max(len(torch.unique(lattice.table)) - 1, 1))
-        return float(lattice.step.abs().mean()) * gap
+        if lattice.table is None:
+            return 1.0
+        return float((lattice.table.max() - lattice.table.min()) / max(len(torch.unique(lattice.table)) - 1, 1))
 
     def values(self) -> Tensor:
         """Return what the file will decode to, float32 [rows, columns], with gradients for all parameters."""
@@ -87,12 +98,12 @@ class TrainableMatrix:
         return made.reshape(self.grid.rows, self.grid.columns)
 
     def off_grid(self) -> Tensor:
-        """Return how far each weight within its range is from what it is rounded to, with a gradient for it alone."""
-        weight = self._grouped()
+        """Return how far each place within the range is from its code, with a gradient for it alone."""
+        place = self._grouped()
         with torch.no_grad():
-            step, offset, zero, levels, table = self._lattice()
-            values, _, _, inside = _rounded(weight, step, offset, zero, levels, table)
-        return ((weight - values) * inside).reshape(self.grid.rows, self.grid.columns)
+            _, _, zero, levels, table = self._lattice()
+            level, _, inside = _rounded(place, zero, levels, table)
+        return ((place - level) * inside).reshape(self.grid.rows, self.grid.columns)
 
     def packed(self) -> Tensor:
         """Return the rows as they are stored, uint8 [rows, row_bytes]; they decode to `values`, bit for bit."""
@@ -106,9 +117,9 @@ class TrainableMatrix:
             return replace(self.grid, grid=scales.grid()).pack(codes)
 
     def _grouped(self) -> Tensor:
-        weight = self.parameters["weight"]
+        place = self.parameters["place"]
         groups = self.grid.lattice.step.shape[1] if self.grid.lattice is not None else 1
-        return weight.reshape(-1, groups, self.grid.width // groups)
+        return place.reshape(-1, groups, self.grid.width // groups)
 
     def _lattice(self) -> tuple[Tensor, Tensor, Tensor, int, Tensor | None]:
         """Step, offset and zero of every group of the blocks, [blocks, groups, 1], with gradients."""
@@ -170,24 +181,37 @@ def _replacing() -> Any:
     return Replacing
 
 
-def _rounded(  # noqa: PLR0917 (a lattice, spread)
-    x: Tensor, step: Tensor, offset: Tensor, zero: Tensor, levels: int, table: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Values, codes, places between codes (in steps, from zero) and whether each is within the range."""
-    flat = step == 0
-    place = ((x + offset) / step).masked_fill_(flat, 0.0)
+def _places(lattice: Lattice, codes: Tensor, near: Tensor | None) -> Tensor:
+    """Where places start: on the codes [rows, columns], or between them and the weights."""
+    blocks, groups = lattice.step.shape
+    zero, table = lattice.zero[..., None], lattice.table
+    grouped = codes.reshape(blocks, groups, -1)
+    level = (grouped - zero).to(torch.float32) if table is None else table[grouped.long()]
+    if near is not None:
+        step, offset = lattice.step[..., None], lattice.offset[..., None]
+        away = ((near.reshape(level.shape) + offset) / step).nan_to_num(0.0, 0.0, 0.0) - level
+        below: Tensor | float = 0.5
+        above: Tensor | float = 0.5
+        if table is not None:
+            ends = torch.unique(table)
+            gaps = torch.nn.functional.pad(ends.diff() / 2, (1, 1), value=0.5)
+            at = torch.searchsorted(ends, level.contiguous())
+            below, above = gaps[at], gaps[at + 1]
+        level = level + torch.where((away > -below) & (away < above) & (step != 0), INNER * away, 0.0)
+    return level.reshape(codes.shape).clone()
+
+
+def _rounded(place: Tensor, zero: Tensor, levels: int, table: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels (in steps, from zero), codes, and whether each place is within the range."""
     if table is None:
         low, high = -zero, levels - 1 - zero
         level = place.round().clamp_(low, high)
-        codes = level + zero
-        inside = (place > low - 0.5) & (place < high + 0.5) & ~flat
-        return level * step - offset, codes, place, inside
+        return level, level + zero, (place > low - 0.5) & (place < high + 0.5)
     order = table.argsort(stable=True)
     ascending = table[order]
     edges = (ascending[1:] + ascending[:-1]) / 2
     codes = order[torch.bucketize(place, edges)]
-    inside = (place >= ascending[0]) & (place <= ascending[-1]) & ~flat
-    return step * table[codes], codes, place, inside
+    return table[codes], codes, (place >= ascending[0] - 0.5) & (place <= ascending[-1] + 0.5)
 
 
 @functools.cache
@@ -197,20 +221,18 @@ def _rounding() -> Any:
     class Rounding(torch.autograd.Function):
         @staticmethod
         def forward(  # noqa: PLR0917 (autograd has no keywords)
-            ctx: Any, x: Tensor, step: Tensor, offset: Tensor, zero: Tensor, levels: int, table: Tensor | None
+            ctx: Any, place: Tensor, step: Tensor, offset: Tensor, zero: Tensor, levels: int, table: Tensor | None
         ) -> tuple[Tensor, Tensor]:
-            values, codes, place, inside = _rounded(x, step, offset, zero, levels, table)
-            level = codes - zero if table is None else table[codes]
-            ctx.save_for_backward(level - place * inside, inside)
+            level, codes, inside = _rounded(place, zero, levels, table)
+            ctx.save_for_backward(level, inside, step)
             ctx.mark_non_differentiable(codes)
-            return values, codes
+            return level * step - offset, codes
 
         @staticmethod
         def backward(ctx: Any, gradient: Tensor, _codes: Any) -> tuple[Tensor | None, ...]:
-            slope, inside = ctx.saved_tensors
-            passed = gradient * inside
-            for_step = (gradient * slope).sum(-1, keepdim=True)
-            for_offset = (passed - gradient).sum(-1, keepdim=True)
-            return passed, for_step, for_offset, None, None, None
+            level, inside, step = ctx.saved_tensors
+            for_step = (gradient * level).sum(-1, keepdim=True)
+            for_offset = -gradient.sum(-1, keepdim=True)
+            return gradient * inside * step, for_step, for_offset, None, None, None
 
     return Rounding

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tersor.core.errors import QualityError
 from tersor.graph.training.distillation import divergence
-from tersor.graph.training.train import Options, train
+from tersor.graph.training.train import Options, cosine, train
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.calibrated.training.part import optimizer, restless
 from tersor.pipeline.calibrated.training.settings import Training
@@ -23,15 +25,22 @@ else:
 
 __all__ = ["SHARES", "Course", "Went"]
 
+WARM = 0.05
+"""Of the steps, over which rates rise: Adam's first steps are as large as its surest ones, and know nothing yet."""
 SHARES = (1.0, 1 / 3, 1 / 9)
 """Of the rates, one after the other until held-out text gains: how much a part bears differs from block to block."""
+
+
+def warmed(done: float) -> float:
+    """Return the share of the rates when a share of the training is done: a rise, then half a cosine."""
+    return min(done / WARM, 1.0) * cosine(done)
 
 
 @dataclass(frozen=True, slots=True)
 class Went:
     """How a part's training went: distance from full precision on held-out text, before and at the best stretch.
 
-    losses    mean loss of every stretch of the last attempt
+    losses    mean loss of every stretch of the last attempt; infinite where it did not stay finite
     steps     that it made
     share     of the rates that were asked for: at more of them nothing was gained
     is_kept   whether the best stretch was better than the start; if not, the part is as it was before
@@ -60,6 +69,7 @@ class Course:
     total: int = 0
     progress: Callable[[str, int, int], None] | None = None
     done: int = 0
+    told: int = 0
 
     def steps(self, epochs: int) -> int:
         """Steps of so many passes over the sequences."""
@@ -98,6 +108,7 @@ class Course:
             options = Options(
                 loss=loss,
                 optimizer=optimizer(self.training, rate, share),
+                schedule=warmed,
                 teacher=teacher,
                 distance=divergence(),
                 damping=self.training.damping,
@@ -107,7 +118,12 @@ class Course:
                 folder=self.folder / f"{where.replace(' ', '-')}-{attempt}",
                 resume=True,  # an older training's folder is gone by now, if it is not to be gone on with
             )
-            found = train(module, stretch, stretches, options)
+            try:
+                found = train(module, stretch, stretches, options)
+            except QualityError:  # no finite loss is no gain either
+                losses = (math.inf,)
+                module.load_state_dict(start)
+                continue
             losses = tuple(epoch.loss for epoch in found.epochs)
             score = found.epochs[found.best].score
             if score is not None and -score < before:
@@ -143,5 +159,6 @@ class _Stretch:
         course = self._course
         for place, numbers in enumerate(course.order(self._number * self._length, self._length)):
             if course.progress is not None:
-                course.progress(f"training {self._where}", min(self._done + place, course.total), course.total)
+                course.told = max(course.told, self._done + place)  # another attempt begins at its part's first step
+                course.progress(f"training {self._where}", min(course.told, course.total), course.total)
             yield self._batch(numbers)

@@ -49,7 +49,7 @@ class Language:
         ]
 
     def _start(self, prepared: Prepared, layer: int, own: Mapping[str, Tensor], *, trains_vectors: bool) -> Trained:
-        made = prepared.finished(layer).tensors
+        made, is_rewritten = prepared.finished(layer).tensors, bool(prepared.visitor.rewrites)
         matrices: dict[str, TrainableMatrix] = {}
         vectors: dict[str, Tensor] = {}
         for name, tensor in made.items():
@@ -57,7 +57,8 @@ class Language:
                 self.fixed[name] = torch.from_numpy(tensor.dequantize()).to(self.device)
             else:
                 data = torch.from_numpy(tensor.data).to(self.device)
-                matrices[name] = TrainableMatrix.of(tensor.format, data, tensor.shape[-1])
+                near = None if is_rewritten else own[name].reshape(len(data), -1)
+                matrices[name] = TrainableMatrix.of(tensor.format, data, tensor.shape[-1], near)
         for name, weight in own.items():
             if trains_vectors and weight.ndim == 1 and prepared.visitor.plan[name].format == "f32":
                 vectors[name] = self.fixed.pop(name, weight)

@@ -15,7 +15,7 @@ from tersor.pipeline.calibrated.visitor import PLAIN
 __all__ = ["QAT", "SEQUENCES", "Training", "check_training", "of_epochs", "split_training"]
 
 QAT, START = "qat", "best"
-SEQUENCES = 512
+SEQUENCES = 1024
 """Of calibration text where none are asked for: training wants more of it than a Hessian."""
 
 
@@ -24,12 +24,12 @@ class Training:
     """How to train; everything here shapes the bytes.
 
     epochs        passes over the calibration text end to end; 0: blocks only
-    block_epochs  passes of each block alone before; 0: none
+    block_epochs  passes of each block alone before; 0: none, since steps end to end win more in the same time
     batch         sequences of a step
-    rate          of Adam at the start, end to end: by how much of the distance of two values of its grid an update
-                  moves a weight about; it falls to nothing in half a cosine. In such shares coarse and fine matrices
-                  learn alike
-    block_rate    the same for blocks alone, whose outputs tell much more of each weight than the model's answers do
+    rate          of Adam at its highest, end to end: by how much of the distance of two values of its grid an update
+                  moves a weight about; it rises over the first steps and falls to nothing in half a cosine. In such
+                  shares coarse and fine matrices learn alike. Codes cross once such steps add up to 0.2
+    block_rate    the same for blocks alone
     scale_rate    the same for scales: of the logarithm of a block's, and as a share of their size for whole multiples
     norm_rate     the same for norms and biases, as a share of their size
     damping       weight at the end of how far weights are from what they are rounded to, as in Options; 0: none
@@ -39,12 +39,12 @@ class Training:
     """
 
     epochs: int = 2
-    block_epochs: int = 4
+    block_epochs: int = 0
     batch: int = 8
-    rate: float = 3e-3
-    block_rate: float = 1e-2
-    scale_rate: float = 1e-3
-    norm_rate: float = 1e-3
+    rate: float = 5e-3
+    block_rate: float = 5e-3
+    scale_rate: float = 2e-3
+    norm_rate: float = 4e-3
     damping: float = 0.0
     stretch: int = 64
     patience: int | None = 4
@@ -58,12 +58,12 @@ class Training:
 
 
 def of_epochs(epochs: int | None) -> Training:
-    """Return the usual training with so many passes end to end, twice as many of each block; None: as many as usual.
+    """Return the usual training with so many passes end to end; None: as many as usual.
 
-    >>> of_epochs(3).block_epochs, of_epochs(None) == Training()
-    (6, True)
+    >>> of_epochs(3).epochs, of_epochs(None) == Training()
+    (3, True)
     """
-    return Training() if epochs is None else Training(epochs=epochs, block_epochs=2 * epochs)
+    return Training() if epochs is None else Training(epochs=epochs)
 
 
 def split_training(text: str) -> tuple[bool, str]:
