@@ -23,6 +23,7 @@ import numpy.typing as npt
 from tersor.engines.frames import Ready, send, serve
 from tersor.graph.net import Net
 from tersor.graph.training.module import to_torch
+from tersor.targets.processor import places
 
 __all__ = ["main"]
 
@@ -57,14 +58,31 @@ def _onnxruntime(path: str, options: Options) -> _Loaded:
         levels.ORT_ENABLE_ALL if options.get("layout", True) else levels.ORT_ENABLE_EXTENDED
     )
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.get("spin", True) else "0")
+    kept = _pinned(settings, options["threads"]) if options.get("pinning") else None
     if options.get("profile"):
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(options["profile"]) / "ort")
     session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    if kept is not None:
+        os.sched_setaffinity(0, {kept})  # after the session: its threads would inherit this place
     names = [value.name for value in session.get_outputs()]
     inputs = [(value.name, _axes(value.shape), value.type) for value in session.get_inputs()]
     version = f"onnxruntime {onnxruntime.__version__}"
     return _Loaded(inputs, lambda feeds: session.run(names, dict(feeds)), version, session.end_profiling)
+
+
+def _pinned(settings: Any, threads: int) -> int:
+    """Have ONNX Runtime keep each thread of its own on one core; return the core of the thread that calls it.
+
+    It numbers processors from 1, and leaves the calling thread to the program.
+    """
+    found = places(threads)
+    if found is None:
+        raise ValueError(f"{threads} threads cannot be pinned: this process may use fewer processors")
+    if len(found) > 1:
+        text = ";".join(str(number + 1) for number in found[1:])
+        settings.add_session_config_entry("session.intra_op_thread_affinities", text)
+    return found[0]
 
 
 def _openvino(path: str, options: Options) -> _Loaded:
