@@ -16,6 +16,7 @@ from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark, Limit, Metric
 from tersor.evaluation.limits import judge
 from tersor.evaluation.nets.running.race import Sizes
+from tersor.evaluation.nets.running.remembered import remembered, told
 from tersor.evaluation.speed.interleave import RaceProgress, Side, race
 from tersor.evaluation.speed.runners import runner_for
 from tersor.evaluation.speed.shares import noise_notes, share_notes, with_shares
@@ -66,9 +67,10 @@ def bench(
     against            another artefact or model; both run in turn, round by round
     compare            run it in every engine that can, in turn, and return the fastest first: a net in those that are
                        installed, a folder in transformers and, its weights written as a GGUF, in llama.cpp
-    engine             of a net: onnxruntime, openvino or torch
+    engine             of a net: onnxruntime, openvino or torch; None: as `optimize` chose, else onnxruntime
     batch, length      of a net: sizes of a free first axis of its inputs, and of other free axes
-    threads            of the engines and of the roofs; 0: every physical core this process may use
+    threads            of the engines and of the roofs; 0: what `optimize` chose for this artefact, where that still
+                       holds and nothing runs beside it, else every physical core this process may use
     prompt, generate   tokens of a round
     batches            numbers of parallel sequences to measure the throughput of
     device, kernels    of folders, as `load_quantized` takes them; a GGUF stays on the processor
@@ -91,7 +93,13 @@ def bench(
     if compare:
         return _compared(_located(artefact), workload, command, progress)
     paths = [_located(place) for place in (artefact, against) if place is not None]
+    kept = None if threads or against is not None else remembered(paths[0])
+    if kept is not None:
+        workload = replace(workload, threads=kept.threads)
     sides, made = _raced(paths, workload, progress)
+    if kept is not None:
+        made[0] = replace(made[0], notes=(*made[0].notes, told(kept)))
+        made[0] = replace(made[0], settings={**made[0].settings, "chosen": kept.date})
     subject = _subject(sides, made, workload, command)
     subject = replace(subject, limits=_limits(subject, max_latency_ratio, min_tokens_per_s))
     results = [replace(one, seconds=time.perf_counter() - began) for one in (subject, *made[1:])]
