@@ -34,6 +34,23 @@ def test_the_table_shows_both_sides_their_ratio_and_the_roofs(
     assert "…" not in done.out
 
 
+def test_a_whole_model_stands_beside_the_roof_and_its_layers_are_unknown(run: Run, path: Path) -> None:
+    options = ("--roof", "--threads", 1, "--prompt", 6, "--generate", 2, "--rounds", 1)
+    done = run("bench", path, *options)
+    assert done.code == 0, done.err
+    assert any(line.split()[:2] == ["token", "generated"] for line in done.out.splitlines())
+    assert "layers: unknown" in done.out
+    prompt, token = run("bench", path, *options, "--json").document["kernels"]
+    shapes = 2 * (64 * 64 * 3 + 3 * 96 * 64)
+    assert token["operations"] == 2 * (shapes + 300 * 64)
+    assert prompt["operations"] == 2 * (6 * shapes + 300 * 64)
+    assert token["nbytes"] > 4 * (shapes + 300 * 64)
+    assert token["share"] > 0
+    for more in (("--against", path), ("--compare", "engines")):
+        refused = run("bench", path, "--roof", *more)
+        assert (refused.code, "--roof looks at one artefact" in refused.err) == (1, True)
+
+
 def test_json_is_one_document(run: Run, path: Path) -> None:
     done = run("bench", path, "--rounds", 1, "--json", *SHORT)
     (one,) = done.document["benchmarks"]

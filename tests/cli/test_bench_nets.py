@@ -49,6 +49,7 @@ def test_kernels_stand_beside_the_roof(run: Run, convolution: Path) -> None:
     document = run("bench", convolution, "--roof", "--json", *ONE).document
     assert {kernel["operator"] for kernel in document["kernels"]} >= {"Gemm"}
     assert document["machine"]["threads"] == 1
+    assert document["engine"] == "onnxruntime, 1 threads, layout, spin"
 
 
 def test_a_net_runs_as_was_chosen_for_it_unless_something_else_is_said(

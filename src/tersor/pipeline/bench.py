@@ -15,6 +15,7 @@ from typing import Any
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark, Limit, Metric
 from tersor.evaluation.limits import judge
+from tersor.evaluation.nets.running.kernels import Kernel, of_roof
 from tersor.evaluation.nets.running.race import Sizes
 from tersor.evaluation.nets.running.remembered import remembered, told
 from tersor.evaluation.speed.interleave import RaceProgress, Side, race
@@ -30,12 +31,13 @@ from tersor.models.load import load
 from tersor.pipeline.nets.benching import NetBench, bench_net
 from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps import cards, provenance
-from tersor.pipeline.steps.scene import Scene, look_around
+from tersor.pipeline.steps.scene import Scene, highest, look_around
 from tersor.targets.energy import Meter
 from tersor.targets.memory import available_bytes
 from tersor.targets.processor import processor
+from tersor.targets.roofs import measure_roofs
 
-__all__ = ["bench"]
+__all__ = ["bench", "model_roof"]
 
 _PACKAGES = ("xllamacpp", "transformers", "torch")
 
@@ -106,6 +108,50 @@ def bench(
     if save and paths[0].is_file():
         cards.add(paths[0], benchmark=results[0])
     return tuple(results)
+
+
+def model_roof(
+    artefact: str | Path,
+    *,
+    threads: int = 0,
+    prompt: int = 256,
+    generate: int = 64,
+    rounds: int = 9,
+    timeout_s: float = 600,
+    progress: RaceProgress | None = None,
+) -> tuple[tuple[Kernel, ...], Scene, str]:
+    """Return a prompt and a generated token of a language model against the roof, the machine, and what ran it.
+
+    Of the whole model: its engines tell no times of layers, and a stop after each layer would change them. Attention
+    and cache are not counted.
+    """
+    path = _located(artefact)
+    name, row = runner_for(path)
+    kept = None if threads else remembered(path)
+    workload = Workload(
+        prompt,
+        generate,
+        (),
+        rounds,
+        loads=1,
+        threads=threads or (processor().physical if kept is None else kept.threads),
+        timeout_s=timeout_s,
+    )
+    traffic, scene, side = row.traffic(path), look_around(workload.threads), Side(path, row)
+    race([side], workload, progress=progress)
+    scene = replace(
+        scene, roofs=highest(scene.roofs, measure_roofs(workload.threads))
+    )  # work beside may have lowered it
+    took = [
+        ("prompt", f"{prompt} tokens", min(one.evaluated for one in side.readings), traffic.prompt_operations(prompt)),
+        ("token", "generated", min(min(one.steps) for one in side.readings), traffic.prompt_operations(1)),
+    ]
+    kernels = tuple(
+        of_roof(what, kind, seconds, count, traffic.weight_bytes, is_integer=traffic.is_integer, roofs=scene.roofs)
+        for what, kind, seconds, count in took
+    )
+    said = "" if kept is None else f", {workload.threads} threads as `tersor optimize` chose on {kept.date[:10]}"
+    return kernels, scene, f"{name}, {side.version}{said}"
 
 
 def _check_limits(ratio: float | None, speed: float | None, rounds: int, *, has_other: bool) -> None:

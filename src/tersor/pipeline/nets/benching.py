@@ -13,7 +13,7 @@ import numpy as np
 from tersor.core.errors import EngineError, SchemeError
 from tersor.core.evaluation import Benchmark, Metric
 from tersor.evaluation.nets.running.choices import Choice
-from tersor.evaluation.nets.running.engines import NET_ENGINES, ways
+from tersor.evaluation.nets.running.engines import NET_ENGINES, Way, ways
 from tersor.evaluation.nets.running.kernels import Kernel, kernels_of
 from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db, race_ways
 from tersor.evaluation.nets.running.remembered import remembered, told, way_of
@@ -109,23 +109,28 @@ def _kept(path: Path, how: NetBench) -> Choice | None:
     return None if how.engine is not None or how.every or how.threads else remembered(path, how.sizes)
 
 
-def net_kernels(path: Path, how: NetBench) -> tuple[tuple[Kernel, ...], Scene]:
-    """Return every kernel of the net in ONNX Runtime with its share of the roof, and the machine."""
-    scene = look_around(how.threads)
+def net_kernels(path: Path, how: NetBench) -> tuple[tuple[Kernel, ...], Scene, Way]:
+    """Return every kernel of the net in its engine with its share of the roof, the machine, and how it ran."""
+    if how.every:
+        raise SchemeError("the roof is held against the kernels of one engine: leave out the comparison")
+    kept = _kept(path, how)
+    scene = look_around(how.threads if kept is None else kept.threads)
     threads = scene.roofs.threads
-    first = kernels_of(path, threads, how.sizes, scene.roofs, timeout_s=how.timeout_s)
+    way = ways((how.engine or FIRST,), (threads,), every_setting=False)[0] if kept is None else way_of(kept)
+    first = kernels_of(path, way, how.sizes, scene.roofs, timeout_s=how.timeout_s)
     roofs = highest(scene.roofs, measure_roofs(threads))  # again: work beside may have lowered the first
     factor = {kernel.name: kernel for kernel in first}
-    again = kernels_of(path, threads, how.sizes, roofs, timeout_s=how.timeout_s)
+    again = kernels_of(path, way, how.sizes, roofs, timeout_s=how.timeout_s)
     best = [_faster(kernel, factor.get(kernel.name)) for kernel in again]
-    return tuple(best), replace(scene, roofs=roofs)
+    return tuple(best), replace(scene, roofs=roofs), way
 
 
 def _faster(kernel: Kernel, other: Kernel | None) -> Kernel:
     """Return the kernel with the shorter of two times."""
     if other is None or other.seconds >= kernel.seconds or other.seconds <= 0:
         return kernel
-    return replace(kernel, seconds=other.seconds, share=kernel.share * kernel.seconds / other.seconds)
+    share = None if kernel.share is None else kernel.share * kernel.seconds / other.seconds
+    return replace(kernel, seconds=other.seconds, share=share)
 
 
 def net_benchmark(entry: Entry, scene: Scene, how: NetBench) -> Benchmark:

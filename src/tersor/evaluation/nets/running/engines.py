@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class Loaded(InChild):
 
     way      how it is run
     batch    size of the first axis of inputs where it is free; `length` that of other free axes
-    profile  folder for a profile of kernels; ONNX Runtime only
+    profile  folder for what `profile` needs; without one it is not counted
 
     Raises EngineError where the engine refuses the net, MissingError where it is not installed.
     """
@@ -146,9 +146,9 @@ class Loaded(InChild):
         self._child.call("show", into=found)
         return found
 
-    def end_profile(self) -> Path:
-        """Write the profile, and return where it lies."""
-        return Path(str(self._child.call("profile")["path"]))
+    def profile(self, repeats: int) -> dict[str, Any]:
+        """Run so many times, and return what the engine counted: `path` of its file, or `rows` (counters.py)."""
+        return self._child.call("profile", repeats=repeats)
 
 
 def ways(engines: Sequence[str], threads: Sequence[int], *, every_setting: bool) -> list[Way]:
