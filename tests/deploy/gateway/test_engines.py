@@ -114,7 +114,7 @@ def test_what_optimize_chose_fills_in_what_the_deployment_leaves_open(
         started = options_of(gateway)
         row = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 0, 2]}
         assert asked(gateway.address, "/v2/models/twice/infer", {"inputs": [row]})[0] == 200
-    assert "twice/open: 2 threads, no layout, as tersor optimize found on 2026-11-28" in said
+    assert "twice/open: 2 threads, no layout, as tersor optimize found on 2026-11-28; openvino was faster" in said
     assert sorted((one["threads"], one["layout"]) for one in started) == [(1, True), (2, False)]
     choices_path(net).write_text(Choices((replace(kept, versions={"onnxruntime": "0.1"}),)).to_json())
     with live(deployed(CHOSEN)) as gateway:

@@ -19,7 +19,7 @@ from tersor.pipeline.quantize import quantize
 
 __all__ = ["serve"]
 
-CHOSEN = ("llama.cpp", "onnxruntime")
+CHOSEN = ("llama.cpp", "onnxruntime", "openvino")
 """Engines here that `tersor optimize` tries too."""
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ def _as_chosen(where: str, plan: VariantPlan) -> VariantPlan:
     if plan.engine == LAYING_OUT and plan.layout is None:
         made = replace(made, layout=found.settings.get("layout", True))
     said = "" if made.layout is None or plan.layout is not None else f", {'' if made.layout else 'no '}layout"
-    faster = "" if kept.engine == plan.engine else f"; {kept.engine}, which serves no such file, was faster"
+    other = "" if kept.engine == plan.engine else f"; {kept.engine} was faster"
+    faster = other if kept.engine in CHOSEN or not other else f"{other}, and serves no ONNX file here"
     # On stderr, where people look for what differs from the file that they wrote.
     _log.warning(
         "%s: %d threads%s, as tersor optimize found on %s%s", where, made.threads, said, kept.date[:10], faster
