@@ -166,7 +166,7 @@ def _roof(path: Path, how: NetBench, as_json: bool) -> None:
 
 def _model_roof(artefact: str, *, threads: int, prompt: int, generate: int, rounds: int, as_json: bool) -> None:
     """Hold a whole language model against the roof."""
-    with progress_bar(unit="rounds") as progress:
+    with progress_bar(unit="items") as progress:
         kernels, scene, engine = pipeline.model_roof(
             artefact, threads=threads, prompt=prompt, generate=generate, rounds=rounds, progress=progress
         )
