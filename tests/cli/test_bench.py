@@ -125,7 +125,8 @@ def test_a_gguf_is_run_by_one_engine_which_is_said(run: Run, path: Path) -> None
     [
         (("--compare", "all"), "--compare takes the word engines"),
         (("--engine", "openvino"), "--engine means nothing for a language model"),
-        (("--roof",), "--roof means nothing for a language model"),
+        (("--roof", "--device", "cuda"), "--roof knows the roofs of the processor, not those of cuda"),
+        (("--roof", "--kernels", "torch"), "kernels are for folders"),
     ],
 )
 def test_options_of_nets_are_refused(run: Run, path: Path, options: tuple[str, ...], message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -115,10 +115,13 @@ def bench(
     if roof:
         if against is not None or compare is not None:
             raise SchemeError("--roof looks at one artefact in one engine: leave out --against and --compare")
+        if device != "cpu":
+            raise SchemeError(f"--roof knows the roofs of the processor, not those of {device}: leave out --device")
         if is_net:
             _roof(Path(artefact), NetBench(engine, threads=threads, rounds=rounds, sizes=Sizes(batch, length)), as_json)
         else:
-            _model_roof(artefact, threads=threads, prompt=prompt, generate=generate, rounds=rounds, as_json=as_json)
+            asked = {"threads": threads, "prompt": prompt, "generate": generate, "rounds": rounds}
+            _model_roof(artefact, asked, kernels, as_json)
         return
     with progress_bar(unit="weights") as progress:
         found = pipeline.bench(
@@ -164,19 +167,17 @@ def _roof(path: Path, how: NetBench, as_json: bool) -> None:
     print_kernels(screen, kernels)
 
 
-def _model_roof(artefact: str, *, threads: int, prompt: int, generate: int, rounds: int, as_json: bool) -> None:
+def _model_roof(artefact: str, asked: Mapping[str, int], kernels: str, as_json: bool) -> None:
     """Hold a whole language model against the roof."""
     with progress_bar(unit="items") as progress:
-        kernels, scene, engine = pipeline.model_roof(
-            artefact, threads=threads, prompt=prompt, generate=generate, rounds=rounds, progress=progress
-        )
+        found, scene, engine = pipeline.model_roof(artefact, **asked, kernels=kernels, progress=progress)
     if as_json:
-        print_json({"machine": scene.facts(), "engine": engine, "kernels": plain(kernels)})
+        print_json({"machine": scene.facts(), "engine": engine, "kernels": plain(found)})
         return
     screen = console()
     screen.print(roof_line(scene))
     screen.print(f"{Path(artefact).name} in {engine}\n")
-    print_model(screen, kernels)
+    print_model(screen, found)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

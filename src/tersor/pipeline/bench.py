@@ -117,26 +117,22 @@ def model_roof(
     prompt: int = 256,
     generate: int = 64,
     rounds: int = 9,
+    kernels: str = "auto",
     timeout_s: float = 600,
     progress: RaceProgress | None = None,
 ) -> tuple[tuple[Kernel, ...], Scene, str]:
     """Return a prompt and a generated token of a language model against the roof, the machine, and what ran it.
 
-    Of the whole model: its engines tell no times of layers, and a stop after each layer would change them. Attention
-    and cache are not counted.
+    It runs on the processor, whose roofs they are. Of the whole model: its engines tell no times of layers, and a stop
+    after each layer would change them. Attention and cache are not counted.
     """
     path = _located(artefact)
     name, row = runner_for(path)
     kept = None if threads else remembered(path)
-    workload = Workload(
-        prompt,
-        generate,
-        (),
-        rounds,
-        loads=1,
-        threads=threads or (processor().physical if kept is None else kept.threads),
-        timeout_s=timeout_s,
-    )
+    if kernels != "auto" and not row.devices:
+        raise SchemeError("a GGUF runs in llama.cpp: kernels are for folders")
+    count = threads or (processor().physical if kept is None else kept.threads)
+    workload = Workload(prompt, generate, (), rounds, loads=1, threads=count, timeout_s=timeout_s, kernels=kernels)
     traffic, scene, side = row.traffic(path), look_around(workload.threads), Side(path, row)
     race([side], workload, progress=progress)
     scene = replace(
@@ -146,12 +142,12 @@ def model_roof(
         ("prompt", f"{prompt} tokens", min(one.evaluated for one in side.readings), traffic.prompt_operations(prompt)),
         ("token", "generated", min(min(one.steps) for one in side.readings), traffic.prompt_operations(1)),
     ]
-    kernels = tuple(
+    found = tuple(
         of_roof(what, kind, seconds, count, traffic.weight_bytes, is_integer=traffic.is_integer, roofs=scene.roofs)
         for what, kind, seconds, count in took
     )
     said = "" if kept is None else f", {workload.threads} threads as `tersor optimize` chose on {kept.date[:10]}"
-    return kernels, scene, f"{name}, {side.version}{said}"
+    return found, scene, f"{name}, {side.version}{said}"
 
 
 def _check_limits(ratio: float | None, speed: float | None, rounds: int, *, has_other: bool) -> None:
