@@ -15,6 +15,7 @@ from typing import Any
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark, Limit, Metric
 from tersor.evaluation.limits import judge
+from tersor.evaluation.nets.running.choices import Choice
 from tersor.evaluation.nets.running.kernels import Kernel, of_roof
 from tersor.evaluation.nets.running.race import Sizes
 from tersor.evaluation.nets.running.remembered import remembered, told
@@ -71,10 +72,8 @@ def bench(
                        installed, a folder in transformers and, its weights written as a GGUF, in llama.cpp
     engine             of a net: onnxruntime, openvino or torch; None: as `optimize` chose, else onnxruntime
     batch, length      of a net: sizes of a free first axis of its inputs, and of other free axes
-    threads            of the engines and of the roofs; 0: what `optimize` chose for this artefact, where that still
-                       holds and nothing runs beside it, else every physical core this process may use
-    prompt, generate   tokens of a round
-    batches            numbers of parallel sequences to measure the throughput of
+    threads            of engines and roofs; 0: as `optimize` chose, where nothing runs beside, or all physical cores
+    prompt, generate   tokens of a round; `batches`: numbers of parallel sequences to measure the throughput of
     device, kernels    of folders, as `load_quantized` takes them; a GGUF stays on the processor
     max_latency_ratio  largest allowed ratio of the median time per token to that of `against`
     min_tokens_per_s   smallest allowed speed of generation
@@ -96,13 +95,9 @@ def bench(
         return _compared(_located(artefact), workload, command, progress)
     paths = [_located(place) for place in (artefact, against) if place is not None]
     kept = None if threads or against is not None else remembered(paths[0])
-    if kept is not None:
-        workload = replace(workload, threads=kept.threads)
+    workload = workload if kept is None else replace(workload, threads=kept.threads)
     sides, made = _raced(paths, workload, progress)
-    if kept is not None:
-        made[0] = replace(made[0], notes=(*made[0].notes, told(kept)))
-        made[0] = replace(made[0], settings={**made[0].settings, "chosen": kept.date})
-    subject = _subject(sides, made, workload, command)
+    subject = _chosen(_subject(sides, made, workload, command), kept)
     subject = replace(subject, limits=_limits(subject, max_latency_ratio, min_tokens_per_s))
     results = [replace(one, seconds=time.perf_counter() - began) for one in (subject, *made[1:])]
     if save and paths[0].is_file():
@@ -162,6 +157,13 @@ def _check_engines(engine: str | None, *, compare: bool, has_other: bool) -> Non
         raise SchemeError("language models run in the engine of their form; compare shows all that can run one")
     if compare and has_other:
         raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
+
+
+def _chosen(one: Benchmark, kept: Choice | None) -> Benchmark:
+    """Say in a Benchmark that it ran as was remembered, where it did."""
+    if kept is None:
+        return one
+    return replace(one, notes=(*one.notes, told(kept)), settings={**one.settings, "chosen": kept.date})
 
 
 def _subject(sides: Sequence[Side], made: Sequence[Benchmark], workload: Workload, command: str) -> Benchmark:
