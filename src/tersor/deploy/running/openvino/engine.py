@@ -40,22 +40,24 @@ class _OpenvinoNet:
         }
         core = openvino.Core()
         self._compiled = core.compile_model(core.read_model(options["path"]), "CPU", settings)
-        self._requests = threading.local()
+        self._request, self._turn = self._compiled.create_infer_request(), threading.Lock()
         self.inputs = dict(map(_declared, self._compiled.inputs))
         self.outputs = dict(map(_declared, self._compiled.outputs))
         self._ports = {_name(port): port for port in self._compiled.outputs}
 
     def compute(self, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Run it once; each thread has a request of its own, for one holds what it made last."""
+        """Run it once, one request after the other.
+
+        It has one stream, so that requests would wait for one another inside of it; and there, one that holds Python's
+        lock waits for one that wants it, now and then for ever.
+        """
         self._check(feeds)
-        request = getattr(self._requests, "own", None)
-        if request is None:
-            request = self._requests.own = self._compiled.create_infer_request()
-        try:
-            made = request.infer(dict(feeds))
-        except Exception as error:  # its own classes have no common ground but this
-            raise RefusedError(_last_line(str(error))) from error
-        return [np.array(made[self._ports[name]]) for name in wanted]  # a copy: the next run writes over it
+        with self._turn:
+            try:
+                made = self._request.infer(dict(feeds))
+            except Exception as error:  # its own classes have no common ground but this
+                raise RefusedError(_last_line(str(error))) from error
+            return [np.array(made[self._ports[name]]) for name in wanted]  # a copy: the next run writes over it
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         """Refuse what it would take without a word: other shapes, or an input that is left as it was last time."""
