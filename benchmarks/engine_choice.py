@@ -1,11 +1,14 @@
-"""Does `tersor optimize` choose well? On six nets: its choice against every way there is, in a race of its own.
+"""Does `tersor optimize` choose well? On six nets: its choice against every way there is, in races of its own.
 
     python benchmarks/engine_choice.py [--nets resnet18 …] [--rounds 15] [--threads 1,2] [--clock processor] [--json]
 
 For each net the choice is made first, as `tersor optimize` makes it. Then every way (engine, threads, settings) runs
-again, in turn, in new processes, and the choice is held against the best and the worst of that second race, by the
-lower quartile over rounds of the shortest run of a round. Random weights: only time is measured. Engines are those that
-are installed beside tersor (OpenVINO: pip install openvino). On a busy machine: --clock processor --threads 1.
+again in new processes, and the choice, the three best of these, the worst and the usual one run a third time, side by
+side, in new processes again and four times as many rounds. The choice is held against the fastest of that duel by the
+median ratio of times of the same round, each the shortest run of its round, with its 95 % interval: what disturbs the
+machine disturbs all of a round. "open" is an interval that holds 1.05. Random weights: only time is measured. Engines
+are those that are installed beside tersor (OpenVINO: pip install openvino). On a very busy machine: --clock processor
+--threads 1.
 
   resnet18, mobilenetv2            images of 224 × 224, float32
   resnet18-int8, mobilenetv2-int8  the same on integers, quantized here for ONNX Runtime
@@ -17,8 +20,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,8 +33,11 @@ import torch
 from torch import Tensor, nn
 
 import nets
-from tersor.evaluation.nets.running.engines import NET_ENGINES, Clock, Way, installed, ways
-from tersor.evaluation.nets.running.race import Entry, Sizes, race_ways
+from tersor.evaluation.nets.running.choosing import best_way
+from tersor.evaluation.nets.running.engines import NET_ENGINES, Clock, installed, ways
+from tersor.evaluation.nets.running.race import Sizes, race_ways
+from tersor.evaluation.speed.deciding import leader, paired_ratio
+from tersor.evaluation.speed.summary import order_interval
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
 from tersor.graph.ptq import Recipe, quantize_net
@@ -37,7 +45,9 @@ from tersor.pipeline.steps.provenance import machine
 from tersor.pipeline.targets.optimize import optimize
 from tersor.targets.processor import busy_cores
 
-AT_ONCE = 6
+LIMIT = 1.05
+RIVALS, DUEL = 3, 4
+"""How many of the best of the second race the choice meets again, and in how many times as many rounds."""
 
 
 class Layer(nn.Module):
@@ -90,64 +100,61 @@ NETS: dict[str, Callable[[], Net]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One net: the choice, and where it stands among all ways; milliseconds."""
+    """One net: the choice, and where it stands among all ways.
+
+    chosen_ms            the lower quartile over rounds
+    over_best, low, high  its time as a multiple of the fastest of the duel, with the 95 % interval
+    over_worst, over_usual  the same of the slowest way, and of ONNX Runtime with all threads
+    """
 
     net: str
     chosen: str
     chosen_ms: float
     best: str
-    best_ms: float
-    worst: str
-    worst_ms: float
-    usual_ms: float
+    over_best: float
+    low: float
+    high: float
+    over_worst: float
+    over_usual: float
     ways: int
     search_s: float
 
     @property
-    def over_best(self) -> float:
-        """Time of the choice as a multiple of the best."""
-        return self.chosen_ms / self.best_ms
+    def verdict(self) -> str:
+        """Whether the choice is within LIMIT of the best."""
+        return "yes" if self.high <= LIMIT else "no" if self.low > LIMIT else "open"
 
 
 def measured(name: str, folder: Path, threads: tuple[int, ...], rounds: int, clock: Clock) -> Row:
-    """Choose, then race every way."""
+    """Choose, race every way again, and let the choice duel with those that matter."""
     path = folder / f"{name}.onnx"
     NETS[name]().save(path)
     engines = tuple(engine for engine in NET_ENGINES if not installed(engine))
     found = optimize(path, engines=engines, threads=threads, rounds=rounds, clock=clock)
-    entries = second_race(path, ways(engines, threads, every_setting=True), rounds, clock)
-    ran = sorted((entry for entry in entries if entry.blocks), key=lambda entry: entry.score)
-    chosen = next(entry for entry in ran if entry.way == found.way())
-    usual = next(entry for entry in ran if entry.way.engine == "onnxruntime" and entry.way.threads == max(threads))
-    scores = [1e3 * entry.score for entry in (chosen, ran[0], ran[-1], usual)]
+    every = ways(engines, threads, every_setting=True)
+    second = best_way(path, every, Sizes(), rounds=rounds, clock=clock, agrees=lambda *_: True)
+    ran = [one.entry.way for one in second if one.ratio is not None]
+    usual = next(way for way in every if way.engine == "onnxruntime" and way.threads == max(threads))
+    worst = max((one for one in second if one.ratio is not None), key=lambda one: one.ratio or 0.0).entry.way
+    contenders = {str(way): way for way in (found.way(), *ran[:RIVALS], worst, usual)}
+    duel = race_ways([(path, way) for way in contenders.values()], Sizes(), rounds=DUEL * rounds, clock=clock)
+    entries = {str(entry.way): entry for entry in duel if entry.blocks}
+    fastest = list(entries.values())[leader([entry.blocks for entry in entries.values()])]
+    chosen = entries[str(found.way())]
+    low, high = order_interval([a / b for a, b in zip(chosen.blocks, fastest.blocks, strict=True)]) or (0.0, math.inf)
     return Row(
         name,
         str(chosen.way),
-        scores[0],
-        str(ran[0].way),
-        scores[1],
-        str(ran[-1].way),
-        scores[2],
-        scores[3],
+        1e3 * chosen.score,
+        str(fastest.way),
+        paired_ratio(chosen.blocks, fastest.blocks),
+        low,
+        high,
+        paired_ratio(chosen.blocks, entries[str(worst)].blocks),
+        paired_ratio(chosen.blocks, entries[str(usual)].blocks),
         len(ran),
         found.seconds,
     )
-
-
-def second_race(path: Path, every: list[Way], rounds: int, clock: Clock) -> list[Entry]:
-    """All ways side by side, as many at once as there is room for; each group has the first way, to compare by."""
-    first, rest = every[0], every[1:]
-    entries: list[Entry] = []
-    for start in range(0, len(rest), AT_ONCE):
-        group = race_ways(
-            [(path, way) for way in (first, *rest[start : start + AT_ONCE])], Sizes(), rounds=rounds, clock=clock
-        )
-        if entries and group[0].blocks and entries[0].blocks:  # the machine may have been slower meanwhile
-            factor = entries[0].score / group[0].score
-            for entry in group[1:]:
-                entry.blocks = [block * factor for block in entry.blocks]
-        entries += group if not entries else group[1:]
-    return entries
 
 
 def main(arguments: list[str]) -> None:
@@ -166,24 +173,30 @@ def main(arguments: list[str]) -> None:
             rows.append(measured(name, Path(folder), threads, given.rounds, given.clock))
             row = rows[-1]
             print(
-                f"{row.net:17} {row.chosen_ms:8.3f} ms  {row.over_best:5.2f}× the best of {row.ways} ways  "
-                f"{row.chosen_ms / row.worst_ms:5.2f}× the worst  {row.chosen_ms / row.usual_ms:5.2f}× the usual  "
+                f"{row.net:17} {row.chosen_ms:8.3f} ms  {row.over_best:5.3f}× ({row.low:.3f}–{row.high:.3f}) the best "
+                f"of {row.ways} ways  {row.over_worst:5.2f}× the worst  {row.over_usual:5.2f}× the usual  "
                 f"{row.search_s:4.0f} s  {row.chosen}  (best {row.best})",
                 file=sys.stderr,
                 flush=True,
             )
     facts = {"machine": machine(), "load_average": busy_cores(), "rounds": given.rounds, "clock": given.clock}
     if given.json:
-        print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}))
+        print(json.dumps({**facts, "rows": [asdict(row) | {"verdict": row.verdict} for row in rows]}))
         return
     print(f"{facts['machine']}, load average {facts['load_average']}, {given.rounds} rounds, {given.clock} time\n")
-    print("| net | choice | ms | × best | × worst | × usual (ONNX Runtime, all threads) | search, s |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print(
+        "| net | choice | ms | × best (95 %) | within 5 % | × worst | × usual (ONNX Runtime, all threads) | search, s |"
+    )
+    print("|---|---|---:|---:|---|---:|---:|---:|")
     for row in rows:
-        ratios = f"{row.over_best:.2f} | {row.chosen_ms / row.worst_ms:.2f} | {row.chosen_ms / row.usual_ms:.2f}"
-        print(f"| {row.net} | {row.chosen} | {row.chosen_ms:.2f} | {ratios} | {row.search_s:.0f} |")
-    worst = max(row.over_best for row in rows)
-    print(f"\nthe choice was within {worst - 1:.0%} of the best on every net")
+        ratio = f"{row.over_best:.3f} ({row.low:.3f}–{row.high:.3f}) | {row.verdict}"
+        rest = f"{row.over_worst:.2f} | {row.over_usual:.2f} | {row.search_s:.0f}"
+        print(f"| {row.net} | {row.chosen} | {row.chosen_ms:.2f} | {ratio} | {rest} |")
+    told, never = Counter(row.verdict for row in rows), all(row.over_worst <= 1 for row in rows)
+    print(
+        f"\nwithin {LIMIT - 1:.0%} of the best: {told['yes']} of {len(rows)} nets, {told['no']} not, "
+        f"{told['open']} open; never slower than the worst: {never}"
+    )
 
 
 if __name__ == "__main__":

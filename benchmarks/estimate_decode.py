@@ -5,7 +5,7 @@
 Makes random Llamas of two sizes, their weights several times the last cache, and runs each in several formats. One
 thread, and everything by processor time instead of the clock: roofs and engine alike, in turn, so that a machine that
 is busy with other things tells the same as a quiet one. The bound is for the mean length of the text. Also: memory of
-the engine's process above that of an empty one, beside the estimate.
+the engine's process above that of an empty one, beside what the estimate says it is at least, and at most.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Row:
     prompt_bound: float
     prompt: float
     needed_bytes: float
+    repacked_bytes: float
+    resident_bytes: float
     memory_bytes: float
 
 
@@ -150,11 +152,12 @@ def measured(size: str, kind: str, folder: Path, rounds: int) -> Row:
     path = folder / f"{size}-{kind}.gguf"
     quantize(load(folder / size), kind, path, measure=False)
     generation, prompt, memory, roofs = run(path, rounds)
-    here = machine_here(processor().name, roofs, None)
+    here = machine_here(processor().name, roofs, None, processor().flags)
     found = estimate(path, target=here, context=PROMPT + STEPS // 2, prompt=PROMPT)
     path.unlink()
     bounds = {name: found.amount(name) or 0.0 for name in ("decode_tokens_per_s", "prefill_tokens_per_s")}
-    sizes = {name: found.amount(name) or 0.0 for name in ("weights_bytes", "needed_bytes")}
+    names = ("weights_bytes", "needed_bytes", "repacked_bytes", "resident_bytes")
+    sizes = {name: found.amount(name) or 0.0 for name in names}
     return Row(
         size,
         kind,
@@ -165,6 +168,8 @@ def measured(size: str, kind: str, folder: Path, rounds: int) -> Row:
         bounds["prefill_tokens_per_s"],
         prompt,
         sizes["needed_bytes"],
+        sizes["repacked_bytes"],
+        sizes["resident_bytes"],
         float(memory),
     )
 
@@ -189,13 +194,17 @@ def main(arguments: list[str]) -> None:
         print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}))
         return
     print(f"{facts['machine']}, one thread, load average {facts['load_average']}\n")
-    print("| model | format | weights, MB | read, GB/s | bound, tokens/s | llama.cpp | share | prompt | memory |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print(
+        "| model | format | weights, MB | read, GB/s | bound, tokens/s | llama.cpp | share | prompt | memory, MB "
+        "| at least | at most |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         print(
             f"| {row.model} | {row.format} | {row.weight_bytes / 1e6:.0f} | {row.read_bytes_per_s / 1e9:.1f} | "
             f"{row.bound:.1f} | {row.generation:.1f} | {row.generation / row.bound:.0%} | "
-            f"{row.prompt / row.prompt_bound:.0%} | {row.memory_bytes / row.needed_bytes:.2f}× |"
+            f"{row.prompt / row.prompt_bound:.0%} | {row.memory_bytes / 1e6:.0f} | {row.needed_bytes / 1e6:.0f} | "
+            f"{row.resident_bytes / 1e6:.0f} |"
         )
 
 

@@ -40,21 +40,27 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> TinyGguf:
-    """A function that writes a Llama of two blocks with random float32 weights of `seed`, once for each seed."""
-    folder, made = tmp_path_factory.mktemp("tiny"), {}
+    """A function that writes a Llama with random float32 weights of `seed`, once for each seed and size.
 
-    def make(seed: int = 0) -> Path:
-        if seed not in made:
-            made[seed] = folder / f"tiny-{seed}.gguf"
-            _write(made[seed], seed)
-        return made[seed]
+    Of two blocks and width 64; of four blocks and `hidden` otherwise.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    made: dict[tuple[int, int], Path] = {}
+
+    def make(seed: int = 0, hidden: int = HIDDEN) -> Path:
+        key = seed, hidden
+        if key not in made:
+            made[key] = folder / (f"tiny-{seed}.gguf" if hidden == HIDDEN else f"of-{hidden}-{seed}.gguf")
+            inner, blocks = (INNER, BLOCKS) if hidden == HIDDEN else (3 * hidden, 2 * BLOCKS)
+            _write(made[key], seed, hidden, inner, blocks)
+        return made[key]
 
     return make
 
 
-def _write(path: Path, seed: int) -> None:
-    keys = {"context_length": 512, "embedding_length": HIDDEN, "block_count": BLOCKS, "feed_forward_length": INNER}
-    keys |= {"attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": 16}
+def _write(path: Path, seed: int, hidden: int, inner: int, blocks: int) -> None:
+    keys = {"context_length": 512, "embedding_length": hidden, "block_count": blocks, "feed_forward_length": inner}
+    keys |= {"attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": hidden // 4}
     letters = [chr(index) if 33 <= index < 127 else chr(0x200 + index) for index in range(VOCABULARY)]
     metadata = {
         "general.architecture": Entry("llama", "str"),
@@ -67,14 +73,14 @@ def _write(path: Path, seed: int) -> None:
         "tokenizer.ggml.token_type": Entry([1] * VOCABULARY, "[i32]"),
         "tokenizer.ggml.merges": Entry(["a b"], "[str]"),
     }
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
-    for block in range(BLOCKS):
-        shapes |= {f"blk.{block}.{name}_norm.weight": (HIDDEN,) for name in ("attn", "ffn")}
-        shapes |= {f"blk.{block}.attn_{name}.weight": (HIDDEN, HIDDEN) for name in ("q", "output")}
-        shapes |= {f"blk.{block}.attn_{name}.weight": (HIDDEN // 2, HIDDEN) for name in ("k", "v")}
-        shapes |= {f"blk.{block}.ffn_{name}.weight": (INNER, HIDDEN) for name in ("gate", "up")}
-        shapes[f"blk.{block}.ffn_down.weight"] = (HIDDEN, INNER)
-    shapes["output.weight"] = (VOCABULARY, HIDDEN)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, hidden), "output_norm.weight": (hidden,)}
+    for block in range(blocks):
+        shapes |= {f"blk.{block}.{name}_norm.weight": (hidden,) for name in ("attn", "ffn")}
+        shapes |= {f"blk.{block}.attn_{name}.weight": (hidden, hidden) for name in ("q", "output")}
+        shapes |= {f"blk.{block}.attn_{name}.weight": (hidden // 2, hidden) for name in ("k", "v")}
+        shapes |= {f"blk.{block}.ffn_{name}.weight": (inner, hidden) for name in ("gate", "up")}
+        shapes[f"blk.{block}.ffn_down.weight"] = (hidden, inner)
+    shapes["output.weight"] = (VOCABULARY, hidden)
     random = np.random.default_rng(seed)
     rows, chunks = [], []
     for name, shape in shapes.items():

@@ -250,11 +250,12 @@ def net_engines() -> str:
     """Every engine for nets, with the ways in which it is tried."""
     rows = []
     for name, row in NET_ENGINES.items():
-        tried = "; ".join(
-            ", ".join(key if value else f"no {key}" for key, value in settings.items()) for settings in row.settings
+        tried, more = (
+            "; ".join(", ".join(key if value else f"no {key}" for key, value in each.items()) for each in settings)
+            for settings in (row.settings, row.several)
         )
-        rows.append([f"`{name}`", tried, f"`{row.install}`", ", ".join(row.programs) or "–"])
-    return table(("engine", "tried with", "to have it", "also needs"), rows)
+        rows.append([f"`{name}`", tried, more or "–", f"`{row.install}`", ", ".join(row.programs) or "–"])
+    return table(("engine", "tried with", "several threads also with", "to have it", "also needs"), rows)
 
 
 def mixture_version() -> str:

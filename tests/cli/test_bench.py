@@ -34,6 +34,23 @@ def test_the_table_shows_both_sides_their_ratio_and_the_roofs(
     assert "…" not in done.out
 
 
+def test_a_whole_model_stands_beside_the_roof_and_its_layers_are_unknown(run: Run, path: Path) -> None:
+    options = ("--roof", "--threads", 1, "--prompt", 6, "--generate", 2, "--rounds", 1)
+    done = run("bench", path, *options)
+    assert done.code == 0, done.err
+    assert any(line.split()[:2] == ["token", "generated"] for line in done.out.splitlines())
+    assert "layers: unknown" in done.out
+    prompt, token = run("bench", path, *options, "--json").document["kernels"]
+    shapes = 2 * (64 * 64 * 3 + 3 * 96 * 64)
+    assert token["operations"] == 2 * (shapes + 300 * 64)
+    assert prompt["operations"] == 2 * (6 * shapes + 300 * 64)
+    assert token["nbytes"] > 4 * (shapes + 300 * 64)
+    assert token["share"] > 0
+    for more in (("--against", path), ("--compare", "engines")):
+        refused = run("bench", path, "--roof", *more)
+        assert (refused.code, "--roof looks at one artefact" in refused.err) == (1, True)
+
+
 def test_json_is_one_document(run: Run, path: Path) -> None:
     done = run("bench", path, "--rounds", 1, "--json", *SHORT)
     (one,) = done.document["benchmarks"]
@@ -108,7 +125,8 @@ def test_a_gguf_is_run_by_one_engine_which_is_said(run: Run, path: Path) -> None
     [
         (("--compare", "all"), "--compare takes the word engines"),
         (("--engine", "openvino"), "--engine means nothing for a language model"),
-        (("--roof",), "--roof means nothing for a language model"),
+        (("--roof", "--device", "cuda"), "--roof knows the roofs of the processor, not those of cuda"),
+        (("--roof", "--kernels", "torch"), "kernels are for folders"),
     ],
 )
 def test_options_of_nets_are_refused(run: Run, path: Path, options: tuple[str, ...], message: str) -> None:

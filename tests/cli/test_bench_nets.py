@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tersor.core.errors import EngineError, SchemeError
+from tersor.evaluation.nets.running.choices import Choice, Choices, choices_path
+from tersor.evaluation.nets.running.remembered import fingerprint, releases
+from tersor.files.hashing import sha256
 from tersor.pipeline.bench import bench
+from tersor.targets.processor import processor
 
 from .conftest import Run
 
@@ -44,6 +49,31 @@ def test_kernels_stand_beside_the_roof(run: Run, convolution: Path) -> None:
     document = run("bench", convolution, "--roof", "--json", *ONE).document
     assert {kernel["operator"] for kernel in document["kernels"]} >= {"Gemm"}
     assert document["machine"]["threads"] == 1
+    assert document["engine"] == "onnxruntime, 1 threads, layout, spin"
+
+
+def test_a_net_runs_as_was_chosen_for_it_unless_something_else_is_said(
+    run: Run, convolution: Path, tmp_path: Path
+) -> None:
+    net = Path(shutil.copy(convolution, tmp_path / "net.onnx"))
+    settings = {"layout": False, "spin": True}
+    kept = Choice(
+        sha256(net), fingerprint(processor()), "onnxruntime", 1, settings, 1, 128, 1.0,
+        versions=releases(("onnxruntime",)), date="2026-11-28T14:00:00Z",
+    )  # fmt: skip
+    choices_path(net).write_text(Choices((kept,)).to_json())
+
+    def used(*options: object) -> tuple[object, bool]:
+        found = run("bench", net, "--rounds", 1, "--json", *options).document["benchmarks"][0]
+        said = any("as `tersor optimize` chose on 2026-11-28" in note for note in found["notes"])
+        assert said == ("chosen" in found["settings"])
+        return found["settings"]["layout"], said
+
+    assert used() == (False, True)
+    for options in (("--engine", "onnxruntime"), ("--threads", 1), ("--against", net)):
+        assert used(*options) == (True, False)
+    net.write_bytes(net.read_bytes() + b"\x72\x00")  # an empty field that protobuf passes over
+    assert used() == (True, False)
 
 
 def test_limits_judge_the_ratio(run: Run, convolution: Path) -> None:

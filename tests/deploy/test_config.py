@@ -61,6 +61,8 @@ WRONG = {
         "models.chat.variants: some take text and others tensors",
     ),
     "embedded for another": (GOOD.replace("llama.cpp, embedded", "onnxruntime, embedded"), "for llama.cpp alone"),
+    "an order of weights": (GOOD.replace("threads: 2", "layout: false"), "small.layout: for onnxruntime alone"),
+    "a word for true": (GOOD.replace("threads: 2", "layout: 1"), "small.layout: true or false"),
     "batches of text": (GOOD.replace("threads: 2", "max_batch: 4"), "small.max_batch: for onnxruntime, torch"),
     "waiting for nobody": (GOOD.replace("threads: 2", "max_wait_ms: 4"), "max_wait_ms: without max_batch"),
     "no milliseconds": (GOOD.replace("threads: 2", "max_wait_ms: 0"), "small.max_wait_ms: milliseconds above 0"),

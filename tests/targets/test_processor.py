@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tersor.targets.processor import busy_cores, processor
+import pytest
+
+from tersor.targets.processor import busy_cores, places, processor
 
 CPUINFO = "processor\t: 0\nmodel name\t: Fast 9000\nflags\t\t: fpu avx2 avx512f avx512_vnni\n\nprocessor\t: 1\n"
 
@@ -63,3 +65,14 @@ def test_the_load_average_is_read_where_there_is_one(tmp_path: Path) -> None:
     assert busy_cores(tmp_path) is None
     assert busy_cores(write(tmp_path, {"proc/loadavg": "1.25 1.00 0.50 1/99 1234\n"})) == 1.25
     assert busy_cores() is None or busy_cores() >= 0  # type: ignore[operator]  # not None here
+
+
+def test_threads_are_spread_over_cores_before_two_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2, 5, 6}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
+    for number, core in ((1, "1,2"), (2, "1,2"), (5, "5-6"), (6, "5-6")):
+        place = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
+        place.mkdir(parents=True)
+        (place / "thread_siblings_list").write_text(f"{core}\n")
+    assert [places(count, tmp_path) for count in (1, 2, 3, 4)] == [(1,), (1, 5), (1, 5, 2), (1, 5, 2, 6)]
+    assert places(5, tmp_path) is places(0, tmp_path) is None

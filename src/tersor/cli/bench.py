@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,16 @@ import typer
 from rich.console import Console
 
 from tersor.cli.evaluate import EXIT_CODES
-from tersor.cli.screen.benchmarks import SCALES, machine_line, print_engines, print_kernels, print_nets, shown
+from tersor.cli.screen.benchmarks import (
+    SCALES,
+    machine_line,
+    print_engines,
+    print_kernels,
+    print_model,
+    print_nets,
+    roof_line,
+    shown,
+)
 from tersor.cli.screen.output import JsonOption, console, print_json, refuse_given, table
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import SchemeError
@@ -25,7 +34,7 @@ from tersor.pipeline.nets.benching import NetBench, net_kernels
 __all__ = ["bench"]
 
 _LANGUAGE = ("prompt", "generate", "batches", "min_tokens_per_s", "save", "device", "kernels")
-_NET = ("engine", "batch", "length", "roof")
+_NET = ("engine", "batch", "length")
 """Options that mean nothing for the other kind."""
 
 
@@ -42,7 +51,8 @@ def bench(
         typer.Option(metavar="ARTEFACT", help="Another one, or a Hugging Face id: both run in turn, A B A B."),
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Threads of the engines; 0: all physical cores it may use.")
+        int,
+        typer.Option(min=0, metavar="N", help="Threads of the engines; 0: as optimize chose, or all physical cores."),
     ] = 0,
     prompt: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of the prompt.")] = 256,
     generate: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to generate in each round.")] = 64,
@@ -73,12 +83,18 @@ def bench(
         str | None, typer.Option(metavar="engines", help="Run it in every engine that can, in turn.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Nets: onnxruntime (the default), openvino or torch.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Nets: onnxruntime, openvino or torch; default: as optimize chose, or the first."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Nets: size of a free first axis of inputs.")] = 1,
     length: Annotated[int, typer.Option(min=1, metavar="N", help="Nets: size of other free axes of inputs.")] = 128,
     roof: Annotated[
-        bool, typer.Option("--roof", help="Nets: time and share of the roof of every kernel in ONNX Runtime.")
+        bool,
+        typer.Option(
+            "--roof", help="Time and share of the roof of every kernel of a net, or of a whole language model."
+        ),
     ] = False,
     save: Annotated[
         bool, typer.Option("--save/--no-save", help="Add the result to the Card beside the artefact, if there is one.")
@@ -97,7 +113,15 @@ def bench(
     if compare not in (None, "engines"):
         raise SchemeError(f"--compare takes the word engines, got {compare!r}")
     if roof:
-        _roof(Path(artefact), NetBench(threads=threads, rounds=rounds, sizes=Sizes(batch, length)), as_json)
+        if against is not None or compare is not None:
+            raise SchemeError("--roof looks at one artefact in one engine: leave out --against and --compare")
+        if device != "cpu":
+            raise SchemeError(f"--roof knows the roofs of the processor, not those of {device}: leave out --device")
+        if is_net:
+            _roof(Path(artefact), NetBench(engine, threads=threads, rounds=rounds, sizes=Sizes(batch, length)), as_json)
+        else:
+            asked = {"threads": threads, "prompt": prompt, "generate": generate, "rounds": rounds}
+            _model_roof(artefact, asked, kernels, as_json)
         return
     with progress_bar(unit="weights") as progress:
         found = pipeline.bench(
@@ -133,18 +157,27 @@ def bench(
 
 def _roof(path: Path, how: NetBench, as_json: bool) -> None:
     """Time every kernel of a net and hold it against the roof."""
-    kernels, scene = net_kernels(path, how)
+    kernels, scene, way = net_kernels(path, how)
     if as_json:
-        print_json({"machine": scene.facts(), "kernels": plain(kernels)})
+        print_json({"machine": scene.facts(), "engine": str(way), "kernels": plain(kernels)})
         return
-    facts = scene.facts()
     screen = console()
-    screen.print(
-        f"{facts['processor']}, {scene.roofs.threads} threads: reads {scene.roofs.read_bytes_per_s / 2**30:.1f} GiB/s, "
-        f"float32 {scene.roofs.float_flops / 1e9:.0f} GFLOP/s"
-        + ("" if scene.roofs.byte_ops is None else f", int8 {scene.roofs.byte_ops / 1e9:.0f} GOP/s")
-    )
+    screen.print(roof_line(scene))
+    screen.print(f"{path.name} in {way}\n")
     print_kernels(screen, kernels)
+
+
+def _model_roof(artefact: str, asked: Mapping[str, int], kernels: str, as_json: bool) -> None:
+    """Hold a whole language model against the roof."""
+    with progress_bar(unit="items") as progress:
+        found, scene, engine = pipeline.model_roof(artefact, **asked, kernels=kernels, progress=progress)
+    if as_json:
+        print_json({"machine": scene.facts(), "engine": engine, "kernels": plain(found)})
+        return
+    screen = console()
+    screen.print(roof_line(scene))
+    screen.print(f"{Path(artefact).name} in {engine}\n")
+    print_model(screen, found)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

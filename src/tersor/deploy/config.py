@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     yaml = LazyModule("yaml", "serve")
 
-__all__ = ["Deployment", "Key", "Limits", "ModelPlan", "VariantPlan", "read_deployment"]
+__all__ = ["LAYING_OUT", "Deployment", "Key", "Limits", "ModelPlan", "VariantPlan", "read_deployment"]
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 20
@@ -30,6 +30,7 @@ MOST_PORT, MOST_BYTES, MOST = 65_535, 1 << 40, (1 << 31) - 1
 """Of numbers in it; engines count in 32 bits."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 EMBEDDING = "llama.cpp"
+LAYING_OUT = "onnxruntime"
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -45,7 +46,9 @@ class VariantPlan:
     key_env   name of the environment variable that holds the key which that server asks for; empty: none
     connect_s until a connection to it is there
     answer_s  until a whole answer is there, or the next part of a stream
-    threads, slots, context, embeddings  of the engine, where it knows them
+    threads, slots, context, embeddings  of the engine, where it knows them; no threads: what `tersor optimize` chose
+                 for the artefact where that holds, else 1
+    layout       of ONNX Runtime: weights and images in the order that the processor likes; None as for threads, else so
     max_batch    rows that requests for a net may have together in one call; 1: each request is a call
     max_wait_ms  that the first of them waits for others; 0: it takes those that are there
     """
@@ -53,10 +56,11 @@ class VariantPlan:
     engine: str
     path: str = ""
     embedded: str = ""
-    threads: int = 1
+    threads: int | None = None
     slots: int = 4
     context: int = 2048
     embeddings: bool = False
+    layout: bool | None = None
     url: str = ""
     model: str = ""
     key_env: str = ""
@@ -262,6 +266,8 @@ def _variant(where: str, plan: VariantPlan, folder: Path) -> VariantPlan:
         raise SchemeError(f"{where}.max_batch: for {', '.join(BATCHING_ENGINES)}; engine {plan.engine} makes its own")
     if plan.max_wait_ms and plan.max_batch == 1:
         raise SchemeError(f"{where}.max_wait_ms: without max_batch nothing is waited for")
+    if plan.layout is not None and plan.engine != LAYING_OUT:
+        raise SchemeError(f"{where}.layout: for {LAYING_OUT} alone")
     given = [name for name in ("path", "embedded", "url", "model", "key_env") if getattr(plan, name)]
     if plan.engine in REMOTES:
         if not {"url", "model"} <= set(given) or {"path", "embedded"} & set(given):
@@ -311,6 +317,9 @@ def _filled(place: str, kind: type[T], entry: object) -> T:
         raise SchemeError(f"{place}: unknown {', '.join(odd)}; there are {', '.join(known)}")
     for name, value in given.items():
         wanted = str(known[name].type)
+        if value is None and wanted.endswith(" | None"):
+            continue
+        wanted = wanted.removesuffix(" | None")
         most = MOST_PORT if name == "port" else MOST_BYTES if name.endswith("_bytes") else MOST
         if wanted == "int" and (type(value) is not int or not 1 <= value <= most):
             raise SchemeError(f"{place}.{name}: a whole number from 1 to {most}, not {value!r:.40}")
@@ -321,7 +330,7 @@ def _filled(place: str, kind: type[T], entry: object) -> T:
             raise SchemeError(f"{place}.{name}: a share of requests, percent, 0 to 100, not {value!r}")
         if wanted == "bool" and type(value) is not bool:
             raise SchemeError(f"{place}.{name}: true or false, not {value!r}")
-        if wanted in ("str", "str | None") and not isinstance(value, str) and not (value is None and "None" in wanted):
+        if wanted == "str" and not isinstance(value, str):
             raise SchemeError(f"{place}.{name}: a text, not {value!r}")
     try:
         return kind(**given)

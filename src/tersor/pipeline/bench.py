@@ -15,7 +15,10 @@ from typing import Any
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark, Limit, Metric
 from tersor.evaluation.limits import judge
+from tersor.evaluation.nets.running.choices import Choice
+from tersor.evaluation.nets.running.kernels import Kernel, of_roof
 from tersor.evaluation.nets.running.race import Sizes
+from tersor.evaluation.nets.running.remembered import remembered, told
 from tersor.evaluation.speed.interleave import RaceProgress, Side, race
 from tersor.evaluation.speed.runners import runner_for
 from tersor.evaluation.speed.shares import noise_notes, share_notes, with_shares
@@ -29,12 +32,13 @@ from tersor.models.load import load
 from tersor.pipeline.nets.benching import NetBench, bench_net
 from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps import cards, provenance
-from tersor.pipeline.steps.scene import Scene, look_around
+from tersor.pipeline.steps.scene import Scene, highest, look_around
 from tersor.targets.energy import Meter
 from tersor.targets.memory import available_bytes
 from tersor.targets.processor import processor
+from tersor.targets.roofs import measure_roofs
 
-__all__ = ["bench", "weights_sha256"]
+__all__ = ["bench", "model_roof", "weights_sha256"]
 
 _PACKAGES = ("xllamacpp", "transformers", "torch")
 
@@ -66,11 +70,10 @@ def bench(
     against            another artefact or model; both run in turn, round by round
     compare            run it in every engine that can, in turn, and return the fastest first: a net in those that are
                        installed, a folder in transformers and, its weights written as a GGUF, in llama.cpp
-    engine             of a net: onnxruntime, openvino or torch
+    engine             of a net: onnxruntime, openvino or torch; None: as `optimize` chose, else onnxruntime
     batch, length      of a net: sizes of a free first axis of its inputs, and of other free axes
-    threads            of the engines and of the roofs; 0: every physical core this process may use
-    prompt, generate   tokens of a round
-    batches            numbers of parallel sequences to measure the throughput of
+    threads            of engines and roofs; 0: as `optimize` chose, where nothing runs beside, or all physical cores
+    prompt, generate   tokens of a round; `batches`: numbers of parallel sequences to measure the throughput of
     device, kernels    of folders, as `load_quantized` takes them; a GGUF stays on the processor
     max_latency_ratio  largest allowed ratio of the median time per token to that of `against`
     min_tokens_per_s   smallest allowed speed of generation
@@ -91,13 +94,55 @@ def bench(
     if compare:
         return _compared(_located(artefact), workload, command, progress)
     paths = [_located(place) for place in (artefact, against) if place is not None]
+    kept = None if threads or against is not None else remembered(paths[0])
+    workload = workload if kept is None else replace(workload, threads=kept.threads)
     sides, made = _raced(paths, workload, progress)
-    subject = _subject(sides, made, workload, command)
+    subject = _chosen(_subject(sides, made, workload, command), kept)
     subject = replace(subject, limits=_limits(subject, max_latency_ratio, min_tokens_per_s))
     results = [replace(one, seconds=time.perf_counter() - began) for one in (subject, *made[1:])]
     if save:
         cards.add(cards.carded(paths[0]), benchmark=results[0])
     return tuple(results)
+
+
+def model_roof(
+    artefact: str | Path,
+    *,
+    threads: int = 0,
+    prompt: int = 256,
+    generate: int = 64,
+    rounds: int = 9,
+    kernels: str = "auto",
+    timeout_s: float = 600,
+    progress: RaceProgress | None = None,
+) -> tuple[tuple[Kernel, ...], Scene, str]:
+    """Return a prompt and a generated token of a language model against the roof, the machine, and what ran it.
+
+    It runs on the processor, whose roofs they are. Of the whole model: its engines tell no times of layers, and a stop
+    after each layer would change them. Attention and cache are not counted.
+    """
+    path = _located(artefact)
+    name, row = runner_for(path)
+    kept = None if threads else remembered(path)
+    if kernels != "auto" and not row.devices:
+        raise SchemeError("a GGUF runs in llama.cpp: kernels are for folders")
+    count = threads or (processor().physical if kept is None else kept.threads)
+    workload = Workload(prompt, generate, (), rounds, loads=1, threads=count, timeout_s=timeout_s, kernels=kernels)
+    traffic, scene, side = row.traffic(path), look_around(workload.threads), Side(path, row)
+    race([side], workload, progress=progress)
+    scene = replace(
+        scene, roofs=highest(scene.roofs, measure_roofs(workload.threads))
+    )  # work beside may have lowered it
+    took = [
+        ("prompt", f"{prompt} tokens", min(one.evaluated for one in side.readings), traffic.prompt_operations(prompt)),
+        ("token", "generated", min(min(one.steps) for one in side.readings), traffic.prompt_operations(1)),
+    ]
+    found = tuple(
+        of_roof(what, kind, seconds, count, traffic.weight_bytes, is_integer=traffic.is_integer, roofs=scene.roofs)
+        for what, kind, seconds, count in took
+    )
+    said = "" if kept is None else f", {workload.threads} threads as `tersor optimize` chose on {kept.date[:10]}"
+    return found, scene, f"{name}, {side.version}{said}"
 
 
 def _check_limits(ratio: float | None, speed: float | None, rounds: int, *, has_other: bool) -> None:
@@ -112,6 +157,13 @@ def _check_engines(engine: str | None, *, compare: bool, has_other: bool) -> Non
         raise SchemeError("language models run in the engine of their form; compare shows all that can run one")
     if compare and has_other:
         raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
+
+
+def _chosen(one: Benchmark, kept: Choice | None) -> Benchmark:
+    """Say in a Benchmark that it ran as was remembered, where it did."""
+    if kept is None:
+        return one
+    return replace(one, notes=(*one.notes, told(kept)), settings={**one.settings, "chosen": kept.date})
 
 
 def _subject(sides: Sequence[Side], made: Sequence[Benchmark], workload: Workload, command: str) -> Benchmark:

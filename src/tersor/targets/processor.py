@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Processor", "busy_cores", "processor"]
+__all__ = ["Processor", "busy_cores", "places", "processor"]
 
 SYSTEM = Path("/")
 _FLAGS = (
@@ -56,6 +56,22 @@ def busy_cores(system: Path = SYSTEM) -> float | None:
         return None
 
 
+def places(count: int, system: Path = SYSTEM) -> tuple[int, ...] | None:
+    """Return numbers of `count` processors to keep threads on, one of each core before a second one of any.
+
+    None where this process may not use so many, or where the system does not let it say.
+    """
+    if not hasattr(os, "sched_setaffinity") or not 0 < count <= processor(system).cores:
+        return None
+    seen: dict[str, int] = {}
+    ranked = []
+    for number in sorted(os.sched_getaffinity(0)):
+        core = _siblings(system, number)
+        ranked.append((seen.get(core, 0), number))
+        seen[core] = seen.get(core, 0) + 1
+    return tuple(number for _, number in sorted(ranked)[:count])
+
+
 def _cpuinfo(system: Path) -> dict[str, str]:
     """The lines of the first processor."""
     lines = _text(system / "proc/cpuinfo").partition("\n\n")[0].splitlines()
@@ -91,11 +107,13 @@ def _limit(folder: Path, is_second: bool) -> float | None:
 
 def _physical(system: Path, allowed: list[int]) -> int:
     """Distinct cores among the processors `allowed`."""
-    groups = set()
-    for number in allowed:
-        siblings = _text(system / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").strip()
-        groups.add(siblings or str(number))
-    return len(groups)
+    return len({_siblings(system, number) for number in allowed})
+
+
+def _siblings(system: Path, number: int) -> str:
+    """What names the core of a processor: all processors of that core, or the processor alone where nobody says."""
+    text = _text(system / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").strip()
+    return text or str(number)
 
 
 def _last_cache(system: Path) -> int | None:

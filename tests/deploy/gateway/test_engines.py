@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tersor import reference_model
+from tersor.evaluation.nets.running.choices import SLOWER, Choice, Choices, Tried, choices_path
+from tersor.evaluation.nets.running.engines import installed
+from tersor.evaluation.nets.running.remembered import fingerprint, releases
+from tersor.files.hashing import sha256
+from tersor.targets.processor import processor
 
-from .conftest import live
+from .conftest import Live, live
 from .test_faults import BODY, asked, engine_of, metric
 
 FULL = """
@@ -67,3 +75,50 @@ def test_requests_that_come_together_are_computed_together(deployed: Callable[[s
         assert list(pool.map(ask, range(64))) == [[2 * number, 0, 2] for number in range(64)]
         assert metric(gateway.address, "tersor_batch_requests_count") == 64
         assert metric(gateway.address, "tersor_batch_requests_sum") > 2 * 64
+
+
+CHOSEN = """
+models:
+  twice:
+    primary: open
+    fallback: said
+    variants:
+      open: {engine: onnxruntime, path: chosen/twice.onnx}
+      said: {engine: onnxruntime, path: chosen/twice.onnx, threads: 1, layout: true}
+"""
+
+
+def options_of(gateway: Live) -> list[dict[str, Any]]:
+    """What its engines were started with."""
+    lines = (Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in gateway.children())
+    return [json.loads(word) for words in lines for word in words if word.startswith(b"{")]
+
+
+def test_what_optimize_chose_fills_in_what_the_deployment_leaves_open(
+    artefacts: Path, deployed: Callable[[str], Path]
+) -> None:
+    net = artefacts / "chosen" / "twice.onnx"
+    net.parent.mkdir()
+    shutil.copy(artefacts / "twice.onnx", net)
+    spinning, other = {"layout": False, "spin": True}, {"layout": True, "spin": True}
+    tried = (
+        Tried("openvino", 1, {"pinning": True}, 1.0),
+        Tried("onnxruntime", 2, spinning, 2.0, SLOWER),
+        Tried("onnxruntime", 1, other, 3.0, SLOWER),
+    )
+    here, made = fingerprint(processor()), releases(("onnxruntime",))
+    best = tried[bool(installed("openvino"))]  # what cannot run here any more is not remembered
+    kept = Choice(sha256(net), here, best.engine, best.threads, best.settings, 1, 128, 1.0, tried, made, "2026-11-28")
+    choices_path(net).write_text(Choices((kept,)).to_json())
+    with live(deployed(CHOSEN)) as gateway:
+        assert gateway.process.stderr is not None
+        said = gateway.process.stderr.readline()
+        started = options_of(gateway)
+        row = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 0, 2]}
+        assert asked(gateway.address, "/v2/models/twice/infer", {"inputs": [row]})[0] == 200
+    assert "twice/open: 2 threads, no layout, as tersor optimize found on 2026-11-28" in said
+    assert ("; openvino was faster" in said) == (best.engine == "openvino")
+    assert sorted((one["threads"], one["layout"]) for one in started) == [(1, True), (2, False)]
+    choices_path(net).write_text(Choices((replace(kept, versions={"onnxruntime": "0.1"}),)).to_json())
+    with live(deployed(CHOSEN)) as gateway:
+        assert {(one.get("threads"), one.get("layout")) for one in options_of(gateway)} == {(None, None), (1, True)}

@@ -10,8 +10,19 @@ from rich.console import Console
 from tersor.cli.screen.output import significant, table
 from tersor.core.evaluation import Benchmark, Metric
 from tersor.evaluation.nets.running.kernels import Kernel
+from tersor.pipeline.steps.scene import Scene
 
-__all__ = ["SCALES", "machine_line", "print_engines", "print_kernels", "print_nets", "shown", "shown_number"]
+__all__ = [
+    "SCALES",
+    "machine_line",
+    "print_engines",
+    "print_kernels",
+    "print_model",
+    "print_nets",
+    "roof_line",
+    "shown",
+    "shown_number",
+]
 
 SCALES = {"bytes": (1 << 20, "MiB"), "s": (1e-3, "ms")}
 SHOWN_KERNELS = 25
@@ -98,19 +109,60 @@ def print_kernels(screen: Console, kernels: Sequence[Kernel]) -> None:
             kernel.name,
             kernel.operator,
             f"{1e3 * kernel.seconds:.3f}",
-            f"{kernel.seconds / total:.0%}",
-            shown_number(kernel.operations / 1e6),
-            shown_number(kernel.nbytes / 1024),
+            f"{kernel.seconds / total:.0%}" if total else "–",
+            "–" if kernel.operations is None else shown_number(kernel.operations / 1e6),
+            "–" if kernel.nbytes is None else shown_number(kernel.nbytes / 1024),
             kernel.bound,
-            f"{kernel.share:.0%}",
+            "–" if kernel.share is None else f"{kernel.share:.0%}",
         )
     screen.print(rows)
-    least = sum(kernel.seconds * kernel.share for kernel in kernels)
     if len(kernels) > len(longest):
         screen.print(f"and {len(kernels) - len(longest)} kernels that take less (--json shows all)")
+    screen.print(f"\nall kernels: {1e3 * total:.2f} ms, {_of_the_roof(kernels, total)}")
+
+
+def print_model(screen: Console, kernels: Sequence[Kernel]) -> None:
+    """A whole language model: its prompt and a token of it."""
+    rows = table("of the whole model", "", ">ms", ">M operations", ">MiB of weights", "bound by", ">of the roof")
+    for kernel in kernels:
+        rows.add_row(
+            kernel.name,
+            kernel.operator,
+            shown_number(1e3 * kernel.seconds),
+            shown_number((kernel.operations or 0.0) / 1e6),
+            shown_number((kernel.nbytes or 0.0) / 2**20),
+            kernel.bound,
+            "–" if kernel.share is None else f"{kernel.share:.0%}",
+        )
+    screen.print(rows)
     screen.print(
-        f"\nall kernels: {1e3 * total:.2f} ms, {sum(kernel.operations for kernel in kernels) / 1e9:.3f} G operations, "
-        f"{least / total:.0%} of the roof; what lies in a cache is not bound by memory, and can exceed it"
+        "\nlayers: unknown, the engine tells no times of them; attention and cache are not counted. "
+        "What lies in a cache is not bound by memory, and can exceed the roof"
+    )
+
+
+def roof_line(scene: Scene) -> str:
+    """Return the processor and its roofs."""
+    roofs = scene.roofs
+    ints = "" if roofs.byte_ops is None else f", int8 {roofs.byte_ops / 1e9:.0f} GOP/s"
+    return (
+        f"{scene.machine.name}, {roofs.threads} threads: reads {roofs.read_bytes_per_s / 2**30:.1f} GiB/s, "
+        f"float32 {roofs.float_flops / 1e9:.0f} GFLOP/s{ints}"
+    )
+
+
+def _of_the_roof(kernels: Sequence[Kernel], total: float) -> str:
+    """What those come to whose share is known, and how much of the time that is."""
+    known = [(kernel, kernel.share) for kernel in kernels if kernel.share is not None]
+    covered = sum(kernel.seconds for kernel, _ in known)
+    if not covered:
+        return "shares of the roof unknown: this engine does not tell what its kernels read and compute"
+    least = sum(kernel.seconds * share for kernel, share in known)
+    count = sum(kernel.operations or 0.0 for kernel, _ in known) / 1e9
+    part = "" if covered > 0.995 * total else f" for {covered / total:.0%} of the time, unknown for the rest"
+    return (
+        f"{count:.3f} G operations, {least / covered:.0%} of the roof{part}; "
+        "what lies in a cache is not bound by memory, and can exceed it"
     )
 
 

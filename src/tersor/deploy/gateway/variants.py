@@ -48,7 +48,7 @@ class Variant:
     _has_other_files: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        options = asdict(self.plan)
+        options = {name: value for name, value in asdict(self.plan).items() if value is not None}
         kind = options.pop("engine")
         self.engine = engine_of(f"{self.model}/{self.name}", kind, options, self.patience, self._told)
 

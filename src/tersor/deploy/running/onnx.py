@@ -30,6 +30,8 @@ class _OnnxNet:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = int(options.get("threads", 1))
         settings.log_severity_level = 4
+        if not options.get("layout", True):
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # Threads that spin for work would take the gateway's processor time.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(options["path"], settings, providers=["CPUExecutionProvider"])

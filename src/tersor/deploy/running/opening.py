@@ -12,7 +12,7 @@ from tersor.deploy.running.worker import KINDS
 __all__ = ["BATCHING_ENGINES", "ENGINES", "TENSOR_ENGINES", "Engine", "engine_of"]
 
 ENGINES = (*KINDS, *REMOTES)
-TENSOR_ENGINES = ("onnxruntime", "torch", "v2")
+TENSOR_ENGINES = ("onnxruntime", "openvino", "torch", "v2")
 """Those that take tensors; the others take text."""
 BATCHING_ENGINES = ("onnxruntime", "torch")
 """Those whose requests can be put together here; others do it themselves."""

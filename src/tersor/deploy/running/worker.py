@@ -26,6 +26,7 @@ __all__ = ["KINDS", "Emit", "Engine", "RefusedError", "die_with", "main"]
 KINDS = {
     "llama.cpp": "tersor.deploy.running.llama",
     "onnxruntime": "tersor.deploy.running.onnx",
+    "openvino": "tersor.deploy.running.openvino.engine",
     "torch": "tersor.deploy.running.exported.engine",
     "transformers": "tersor.deploy.running.causal.engine",
 }

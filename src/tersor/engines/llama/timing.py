@@ -23,6 +23,7 @@ _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_synchronize": (None, (_POINTER,)),
     "llama_n_batch": (ctypes.c_uint32, (_POINTER,)),
+    "llama_set_n_threads": (None, (_POINTER, _INT, _INT)),
     "llama_model_size": (ctypes.c_uint64, (_POINTER,)),
     "llama_sampler_init_greedy": (_POINTER, ()),
     "llama_sampler_sample": (_INT, (_POINTER, _POINTER, _INT)),
@@ -117,7 +118,7 @@ def _open(engine: Session, request: dict[str, Any], _output: BinaryIO) -> dict[s
 
 
 def _prompt(engine: Session, request: dict[str, Any], _output: BinaryIO) -> dict[str, Any]:
-    """Evaluate one prompt a sequence, one after another, from an empty cache."""
+    """Evaluate one prompt a sequence, one after another, from an empty cache; with other `threads` from now on."""
     timed = _of(engine, request)
     if not 1 <= len(request["prompts"]) <= timed.sequences or not all(request["prompts"]):
         raise RefusalError(f"1 to {timed.sequences} prompts of a token or more are needed")
@@ -127,7 +128,10 @@ def _prompt(engine: Session, request: dict[str, Any], _output: BinaryIO) -> dict
 
 
 def _continue(engine: Session, request: dict[str, Any], _output: BinaryIO) -> dict[str, Any]:
-    """Generate `steps` more tokens in each sequence that has a prompt: nanoseconds of each step, and the tokens."""
+    """Generate `steps` more tokens in each sequence that has a prompt: nanoseconds of each step, and the tokens.
+
+    With other `threads` from now on, where they are said.
+    """
     timed = _of(engine, request)
     if not timed.tokens:
         raise RefusalError("there is no prompt to continue")
@@ -149,6 +153,8 @@ def _of(engine: Session, request: dict[str, Any]) -> Timed:
     timed = engine.timed.get(request["sequences"])
     if not isinstance(timed, Timed):
         raise RefusalError(f"no context for {request['sequences']} sequences was opened")
+    if "threads" in request:
+        engine.library.llama_set_n_threads(timed.context, request["threads"], request["threads"])
     return timed
 
 

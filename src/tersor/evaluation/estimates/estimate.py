@@ -16,6 +16,8 @@ __all__ = ["Amount", "Estimate", "Load", "Sense", "estimated"]
 Sense: TypeAlias = Literal["exact", "at least", "at most", "unknown"]
 RESERVED = 0.1
 """Share of the memory left to the engine, its buffers and the system; vLLM's default leaves as much."""
+BUFFERS, ALLOWANCE = 1.1, 16 << 20
+"""What llama.cpp was seen to take beyond weights, cache and activations: a share, and bytes for any model."""
 MOST = 1 << 24
 """Tokens or sequences beyond which nobody looks."""
 
@@ -86,15 +88,24 @@ class Estimate:
 
 
 def estimated(
-    model: str, kind: str, traffic: Traffic, stored: float, *, shape: DecoderShape, load: Load, machine: Machine
+    model: str,
+    kind: str,
+    traffic: Traffic,
+    stored: float,
+    *,
+    shape: DecoderShape,
+    load: Load,
+    machine: Machine,
+    repacked: float = 0.0,
 ) -> Estimate:
     """Return the estimate.
 
-    kind     the format, for people
-    traffic  what one token reads and computes
-    stored   bytes of all weights in memory
+    kind      the format, for people
+    traffic   what one token reads and computes
+    stored    bytes of all weights in memory
+    repacked  bytes of weights that the engine holds a second time, packed for the processor
     """
-    memory = _memory(stored, shape, load, machine)
+    memory = _memory(stored, repacked, shape, load, machine)
     room = None if machine.memory is None else machine.memory.value * (1 - RESERVED)
     total = stored + _cache(shape, load, load.context, load.batch) + _live(shape, load)
     return Estimate(
@@ -120,7 +131,7 @@ def _live(shape: DecoderShape, load: Load) -> float:
     return float(shape.live_values(max(min(load.chunk, load.prompt), load.batch), load.batch) * load.live_bytes)
 
 
-def _memory(stored: float, shape: DecoderShape, load: Load, machine: Machine) -> tuple[Amount, ...]:
+def _memory(stored: float, repacked: float, shape: DecoderShape, load: Load, machine: Machine) -> tuple[Amount, ...]:
     cache, live = _cache(shape, load, load.context, load.batch), _live(shape, load)
     windowed = sum(window is not None for window in shape.windows)
     slides = f", {windowed} of {len(shape.windows)} layers keep their window only" if windowed else ""
@@ -143,7 +154,33 @@ def _memory(stored: float, shape: DecoderShape, load: Load, machine: Machine) ->
             f"{load.live_bytes} bytes a number; attention scores are not stored",
         ),
         Amount("needed_bytes", stored + cache + live, "bytes", "at least", "the three together"),
+        *_resident(stored + cache + live, repacked, machine),
         Amount("memory_bytes", None if memory is None else memory.value, "bytes", *_told(memory)),
+    )
+
+
+def _resident(needed: float, repacked: float, machine: Machine) -> tuple[Amount, ...]:
+    """Return what llama.cpp copies on a processor, and what its process may show in memory then."""
+    if not machine.packs:
+        return ()
+    most = BUFFERS * (needed + repacked) + ALLOWANCE
+    return (
+        Amount(
+            "repacked_bytes",
+            repacked,
+            "bytes",
+            "at most",
+            "weights that llama.cpp packs anew for such a processor, in a copy; builds for fewer instructions pack "
+            "less, and its option --no-repack nothing",
+        ),
+        Amount(
+            "resident_bytes",
+            most,
+            "bytes",
+            "at most",
+            f"needed and copies, with {BUFFERS - 1:.0%} and {ALLOWANCE >> 20} MiB for the engine's buffers (measured, "
+            "docs/how-to/estimate.md); what of the file was copied counts too until the system takes its pages back",
+        ),
     )
 
 

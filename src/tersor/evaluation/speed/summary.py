@@ -19,18 +19,18 @@ LEAST_ROUNDS = 6
 """Of fewer values even the smallest and the largest enclose the median with less than 95 %."""
 
 
-def order_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return a 95 % interval of the median, whatever the distribution; None for fewer than LEAST_ROUNDS values.
+def order_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return an interval of the median, whatever the distribution; None for too few values: for 95 % LEAST_ROUNDS.
 
     Its ends are the k-th smallest and k-th largest value, with k the largest for which a fair coin shows fewer than k
-    heads in as many throws with a chance of at most 2.5 %.
+    heads in as many throws with a chance of at most half of what the confidence leaves: 2.5 %.
 
     >>> order_interval([3, 1, 2, 5, 4, 6, 9, 8, 7]), order_interval([1, 2, 3, 4, 5])
     ((2, 8), None)
     """
     count, ordered = len(values), sorted(values)
     k, chance = 0, 0.5**count
-    while chance <= 0.025:
+    while chance <= (1 - confidence) / 2:
         k += 1
         chance += math.comb(count, k) * 0.5**count
     return (ordered[k - 1], ordered[count - k]) if k else None

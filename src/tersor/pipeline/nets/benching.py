@@ -12,9 +12,11 @@ import numpy as np
 
 from tersor.core.errors import EngineError, SchemeError
 from tersor.core.evaluation import Benchmark, Metric
-from tersor.evaluation.nets.running.engines import NET_ENGINES, ways
+from tersor.evaluation.nets.running.choices import Choice
+from tersor.evaluation.nets.running.engines import NET_ENGINES, Way, ways
 from tersor.evaluation.nets.running.kernels import Kernel, kernels_of
 from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db, race_ways
+from tersor.evaluation.nets.running.remembered import remembered, told, way_of
 from tersor.evaluation.speed.interleave import RaceProgress
 from tersor.evaluation.speed.shares import LARGE_SPREAD
 from tersor.evaluation.speed.summary import median_metric, spread
@@ -40,6 +42,8 @@ class NetBench:
     every    all engines that can run it, side by side
     threads  0: every physical core
     rounds   that count
+
+    Where neither engine nor threads are said, one net runs as `tersor optimize` chose, if that still holds.
     """
 
     engine: str | None = None
@@ -71,9 +75,10 @@ def bench_net(
     if how.every and against is not None:
         raise SchemeError("engines are compared on one net: leave out against, or the comparison")
     began = time.perf_counter()
-    scene = look_around(how.threads)
+    kept = None if against is not None else _kept(path, how)
+    scene = look_around(how.threads if kept is None else kept.threads)
     engines = tuple(NET_ENGINES) if how.every else (how.engine or FIRST,)
-    chosen = ways(engines, (scene.roofs.threads,), every_setting=False)
+    chosen = ways(engines, (scene.roofs.threads,), every_setting=False) if kept is None else [way_of(kept)]
     nets = [path] if against is None else [path, against]
     places = [(net, way) for net in nets for way in chosen]
     entries = race_ways(places, how.sizes, rounds=how.rounds, timeout_s=how.timeout_s, progress=progress)
@@ -82,8 +87,10 @@ def bench_net(
         raise EngineError("; ".join(f"{entry.path.name}: {entry.refusal}" for entry in entries if entry.refusal))
     if how.every:
         ran.sort(key=lambda entry: entry.score)
-    notes = _notes(entries, ran, scene, same_net=against is None)
+    notes = _notes(entries, ran, scene, same_net=against is None) + (() if kept is None else (told(kept),))
     made = [net_benchmark(entry, scene, how) for entry in ran]
+    if kept is not None:
+        made = [replace(one, settings={**one.settings, "chosen": kept.date}) for one in made]
     others = [""] * len(made)
     if against is not None:
         made[0], others[0] = replace(made[0], ratios=_ratios(ran[0], ran[1])), against.name
@@ -97,23 +104,33 @@ def bench_net(
     )
 
 
-def net_kernels(path: Path, how: NetBench) -> tuple[tuple[Kernel, ...], Scene]:
-    """Return every kernel of the net in ONNX Runtime with its share of the roof, and the machine."""
-    scene = look_around(how.threads)
+def _kept(path: Path, how: NetBench) -> Choice | None:
+    """Return the choice that is remembered, where nothing that was asked for says otherwise."""
+    return None if how.engine is not None or how.every or how.threads else remembered(path, how.sizes)
+
+
+def net_kernels(path: Path, how: NetBench) -> tuple[tuple[Kernel, ...], Scene, Way]:
+    """Return every kernel of the net in its engine with its share of the roof, the machine, and how it ran."""
+    if how.every:
+        raise SchemeError("the roof is held against the kernels of one engine: leave out the comparison")
+    kept = _kept(path, how)
+    scene = look_around(how.threads if kept is None else kept.threads)
     threads = scene.roofs.threads
-    first = kernels_of(path, threads, how.sizes, scene.roofs, timeout_s=how.timeout_s)
+    way = ways((how.engine or FIRST,), (threads,), every_setting=False)[0] if kept is None else way_of(kept)
+    first = kernels_of(path, way, how.sizes, scene.roofs, timeout_s=how.timeout_s)
     roofs = highest(scene.roofs, measure_roofs(threads))  # again: work beside may have lowered the first
     factor = {kernel.name: kernel for kernel in first}
-    again = kernels_of(path, threads, how.sizes, roofs, timeout_s=how.timeout_s)
+    again = kernels_of(path, way, how.sizes, roofs, timeout_s=how.timeout_s)
     best = [_faster(kernel, factor.get(kernel.name)) for kernel in again]
-    return tuple(best), replace(scene, roofs=roofs)
+    return tuple(best), replace(scene, roofs=roofs), way
 
 
 def _faster(kernel: Kernel, other: Kernel | None) -> Kernel:
     """Return the kernel with the shorter of two times."""
     if other is None or other.seconds >= kernel.seconds or other.seconds <= 0:
         return kernel
-    return replace(kernel, seconds=other.seconds, share=kernel.share * kernel.seconds / other.seconds)
+    share = None if kernel.share is None else kernel.share * kernel.seconds / other.seconds
+    return replace(kernel, seconds=other.seconds, share=share)
 
 
 def net_benchmark(entry: Entry, scene: Scene, how: NetBench) -> Benchmark:

@@ -14,6 +14,7 @@ from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.core.format import Format
 from tersor.evaluation.estimates.estimate import Estimate, Load, estimated
 from tersor.evaluation.estimates.limits import Machine, machine_here, machine_of
+from tersor.evaluation.estimates.repacking import repacked_bytes
 from tersor.evaluation.estimates.shape import shape_of
 from tersor.evaluation.speed.traffic import Weight, weigh
 from tersor.files.checkpoint import weight_files
@@ -92,7 +93,10 @@ def estimate(
     rows = next((tensor.rows for tensor in source.tensors if tensor.kind == "token_embd"), 0)
     total = sum(weight.nbytes for weight in stored.weights)
     shape = shape_of(source.architecture, metadata, rows)
-    return estimated(source.name, stored.name, traffic, total, shape=shape, load=asked, machine=machine)
+    packed = repacked_bytes(stored.weights, machine.packs)
+    return estimated(
+        source.name, stored.name, traffic, total, shape=shape, load=asked, machine=machine, repacked=packed
+    )
 
 
 def _shaped(place: str | Path) -> Model:
@@ -112,7 +116,7 @@ def _machine(target: str | Machine, threads: int) -> Machine:
     if target != HERE:
         return machine_of(profile(target))
     here = processor()
-    return machine_here(here.name, measure_roofs(threads or here.physical), _physical_memory())
+    return machine_here(here.name, measure_roofs(threads or here.physical), _physical_memory(), here.flags)
 
 
 def _physical_memory() -> int | None:
@@ -131,7 +135,7 @@ def _weights(model: Model, name: str | None) -> _Stored:
         return _Stored(f"as stored, mostly {held.most_common(1)[0][0]}", rows)
     if name.lower() in FILE_TYPES:
         plan = make_plan(model, name)
-        planned = (Weight(t.name, t.shape, t.nbytes, _label(FORMATS[t.format])) for t in plan.tensors)
+        planned = (Weight(t.name, t.shape, t.nbytes, FORMATS[t.format].name.upper()) for t in plan.tensors)
         return _Stored(plan.recipe.format, tuple(planned))
     fmt = get(name)
     return _Stored(fmt.name, tuple(_converted(tensor, fmt) for tensor in model.tensors))
@@ -146,17 +150,12 @@ def _stored_bytes(tensor: ModelTensor) -> float:
     )
 
 
-def _label(fmt: Format) -> str:
-    """The type as `weigh` knows it: wide ones by their names, any other is quantized."""
-    return fmt.name.upper() if fmt.name.upper() in _KEPT else "quantized"
-
-
 def _converted(tensor: ModelTensor, fmt: Format) -> Weight:
     """Return a tensor as checkpoint containers store it: matrices of blocks in `fmt`, all else in 16 bits."""
     kind = kind_of(tensor.name)
     is_matrix = len(tensor.shape) > 1 and not tensor.must_be_f32 and kind not in ("token_embd", "output")
     if is_matrix and fmt.holds(tensor.columns):
-        return Weight(tensor.name, tensor.shape, tensor.rows * fmt.row_bytes(tensor.columns), _label(fmt))
+        return Weight(tensor.name, tensor.shape, tensor.rows * fmt.row_bytes(tensor.columns), fmt.name.upper())
     label = tensor.source_dtype if tensor.source_dtype in ("BF16", "F16") else "F16"
     return Weight(tensor.name, tensor.shape, math.prod(tensor.shape) * _KEPT[label], label)
 

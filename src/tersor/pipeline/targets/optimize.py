@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
-from tersor.core.records import read_text
-from tersor.evaluation.nets.running.choices import Choice, Choices, Tried, choices_path
-from tersor.evaluation.nets.running.choosing import best_way
+from tersor.engines.llama_cpp import LlamaCpp
+from tersor.evaluation.nets.running.choices import SLOWER, Choice, Tried, choices_path
+from tersor.evaluation.nets.running.choosing import MORE, Placed, best_way
 from tersor.evaluation.nets.running.engines import NET_ENGINES, Clock, Loaded, Way, installed, ways
 from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db
-from tersor.evaluation.speed.interleave import RaceProgress, Side, race
-from tersor.evaluation.speed.runners import RUNNERS
+from tersor.evaluation.nets.running.remembered import fingerprint, is_current, read_choices, releases, way_of
+from tersor.evaluation.speed.deciding import leader, paired_ratio, undecided
+from tersor.evaluation.speed.interleave import SETTLE_S, RaceProgress
 from tersor.evaluation.speed.workload import Workload
 from tersor.files.atomic import atomic_writer
 from tersor.files.hashing import sha256
@@ -28,7 +30,6 @@ TARGETS = ("cpu",)
 LEAST_LIKENESS_DB = 20.0
 """An engine whose output is further from the first engine's is not taken: it computes something else. Engines that
 round the same integers in another order stay above."""
-MAX_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Optimized:
 
     def way(self) -> Way:
         """Return how the artefact is run."""
-        return Way(self.choice.engine, self.choice.threads, self.choice.settings)
+        return way_of(self.choice)
 
     def open(self, *, timeout_s: float = 600) -> Loaded:
         """Return the net in the engine that was chosen, in a process of its own; UnsupportedError for a GGUF."""
@@ -95,7 +96,7 @@ def optimize(
     engines        to try; None: all that are installed
     threads        numbers to try; none: one, every physical core, every core
     batch, length  of free axes of a net's inputs
-    rounds         of the race among the best
+    rounds         of the race among the best, at least: up to four times as many while two are close
     again          measure although a choice is remembered
     clock          "processor" tells processor time, which other work does not lengthen; for nets and one thread
 
@@ -109,12 +110,13 @@ def optimize(
     if clock == "processor" and tuple(threads) != (1,):
         raise SchemeError("processor time of several threads is no measure of speed: give threads=(1,)")
     path, began, machine = _checked(Path(artefact).expanduser(), clock), time.perf_counter(), processor()
-    digest, place, sizes = sha256(path), output or choices_path(path), Sizes(batch, length)
-    known, load = _read_choices(place), busy_cores()
-    found = known.find(digest, _fingerprint(machine), batch, length)
-    if found is not None and not again and _is_current(found):
+    digest, place = sha256(path), output or choices_path(path)
+    sizes = Sizes() if path.suffix == ".gguf" else Sizes(batch, length)
+    known, load = read_choices(place), busy_cores()
+    found = known.find(digest, fingerprint(machine), batch, length)
+    if found is not None and not again and is_current(found):
         return Optimized(path, found, False, time.perf_counter() - began, place)
-    counts = tuple(threads) or tuple(dict.fromkeys((machine.physical, machine.cores, 1)))
+    counts = tuple(dict.fromkeys(threads or (machine.physical, machine.cores, 1)))
     search = _Search(counts, _engines(path, engines), rounds, clock, timeout_s)
     measured = _net if path.suffix == ".onnx" else _language
     choice = _choice(measured(path, search, sizes, progress), digest, sizes, machine, search)
@@ -129,7 +131,7 @@ def _choice(tried: Sequence[Tried], digest: str, sizes: Sizes, machine: Processo
     assert best.best_ms is not None, "the first of those tried ran"
     return Choice(
         artefact_sha256=digest,
-        machine=_fingerprint(machine),
+        machine=fingerprint(machine),
         engine=best.engine,
         threads=best.threads,
         settings=best.settings,
@@ -137,7 +139,7 @@ def _choice(tried: Sequence[Tried], digest: str, sizes: Sizes, machine: Processo
         length=sizes.length,
         best_ms=best.best_ms,
         tried=tuple(tried),
-        versions=_versions(search.engines),
+        versions=releases(search.engines),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 
@@ -150,36 +152,6 @@ def _checked(path: Path, clock: Clock) -> Path:
     if clock != "wall" and path.suffix == ".gguf":
         raise SchemeError("llama.cpp is timed by the clock on the wall: processor time is for nets")
     return path
-
-
-def _read_choices(path: Path) -> Choices:
-    """Read a file of choices, nothing where there is none; FormatError where it is something else."""
-    if not path.is_file():
-        return Choices()
-    text = read_text(path, most=MAX_BYTES, too_large="no choices are that many")
-    return Choices.from_json(text, place=str(path))
-
-
-def _fingerprint(machine: Processor) -> str:
-    return f"{machine.name}, {machine.cores} cores, {machine.physical} physical: {' '.join(machine.flags)}"
-
-
-def _is_current(choice: Choice) -> bool:
-    """Whether the chosen engine is there, and every one that was tried has the release it was tried in."""
-    if choice.engine in NET_ENGINES and installed(choice.engine):
-        return False
-    return dict(choice.versions) == _versions(tuple(choice.versions))
-
-
-def _versions(engines: Sequence[str]) -> dict[str, str]:
-    packages = {"llama.cpp": "xllamacpp", **{name: row.package for name, row in NET_ENGINES.items()}}
-    found = {}
-    for name in engines:
-        try:
-            found[name] = version(packages[name])
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def _engines(path: Path, named: Sequence[str] | None) -> tuple[str, ...]:
@@ -197,7 +169,7 @@ def _engines(path: Path, named: Sequence[str] | None) -> tuple[str, ...]:
 def _net(path: Path, search: _Search, sizes: Sizes, progress: RaceProgress | None) -> list[Tried]:
     """Try every engine in all its ways; those whose results differ from the first are not taken."""
     every = ways(search.engines, search.threads, every_setting=True)
-    final, first = best_way(
+    placed = best_way(
         path,
         every,
         sizes,
@@ -207,19 +179,17 @@ def _net(path: Path, search: _Search, sizes: Sizes, progress: RaceProgress | Non
         progress=progress,
         agrees=_agree,
     )
-    finalists = [entry.way for entry in final]
-    reference = next(entry for entry in first if entry.blocks)
-    tried = [_tried(entry, "" if place == 0 else "slower") for place, entry in enumerate(final)]
-    for entry in sorted(first, key=lambda each: each.score):
-        if entry.way not in finalists:
-            why = entry.refusal or ("slower" if _agree(entry, reference) else "its results differ from the first's")
-            tried.append(_tried(entry, why))
-    return tried
+    best_ms = 1e3 * placed[0].entry.score
+    return [_tried(one, best_ms, is_best=not place) for place, one in enumerate(placed)]
 
 
-def _tried(entry: Entry, note: str) -> Tried:
-    best = 1e3 * entry.score if entry.blocks else None
-    return Tried(entry.way.engine, entry.way.threads, dict(entry.way.settings), best, note)
+def _tried(one: Placed, best_ms: float, *, is_best: bool) -> Tried:
+    way, note = one.entry.way, "" if is_best else SLOWER
+    if one.ratio is None:
+        return Tried(way.engine, way.threads, dict(way.settings), None, one.entry.refusal)
+    if not one.agrees:
+        note = "its results differ from the first's"
+    return Tried(way.engine, way.threads, dict(way.settings), best_ms * one.ratio, note)
 
 
 def _agree(entry: Entry, other: Entry) -> bool:
@@ -230,13 +200,34 @@ def _agree(entry: Entry, other: Entry) -> bool:
 
 
 def _language(path: Path, search: _Search, _sizes: Sizes, progress: RaceProgress | None) -> list[Tried]:
-    """Try numbers of threads in llama.cpp, by the time of a generated token."""
-    results = []
-    for threads in search.threads:
-        work = Workload(32, 16, (), search.rounds, 1, 1, threads=threads, timeout_s=search.timeout_s)
-        side = Side(path, RUNNERS["llama.cpp"])
-        race([side], work, progress=progress)
-        best = sorted(min(reading.steps) for reading in side.readings)
-        results.append(Tried("llama.cpp", threads, {}, 1e3 * best[len(best) // 2], "slower"))
-    results.sort(key=lambda row: row.best_ms or 0.0)
-    return [replace(results[0], note=""), *results[1:]]
+    """Try numbers of threads in llama.cpp, in turn in one process, by the shortest time of a generated token."""
+    work = Workload(32, 16, (), search.rounds, 1, 1, threads=max(search.threads), timeout_s=search.timeout_s)
+    blocks: list[list[float]] = [[] for _ in search.threads]
+    racing, total, done = list(range(len(blocks))), len(blocks) * (search.rounds + 1), 0
+    with LlamaCpp(path, context=0, threads=work.threads, timeout_s=work.timeout_s) as engine:
+        prompts = work.prompts(1, work.prompt, engine.vocabulary_size)
+        engine.timed("time_open", sequences=1, context=work.context, threads=work.threads)
+        for number in range(-1, MORE * search.rounds):  # the first round warms up
+            if number >= search.rounds:
+                racing = [racing[index] for index in undecided([blocks[index] for index in racing])]
+                total += len(racing)
+            if not racing:
+                break
+            turn = number % len(racing)
+            for index in (*racing[turn:], *racing[:turn]):
+                time.sleep(SETTLE_S)
+                threads, done = search.threads[index], done + 1
+                engine.timed("time_prompt", sequences=1, prompts=prompts, threads=threads)
+                steps = engine.timed("time_generation", sequences=1, steps=work.generate, threads=threads)["step_ns"]
+                if number >= 0:
+                    blocks[index].append(min(steps) / 1e9)
+                if progress is not None:
+                    progress(f"round {number + 2}, {threads} threads", done, total)
+    best = leader(blocks)
+    best_ms = 1e3 * float(np.quantile(blocks[best], 0.25))
+    ratios = [paired_ratio(times, blocks[best]) for times in blocks]
+    order = sorted(range(len(blocks)), key=lambda index: (index != best, ratios[index]))
+    return [
+        Tried("llama.cpp", search.threads[index], {}, best_ms * ratios[index], SLOWER if place else "")
+        for place, index in enumerate(order)
+    ]

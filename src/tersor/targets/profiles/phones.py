@@ -18,7 +18,9 @@ _IPHONE16_MEMORY = (
 _XNNPACK = Support(
     ("int8",), "XNNPACK as ExecuTorch 1.5 uses it: qs8 kernels, weights by channel", ("Conv+Relu", "Conv+Clip")
 )
-_LLAMA = Support(("q4_0", "q8_0"), "llama.cpp, ggml-cpu/repack.cpp: q4_0 is packed anew for dotprod and i8mm")
+_LLAMA = Support(
+    ("q4_0", "q8_0"), "llama.cpp, ggml-cpu/repack.cpp: q4_0 is packed anew for dotprod and i8mm", packs=True
+)
 _ENGINES = {"xnnpack": _XNNPACK, "llama.cpp": _LLAMA}
 _FLAGS = ("asimd", "asimddp", "i8mm")
 

@@ -23,10 +23,14 @@ _FUSED = ("Conv+Relu", "Conv+Clip")
 _LLAMA_X86 = Support(
     ("q4_0", "q8_0", "q4_k", "q6_k", "f16", "bf16"),
     "llama.cpp, ggml-cpu/repack.cpp and arch/x86: rows are packed anew when a model is loaded",
+    packs=True,
 )
 _LLAMA_ARM = Support(
-    ("q4_0", "q8_0", "f16"), "llama.cpp, ggml-cpu/repack.cpp and arch/arm: q4_0 is packed anew for dotprod and i8mm"
+    ("q4_0", "q8_0", "f16"),
+    "llama.cpp, ggml-cpu/repack.cpp and arch/arm: q4_0 is packed anew for dotprod and i8mm",
+    packs=True,
 )
+_LLAMA_NEON = Support(("q8_0", "q4_0", "f16"), "llama.cpp, ggml-cpu/arch/arm: plain NEON", packs=True)
 _ORT = Support(("int8",), f"activations unsigned: signed ones leave the fast path of x86; {_MEASURED}", _FUSED)
 _OPENVINO = Support(
     ("int8",), f"its own low precision transformations, QDQ nets as they are; {_MEASURED}", ("Conv+Relu", "Conv+Add")
@@ -88,7 +92,7 @@ PROCESSORS = (
         "cpu",
         "AArch64 with NEON, without dot products",
         flags=("asimd",),
-        engines={"llama.cpp": Support(("q8_0", "q4_0", "f16"), "llama.cpp, ggml-cpu/arch/arm: plain NEON")},
+        engines={"llama.cpp": _LLAMA_NEON},
     ),
     Profile(
         "arm-dotprod",
@@ -118,7 +122,7 @@ BOARDS = (
         "Raspberry Pi 4 (Cortex-A72, 4 cores)",
         read_bytes_per_s=Figure(5.56e9, _PI4),
         flags=("asimd",),
-        engines={"llama.cpp": Support(("q8_0", "q4_0", "f16"), "llama.cpp, ggml-cpu/arch/arm: plain NEON")},
+        engines={"llama.cpp": _LLAMA_NEON},
         notes=("the bandwidth counts reads and writes of one core, not reads alone",),
     ),
     Profile(

@@ -61,11 +61,13 @@ class Support:
     formats  names as `--format` takes them; "int8" is that of nets with rounded activations
     fusions  operators that become one
     source   who says so, or where it was measured
+    packs    whether it keeps a second copy of weights, packed for the instructions of the processor
     """
 
     formats: tuple[str, ...]
     source: str
     fusions: tuple[str, ...] = ()
+    packs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from tersor.evaluation.nets.running.engines import NET_ENGINES, Loaded, Way, ins
 from tersor.evaluation.nets.running.race import likeness_db
 from tersor.graph.net import Net
 from tersor.graph.sessions import Session
+from tersor.targets.processor import places, processor
 
 onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'tersor[onnx]'")
 
@@ -101,5 +102,30 @@ def test_a_compiler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_usual_way_comes_first_and_every_one_is_different() -> None:
     found = ways(tuple(NET_ENGINES), (1, 2), every_setting=True)
-    assert len({str(one) for one in found}) == len(found) == 2 * sum(len(row.settings) for row in NET_ENGINES.values())
+    assert len({str(one) for one in found}) == len(found)
+    one = [way for way in found if way.threads == 1]
+    assert len(one) == sum(len(row.settings) for row in NET_ENGINES.values())
+    assert len(found) - 2 * len(one) == sum(len(row.several) for row in NET_ENGINES.values()) - (places(2) is None)
     assert str(found[0]) == "onnxruntime, 1 threads, layout, spin"
+
+
+def test_threads_are_not_pinned_where_there_are_more_of_them_than_cores() -> None:
+    many = processor().cores + 1
+    found = ways(("onnxruntime",), (many,), every_setting=True)
+    assert [way for way in found if way.settings.get("pinning")] == []
+    assert len(found) == 3
+
+
+@pytest.mark.skipif(places(2) is None, reason="needs two processors, and a system that tells where threads may run")
+def test_each_thread_of_onnx_runtime_stays_on_a_core_of_its_own(convolution: Path) -> None:
+    found = places(2)
+    assert found is not None
+    with Loaded(convolution, Way("onnxruntime", 2, {"layout": True, "spin": True, "pinning": True})) as pinned:
+        pinned.seconds(3)
+        tasks = Path(f"/proc/{pinned.pid}/task")
+        lines = [line for task in tasks.iterdir() for line in (task / "status").read_text().splitlines()]
+        reference = pinned.output()
+    where = {line.split()[1] for line in lines if line.startswith("Cpus_allowed_list")}
+    assert {str(number) for number in found} <= where
+    with Loaded(convolution, way("onnxruntime")) as free:
+        assert (likeness_db(free.output(), reference) or 200.0) > 100

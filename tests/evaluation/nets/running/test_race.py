@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tersor.evaluation.nets.running.engines import Way, ways
-from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db, race_ways, shortlist
+from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db, race_ways
 
 
 def entry(score: float, name: str = "onnxruntime", refusal: str = "") -> Entry:
@@ -43,11 +44,27 @@ def test_the_score_is_the_lower_quartile_of_the_shortest_runs() -> None:
     assert found.score == 2.0
 
 
-def test_a_shortlist_has_the_best_and_none_that_is_far_behind() -> None:
-    entries = [entry(1.5, "b"), entry(1.0, "a"), entry(4.0, "c"), entry(0, "d", "no"), entry(1.2, "e")]
-    assert [way.engine for way in shortlist(entries, most=3, within=2.0)] == ["a", "e", "b"]
-    assert [way.engine for way in shortlist(entries, most=2, within=2.0)] == ["a", "e"]
-    assert [way.engine for way in shortlist(entries, most=9, within=1.1)] == ["a"]
+def test_those_that_are_named_go_on_and_another_one_begins_each_round(convolution: Path) -> None:
+    way = ways(("onnxruntime",), (1,), every_setting=False)[0]
+    seen: list[list[int]] = []
+
+    def goes_on(entries: Sequence[Entry]) -> Sequence[Entry]:
+        seen.append([len(one.blocks) for one in entries])
+        return entries[1:]
+
+    told: list[str] = []
+    found = race_ways(
+        [(convolution, way)] * 3,
+        Sizes(),
+        rounds=2,
+        most=9,
+        goes_on=goes_on,
+        progress=lambda what, done, total: told.append(f"{done}/{total}"),
+        sleep=lambda _: None,
+    )
+    assert [len(one.blocks) for one in found] == [2, 3, 4]
+    assert seen == [[2, 2, 2], [3, 3], [4]]
+    assert told[-1] == "12/12"
 
 
 def test_likeness_is_in_decibels() -> None:

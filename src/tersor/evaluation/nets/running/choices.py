@@ -9,9 +9,11 @@ from pathlib import Path
 from tersor.core.errors import FormatError
 from tersor.core.records import from_json_text, plain, read_record, to_json_text
 
-__all__ = ["CHOICES_SCHEMA", "Choice", "Choices", "Tried", "choices_path"]
+__all__ = ["CHOICES_SCHEMA", "SLOWER", "Choice", "Choices", "Tried", "choices_path"]
 
 CHOICES_SCHEMA = "tersor.choices/1"
+SLOWER = "slower"
+"""The note of what could have been taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class Tried:
     settings: Mapping[str, bool]
     best_ms: float | None
     note: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it ran, and gave the results that the chosen one gives."""
+        return self.best_ms is not None and self.note in ("", SLOWER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import MissingError, SchemeError
 from tersor.engines.child import Child, InChild
+from tersor.targets.processor import places
 
 __all__ = ["NET_ENGINES", "Clock", "Loaded", "NetEngine", "Settings", "Way", "installed", "ways"]
 
@@ -23,6 +24,7 @@ Settings: TypeAlias = Mapping[str, bool]
 Clock: TypeAlias = Literal["wall", "processor"]
 """What time is told by: the wall, or the processor time of all threads of an engine. Other work does not lengthen the
 latter, which tells the same as the former for one thread that never waits."""
+PINNED = "pinning"
 _WORKER = "tersor.evaluation.nets.running.worker"
 
 
@@ -32,13 +34,20 @@ class NetEngine:
 
     package   that has to be installed; `install` is how
     settings  the ways in which it can be run, the usual one first
+    several   more ways, which differ for several threads alone
     programs  that it calls, such as a compiler
     """
 
     package: str
     install: str
     settings: tuple[Settings, ...]
+    several: tuple[Settings, ...] = ()
     programs: tuple[str, ...] = ()
+
+    @property
+    def every(self) -> tuple[Settings, ...]:
+        """All ways in which it is ever run."""
+        return (*self.settings, *self.several)
 
 
 NET_ENGINES: Mapping[str, NetEngine] = MappingProxyType(
@@ -46,14 +55,15 @@ NET_ENGINES: Mapping[str, NetEngine] = MappingProxyType(
         "onnxruntime": NetEngine(
             "onnxruntime",
             "pip install 'tersor[onnx]'",
-            ({"layout": True, "spin": True}, {"layout": False, "spin": True}, {"layout": True, "spin": False}),
+            ({"layout": True, "spin": True}, {"layout": False, "spin": True}),
+            ({"layout": True, "spin": False}, {"layout": True, "spin": True, PINNED: True}),
         ),
         "openvino": NetEngine("openvino", "pip install openvino", ({"pinning": True}, {"pinning": False})),
         "torch": NetEngine("torch", "pip install 'tersor[torch]'", ({"compile": True},), programs=("g++",)),
     }
 )
 """Name → row. layout: weights and images in the order that the processor likes (NCHWc); spin: idle threads wait
-awake; pinning: threads stay on their cores; compile: by inductor, with constants folded in."""
+awake; pinning: each thread stays on a core; compile: by inductor, with constants folded in."""
 
 
 def installed(name: str) -> str:
@@ -89,7 +99,7 @@ class Loaded(InChild):
 
     way      how it is run
     batch    size of the first axis of inputs where it is free; `length` that of other free axes
-    profile  folder for a profile of kernels; ONNX Runtime only
+    profile  folder for what `profile` needs; without one it is not counted
 
     Raises EngineError where the engine refuses the net, MissingError where it is not installed.
     """
@@ -136,16 +146,22 @@ class Loaded(InChild):
         self._child.call("show", into=found)
         return found
 
-    def end_profile(self) -> Path:
-        """Write the profile, and return where it lies."""
-        return Path(str(self._child.call("profile")["path"]))
+    def profile(self, repeats: int) -> dict[str, Any]:
+        """Run so many times, and return what the engine counted: `path` of its file, or `rows` (counters.py)."""
+        return self._child.call("profile", repeats=repeats)
 
 
 def ways(engines: Sequence[str], threads: Sequence[int], *, every_setting: bool) -> list[Way]:
-    """Return the ways to run a net in these engines: the usual settings of each, or every one; SchemeError."""
+    """Return the ways to run a net in these engines: the usual settings of each, or every one; SchemeError.
+
+    Threads are pinned to cores where this process may use as many cores as there are threads.
+    """
     found = []
     for name in engines:
-        settings = _row(name).settings
-        for chosen in settings if every_setting else settings[:1]:
+        row = _row(name)
+        for chosen in row.settings if every_setting else row.settings[:1]:
             found += [Way(name, count, chosen) for count in threads]
+        for chosen in row.several if every_setting else ():
+            most = [count for count in threads if count > 1 and (not chosen.get(PINNED) or places(count) is not None)]
+            found += [Way(name, count, chosen) for count in most]
     return found

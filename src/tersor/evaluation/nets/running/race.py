@@ -16,7 +16,7 @@ from tersor.evaluation.nets.running.engines import Clock, Loaded, Way
 from tersor.evaluation.speed.interleave import SETTLE_S, RaceProgress
 from tersor.targets.memory import footprint
 
-__all__ = ["Entry", "Sizes", "likeness_db", "race_ways", "shortlist"]
+__all__ = ["Entry", "Sizes", "likeness_db", "race_ways"]
 
 BLOCK_S = 0.04
 """What a way runs before it is the next one's turn: long enough that the caches are its own again."""
@@ -71,10 +71,15 @@ def race_ways(
     timeout_s: float = 600,
     progress: RaceProgress | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    most: int = 0,
+    goes_on: Callable[[Sequence[Entry]], Sequence[Entry]] | None = None,
 ) -> list[Entry]:
     """Load every net its way, warm up, time them in turn for `rounds` rounds; no process is left behind.
 
-    A way that refuses its net or is not installed has the reason in `refusal`.
+    most, goes_on  after `rounds` rounds those go on that `goes_on` names, asked after each round, up to `most` in all
+
+    Another one begins each round, for what runs may leave threads that spin to the next. A way that refuses its net or
+    is not installed has the reason in `refusal`.
     """
     entries = [Entry(path, way) for path, way in places]
     total, done = len(places) * (1 + rounds), 0
@@ -98,8 +103,16 @@ def race_ways(
                 repeats = _warmed(entry, loaded)
                 running.append((entry, loaded, repeats))
             tell(f"loading into {entry.way.engine}")
-        for number in range(rounds):
-            for entry, loaded, repeats in running:
+        racing = list(running)
+        for number in range(max(rounds, most)):
+            if number >= rounds:
+                going = () if goes_on is None else goes_on([entry for entry, _, _ in racing])
+                racing = [row for row in racing if any(row[0] is one for one in going)]
+                total += len(racing)
+            if not racing:
+                break
+            turn = number % len(racing)
+            for entry, loaded, repeats in (*racing[turn:], *racing[:turn]):
                 sleep(SETTLE_S)
                 took = loaded.seconds(repeats, clock)
                 entry.seconds += took
@@ -117,12 +130,6 @@ def _warmed(entry: Entry, loaded: Loaded) -> int:
     entry.output = loaded.output()
     once = min(loaded.seconds(WARMUPS))
     return max(LEAST_REPEATS, min(MOST_REPEATS, round(BLOCK_S / max(once, 1e-9))))
-
-
-def shortlist(entries: Sequence[Entry], *, most: int, within: float) -> list[Way]:
-    """Return the ways of the best scores, at most `most`, none more than `within` times the best."""
-    ran = sorted((entry for entry in entries if entry.blocks), key=lambda entry: entry.score)
-    return [entry.way for entry in ran[:most] if entry.score <= within * ran[0].score]
 
 
 def likeness_db(subject: Float32, reference: Float32) -> float | None:

@@ -1,8 +1,8 @@
 """The child process that holds one net in one engine and times it.
 
 Started by `engines/child.py` with the arguments ENGINE PATH OPTIONS_JSON; the options are `threads`, `batch`, `length`
-(of free axes), `seed`, and the settings of the engine. Inputs are made here: floats are drawn at random, whole numbers
-are all 1.
+(of free axes), `seed`, `profile` (a folder: count what every kernel takes), and the settings of the engine. Inputs are
+made here: floats are drawn at random, whole numbers are all 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.engines.frames import Ready, send, serve
+from tersor.evaluation.nets.running.counters import openvino_rows, torch_rows, weights_of
 from tersor.graph.net import Net
 from tersor.graph.training.module import to_torch
+from tersor.targets.processor import places
 
 __all__ = ["main"]
 
@@ -37,13 +39,13 @@ class _Loaded:
     inputs   name, shape (None for a free axis) and type of each
     run      inputs by name → outputs in order
     version  of the engine
-    profile  ends the profile that was asked for, and tells where it lies
+    profile  runs it so often on these inputs, and tells what was counted meanwhile: "path" of a file, or "rows"
     """
 
     inputs: list[tuple[str, list[int | None], str]]
     run: Callable[[Mapping[str, Array]], Sequence[Array]]
     version: str
-    profile: Callable[[], str] | None = None
+    profile: Callable[[Mapping[str, Array], int], Options]
 
 
 def _onnxruntime(path: str, options: Options) -> _Loaded:
@@ -57,14 +59,45 @@ def _onnxruntime(path: str, options: Options) -> _Loaded:
         levels.ORT_ENABLE_ALL if options.get("layout", True) else levels.ORT_ENABLE_EXTENDED
     )
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.get("spin", True) else "0")
+    kept = _pinned(settings, options["threads"]) if options.get("pinning") else None
     if options.get("profile"):
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(options["profile"]) / "ort")
+        settings.optimized_model_filepath = str(Path(options["profile"]) / "optimized.onnx")
+        # Of more than 2 GB it cannot be one file, and the values are not wanted.
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    if kept is not None:
+        os.sched_setaffinity(0, {kept})  # after the session: its threads would inherit this place
     names = [value.name for value in session.get_outputs()]
     inputs = [(value.name, _axes(value.shape), value.type) for value in session.get_inputs()]
     version = f"onnxruntime {onnxruntime.__version__}"
-    return _Loaded(inputs, lambda feeds: session.run(names, dict(feeds)), version, session.end_profiling)
+
+    def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
+        made: Sequence[Array] = session.run(names, dict(feeds))
+        return made
+
+    def profile(feeds: Mapping[str, Array], runs: int) -> Options:
+        for _ in range(runs):
+            run(feeds)
+        return {"path": session.end_profiling(), "weights": weights_of(Path(options["profile"]) / "optimized.onnx")}
+
+    return _Loaded(inputs, run, version, profile)
+
+
+def _pinned(settings: Any, threads: int) -> int:
+    """Have ONNX Runtime keep each thread of its own on one core; return the core of the thread that calls it.
+
+    It numbers processors from 1, and leaves the calling thread to the program.
+    """
+    found = places(threads)
+    if found is None:
+        raise ValueError(f"{threads} threads cannot be pinned: this process may use fewer processors")
+    if len(found) > 1:
+        text = ";".join(str(number + 1) for number in found[1:])
+        settings.add_session_config_entry("session.intra_op_thread_affinities", text)
+    return found[0]
 
 
 def _openvino(path: str, options: Options) -> _Loaded:
@@ -75,6 +108,7 @@ def _openvino(path: str, options: Options) -> _Loaded:
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": bool(options.get("pinning", True)),
         "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 unasked, and give other numbers
+        "PERF_COUNT": bool(options.get("profile")),
     }
     model = core.read_model(path)
     inputs = []
@@ -83,13 +117,19 @@ def _openvino(path: str, options: Options) -> _Loaded:
         inputs.append((port.any_name, axes, port.element_type.to_string()))
     shapes = {name: _sized(axes, options) for name, axes, _ in inputs}
     model.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    compiled = core.compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
 
     def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
         found = request.infer(dict(feeds))
         return [found[port] for port in request.model_outputs]
 
-    return _Loaded(inputs, run, f"openvino {openvino.__version__.partition('-')[0]}")
+    def profile(feeds: Mapping[str, Array], runs: int) -> Options:
+        for _ in range(runs):
+            run(feeds)
+        return {"rows": openvino_rows(compiled)}
+
+    return _Loaded(inputs, run, f"openvino {openvino.__version__.partition('-')[0]}", profile)
 
 
 def _torch(path: str, options: Options) -> _Loaded:
@@ -109,13 +149,17 @@ def _torch(path: str, options: Options) -> _Loaded:
         import torch._inductor.config as inductor  # noqa: PLC0415
 
         inductor.freezing = True
+        inductor.cpp.enable_kernel_profile = bool(options.get("profile"))
         called = torch.compile(module)
 
     def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
         made = called(*(torch.from_numpy(feeds[name]) for name, _, _ in inputs))
         return [one.numpy() for one in (made if isinstance(made, tuple | list) else (made,))]
 
-    return _Loaded(inputs, run, f"torch {torch.__version__}")
+    def profile(feeds: Mapping[str, Array], runs: int) -> Options:
+        return {"rows": torch_rows(lambda: run(feeds), runs)}
+
+    return _Loaded(inputs, run, f"torch {torch.__version__}", profile)
 
 
 _ENGINES = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}
@@ -185,11 +229,9 @@ class _Stage:
         pipe.write(np.ascontiguousarray(flat, "<f4").tobytes())
         return {}
 
-    def profile(self, _request: Options, _pipe: BinaryIO) -> Options:
-        """End the profile: where it lies."""
-        if self.loaded.profile is None:
-            raise ValueError("this engine writes no profile")
-        return {"path": self.loaded.profile()}
+    def profile(self, request: Options, _pipe: BinaryIO) -> Options:
+        """Run `repeats` times, and tell what was counted; it was loaded for that."""
+        return self.loaded.profile(self.feeds, request["repeats"])
 
 
 _OPERATIONS = {"time": _Stage.time, "show": _Stage.show, "profile": _Stage.profile}

@@ -1,0 +1,1 @@
+"""Nets that OpenVINO runs, inside an engine's process."""
