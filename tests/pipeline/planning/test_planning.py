@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the decoder computes with torch: pip install 'tersor[torch]'")
@@ -13,6 +16,7 @@ from tests.pipeline.planning.conftest import Case
 
 from tersor.core.errors import SchemeError
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
+from tersor.pipeline.planning import planning
 from tersor.pipeline.planning.analysing import open_study
 from tersor.pipeline.planning.goals import PlanGoal, cache_bytes
 from tersor.pipeline.planning.measuring import measure_plan
@@ -58,6 +62,35 @@ def test_a_divergence_is_met_by_the_smallest_mix_and_shares_add_up(case: Case) -
     assert sum(one.nbytes for one in shares.values()) == planned.mix.nbytes
     rise = planner.plan(PlanGoal(max_perplexity_increase=5.0), trials=0)
     assert rise.file.predicted["perplexity_increase_percent"] <= 5.0
+
+
+def test_what_was_measured_to_be_better_stays_within_the_divergence(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def later_is_better(*given: Any) -> Any:  # each neighbour by more than the noise
+        sides = given[-1]
+        noise = np.random.default_rng(0).normal(scale=1e-3, size=(len(sides), 64))
+        return {side: SimpleNamespace(kl=1 - 0.1 * int(side) + noise[int(side)]) for side in sides}
+
+    planner = Planner(case.model, case.studied)
+    sizes = [planner.plan(PlanGoal(bits_per_weight=bits), trials=0).kl for bits in (5.3, 5.6, 6.0, 6.5, 7.0)]
+    monkeypatch.setattr(planning, "measure_mixes", later_is_better)
+    assert any(planner.plan(PlanGoal(bits_per_weight=bits)).was_moved for bits in (5.3, 5.6, 6.0, 6.5, 7.0))
+    for kl in sizes:
+        assert planner.plan(PlanGoal(max_kl=kl)).kl <= kl
+
+
+def test_a_target_gets_no_format_that_it_does_not_run(case: Case) -> None:
+    some = frozenset({"q5_0", "q8_0"})
+    assert (
+        set(Planner(case.model, case.studied).plan(PlanGoal(bits_per_weight=6), trials=0).mix.formats.values()) - some
+    )
+    planned = Planner(case.model, case.studied, "gpu", allowed=some).plan(PlanGoal(bits_per_weight=7), trials=0)
+    fronts = case.studied.analysis.tensors
+    for tensor in fronts:
+        known = {one.format for one in tensor.candidates}
+        if known & some:
+            assert planned.mix.formats[tensor.name] in some
 
 
 def test_limits_that_exclude_each_other_are_refused_with_what_is_possible(case: Case) -> None:
@@ -134,6 +167,8 @@ def test_a_goal_needs_a_limit_that_is_a_number() -> None:
         PlanGoal(bits_per_weight=-1)
     with pytest.raises(SchemeError, match="--max-kl inf"):
         PlanGoal(max_kl=float("inf"))
+    with pytest.raises(SchemeError, match="--bandwidth -10"):
+        PlanGoal(max_latency_ms=5.0, bandwidth=-10.0)
 
 
 def test_a_plan_is_for_plain_rounding_too(case: Case, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -60,6 +61,8 @@ OF_LANGUAGE = (
 """Parameters that mean nothing for a net."""
 OF_NETS = ("data", "weights", "max_drop", "engine", "kind", "mean", "std", "size_of")
 """Parameters that mean nothing for a language model."""
+GOALS = ("max_size", "bits_per_weight", "max_kl", "max_perplexity_increase", "max_latency_ms", "max_drop", "memory")
+"""Parameters that ask for one plan."""
 OF_STUDY = ("formats", "container", "method", "statistics", *OF_TEXT)
 """Parameters that shape an analysis: it has them already where one is given."""
 
@@ -161,6 +164,8 @@ def plan(
     """
     if output is None and analysis is None:
         raise SchemeError("give --output for the plan, or --analysis to look at a saved one")
+    if sweep_range is not None:
+        refuse_given(context, GOALS, "--sweep, which shows what every size costs")
     limits: dict[str, Any]
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
@@ -188,7 +193,9 @@ def plan(
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
         studied = _analysed(source, analysis or _beside(output), study)
-    planner = Planner(source, studied, target, tuple(tensor_format or ()))
+    # An analysis may know formats that this target's engine does not run.
+    allowed = None if row.is_here or not row.formats else frozenset(row.formats)
+    planner = Planner(source, studied, target, tuple(tensor_format or ()), allowed)
     if goal is None:
         rate = limits["bandwidth"] or (read_rate() if row.is_here else None)
         _sweep(planner, sizes, output, rate, is_measured=measure, as_json=as_json)
@@ -216,6 +223,8 @@ def _limits(
     row: Target, max_size: str | None, memory: str | None, bandwidth: float | None, *, is_timed: bool
 ) -> dict[str, Any]:
     """Return limits as PlanGoal takes them: what is not said is what the target is known to have."""
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        raise SchemeError(f"--bandwidth {bandwidth:g}: GB/s above 0")
     rate = row.read_bytes_per_s if bandwidth is None else bandwidth * 1e9
     if rate is None and not row.is_here and is_timed:
         raise SchemeError(

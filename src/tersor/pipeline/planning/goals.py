@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
 from tersor.models.model import Model
+from tersor.targets.processor import processor
 from tersor.targets.roofs import measure_roofs
 
 __all__ = ["PlanGoal", "cache_bytes", "read_rate"]
@@ -54,6 +54,8 @@ class PlanGoal:
         given = {name: value for name, value in limits.items() if value is not None}
         if not given:
             raise SchemeError(f"a plan needs a goal: one of {', '.join(limits)}")
+        if self.bandwidth is not None:
+            given["--bandwidth"] = self.bandwidth
         wrong = [f"{name} {value}" for name, value in given.items() if not 0 < value < math.inf]
         if wrong:
             raise SchemeError(f"{wrong[0]}: a limit is a number above 0")
@@ -127,4 +129,4 @@ def cache_bytes(model: Model, context: int) -> int:
 
 def read_rate() -> float:
     """Return at how many bytes per second this machine reads its memory, all cores together."""
-    return measure_roofs(os.cpu_count() or 1).read_bytes_per_s
+    return measure_roofs(processor().physical).read_bytes_per_s

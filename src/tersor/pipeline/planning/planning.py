@@ -58,13 +58,15 @@ class Planned:
 class Planner:
     """Plans for one analysed model.
 
-    fixed  "PATTERN=FORMAT" texts: tensors that have no choice any more; the format must be one of their candidates
+    fixed    "PATTERN=FORMAT" texts: tensors that have no choice any more; the format must be one of their candidates
+    allowed  formats that the target runs; of tensors that have others alone, those stay. None: all that were analysed
     """
 
     model: Model
     studied: Studied
     target: str = "cpu"
     fixed: tuple[str, ...] = ()
+    allowed: frozenset[str] | None = None
     groups: dict[str, tuple[str, ...]] = field(init=False)
     frontier: Frontier = field(init=False)
 
@@ -79,7 +81,11 @@ class Planner:
 
     def _options(self) -> dict[str, list[Option]]:
         read = tensor_format if self.analysis.container == GGUF else lambda text: get(text).name
-        return fixed_options(self.analysis.options(self.groups), self.groups, self.fixed, read)
+        found = self.analysis.options(self.groups)
+        if self.allowed is not None:
+            held = {name: [one for one in rows if one.name in self.allowed] for name, rows in found.items()}
+            found = {name: held[name] or rows for name, rows in found.items()}
+        return fixed_options(found, self.groups, self.fixed, read)
 
     def plan(self, goal: PlanGoal, *, trials: int = TRIALS) -> Planned:
         """Return the best plan within `goal`; SchemeError where none is."""
@@ -98,7 +104,7 @@ class Planner:
                 break
         else:
             raise SchemeError(f"no mix makes a file of at most {goal.max_bytes} bytes")
-        other = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials) if trials else mix
+        other = self._searched(mix, mix.nbytes if nbytes is None else nbytes, goal.kl, trials) if trials else mix
         made = self._file(other, goal)
         if goal.max_bytes is not None and made.file_bytes > goal.max_bytes:
             return replace(found, tried=trials)
@@ -181,9 +187,14 @@ class Planner:
             predicted["latency_ms"] = 1000 * (plan.nbytes - self._unread(whole.formats)) / goal.bandwidth
         return Planned(whole, replace(file, predicted=predicted), nbytes, kl)
 
-    def _searched(self, mix: Mix, nbytes: int, trials: int) -> Mix:
-        """Measure neighbours of a mix beside it, and return one that is better beyond the noise, or the mix itself."""
+    def _searched(self, mix: Mix, nbytes: int, kl: float | None, trials: int) -> Mix:
+        """Measure neighbours of a mix beside it, and return one that is better beyond the noise, or the mix itself.
+
+        nbytes, kl  that none may go beyond, as predicted
+        """
         neighbours = self.frontier.neighbours(mix, nbytes, trials, SLACK)
+        if kl is not None:
+            neighbours = [one for one in neighbours if self.analysis.predicted(one.loss) <= kl]
         if not neighbours:
             return mix
         sides = {str(number): spread(one, self.groups).formats for number, one in enumerate([mix, *neighbours])}
