@@ -40,6 +40,16 @@ def test_the_fastest_way_is_chosen_kept_and_remembered(net: Path) -> None:
         assert np.isfinite(loaded.output()).all()
 
 
+def test_a_narrow_search_is_not_taken_for_a_wide_one(net: Path) -> None:
+    first = quick(net)
+    assert first.choice.searched == "engines onnxruntime; threads 1"
+    wider = optimize(net, engines=("onnxruntime",), threads=(1, 2), rounds=3)
+    assert wider.fresh
+    assert {row.threads for row in wider.choice.tried} == {1, 2}
+    with pytest.raises(SchemeError, match="nonesuch"):
+        optimize(net, engines=("nonesuch",))
+
+
 def test_another_release_of_an_engine_and_other_bytes_are_measured_anew(net: Path) -> None:
     first = quick(net)
     path = choices_path(net)

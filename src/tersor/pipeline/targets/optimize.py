@@ -65,8 +65,9 @@ class Optimized:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """What is tried: numbers of threads, engines, rounds of the final race."""
+    """What is tried: numbers of threads, engines, rounds of the final race; `asked` as a choice remembers it."""
 
+    asked: str
     threads: tuple[int, ...]
     engines: tuple[str, ...]
     rounds: int
@@ -100,8 +101,9 @@ def optimize(
     again          measure although a choice is remembered
     clock          "processor" tells processor time, which other work does not lengthen; for nets and one thread
 
-    A choice holds for the bytes of the artefact, the processor with its cores, and the shape of inputs; it is measured
-    anew where an engine has another release. Raises SchemeError, MissingError, EngineError where nothing runs it.
+    A choice holds for the bytes of the artefact, the processor with its cores, the shape of inputs, and what was asked
+    to be tried; it is measured anew where an engine has another release. Raises SchemeError, MissingError, EngineError
+    where nothing runs it.
     """
     if target not in TARGETS:
         raise SchemeError(f"artefacts are optimized for {', '.join(TARGETS)}, not {target!r}")
@@ -114,15 +116,23 @@ def optimize(
     sizes = Sizes() if path.suffix == ".gguf" else Sizes(batch, length)
     known, load = read_choices(place), busy_cores()
     found = known.find(digest, fingerprint(machine), batch, length)
-    if found is not None and not again and is_current(found):
-        return Optimized(path, found, False, time.perf_counter() - began, place)
     counts = tuple(dict.fromkeys(threads or (machine.physical, machine.cores, 1)))
-    search = _Search(counts, _engines(path, engines), rounds, clock, timeout_s)
+    asked = _asked(engines, threads, clock)
+    search = _Search(asked, counts, _engines(path, engines), rounds, clock, timeout_s)
+    if found is not None and not again and is_current(found) and found.searched == asked:
+        return Optimized(path, found, False, time.perf_counter() - began, place)
     measured = _net if path.suffix == ".onnx" else _language
     choice = _choice(measured(path, search, sizes, progress), digest, sizes, machine, search)
     with atomic_writer(place) as file:
         file.write(known.with_choice(choice).to_json().encode())
     return Optimized(path, choice, True, time.perf_counter() - began, place, load)
+
+
+def _asked(engines: Sequence[str] | None, threads: Sequence[int], clock: Clock) -> str:
+    """Return what was asked for in words; "" where nothing was, so that all is tried."""
+    parts = [] if engines is None else ["engines " + ", ".join(sorted(engines))]
+    parts += ["threads " + ", ".join(map(str, sorted(threads)))] if threads else []
+    return "; ".join([*parts, *(() if clock == "wall" else (f"clock {clock}",))])
 
 
 def _choice(tried: Sequence[Tried], digest: str, sizes: Sizes, machine: Processor, search: _Search) -> Choice:
@@ -141,6 +151,7 @@ def _choice(tried: Sequence[Tried], digest: str, sizes: Sizes, machine: Processo
         tried=tuple(tried),
         versions=releases(search.engines),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        searched=search.asked,
     )
 
 

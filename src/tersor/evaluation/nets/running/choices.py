@@ -46,6 +46,7 @@ class Choice:
     batch, length    of free axes of inputs
     tried            every way, the chosen one first
     versions         of the engines: another release may be faster in another way
+    searched         engines, threads and clock, where some were asked for; "": all that there is was tried
     """
 
     artefact_sha256: str
@@ -59,6 +60,7 @@ class Choice:
     tried: tuple[Tried, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
+    searched: str = ""
 
 
 @dataclass(frozen=True, slots=True)
