@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tersor.calibrate.sequences import Sequences
 from tersor.calibrate.workspace import workspace_path
 from tersor.core.card import Card
 from tersor.core.errors import MissingError, SchemeError
@@ -19,7 +20,7 @@ from tersor.files.gguf import GgufFile
 from tersor.models import Model, load
 from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
-from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.run import Calibration, divided
 from tersor.pipeline.calibrated.training import result
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.settings import Training, split_training
@@ -50,6 +51,21 @@ def contents(path: Path) -> dict[str, bytes]:
     """Return the bytes of every tensor of a GGUF; its metadata names the method."""
     with GgufFile(path) as file:
         return {tensor.name: file.read_bytes(tensor.name).tobytes() for tensor in load(path).tensors}
+
+
+@pytest.mark.parametrize("count", [8, 40, 1024])
+def test_what_chooses_and_what_proves_was_seen_by_nothing_before(count: int) -> None:
+    text = Sequences(np.arange(count)[:, None], "numbers", "")
+    calibrated = set(divided(text)[0].ids.ravel().tolist())
+    learnt, looked_at, unseen = (set(part.ravel().tolist()) for part in result._texts(text, is_proved=True))
+    assert learnt == calibrated
+    assert not calibrated & (looked_at | unseen)
+    assert not looked_at & unseen
+    assert len(looked_at) >= 2
+    assert len(unseen) >= 2
+    learnt, looked_at, unseen = (set(part.ravel().tolist()) for part in result._texts(text, is_proved=False))
+    assert len(learnt) + len(looked_at) == count
+    assert not unseen
 
 
 @pytest.fixture
