@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tersor.targets.memory import Footprint, available_bytes, footprint
+from tersor.targets.memory import Footprint, available_bytes, footprint, machine_bytes
 
 MIB = 1 << 20
 PROGRAM = """
@@ -96,3 +96,26 @@ def test_what_was_freed_between_things_that_live_on_is_given_back() -> None:
     given, kept = done.stdout.split()
     assert int(given) > 50 << 20
     assert float(kept) == 30 * 12_500
+
+
+def test_a_container_has_what_its_control_groups_grant(tmp_path: Path) -> None:
+    def write(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/meminfo", "MemTotal:       16777216 kB\nMemFree: 1 kB\n")
+    assert machine_bytes(tmp_path) == 16 << 30
+    write("proc/self/cgroup", "0::/work/job\n")
+    write("sys/fs/cgroup/work/job/memory.max", "max\n")
+    assert machine_bytes(tmp_path) == 16 << 30
+    write("sys/fs/cgroup/work/memory.max", f"{4 << 30}\n")
+    assert machine_bytes(tmp_path) == 4 << 30
+    write("proc/self/cgroup", "5:memory:/old\n3:cpu:/old\n")
+    write("sys/fs/cgroup/memory/old/memory.limit_in_bytes", f"{2 << 30}\n")
+    assert machine_bytes(tmp_path) == 2 << 30
+    write("sys/fs/cgroup/memory/old/memory.limit_in_bytes", "9223372036854771712\n")  # what no limit looks like there
+    assert machine_bytes(tmp_path) == 16 << 30
+
+
+def test_this_machine_has_memory() -> None:
+    assert (machine_bytes() or 0) > MIB

@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Footprint", "available_bytes", "footprint", "give_back"]
+from tersor.targets.groups import groups, text_of
+
+__all__ = ["Footprint", "available_bytes", "footprint", "give_back", "machine_bytes"]
 
 PROCESSES = Path("/proc")
 
@@ -47,6 +49,21 @@ def available_bytes(processes: Path = PROCESSES) -> int | None:
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     return None
+
+
+def machine_bytes(system: Path = Path("/")) -> int | None:
+    """Return the memory that this process may ever take: the machine's, or what its control groups grant of it.
+
+    None where the system does not tell.
+    """
+    found = [_kilobytes(system / "proc/meminfo").get("MemTotal")]
+    if found == [None]:
+        with suppress(AttributeError, ValueError, OSError):
+            found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder, is_second in groups("memory", system):
+        said = text_of(folder / ("memory.max" if is_second else "memory.limit_in_bytes")).strip()
+        found.append(int(said) if said.isdecimal() else None)  # "max": no limit
+    return min((one for one in found if one), default=None)
 
 
 def give_back() -> None:

@@ -7,6 +7,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from tersor.targets.groups import groups, text_of
+
 __all__ = ["Processor", "busy_cores", "places", "processor"]
 
 SYSTEM = Path("/")
@@ -51,7 +53,7 @@ def busy_cores(system: Path = SYSTEM) -> float | None:
     if system == SYSTEM and hasattr(os, "getloadavg"):
         return os.getloadavg()[0]
     try:
-        return float(_text(system / "proc/loadavg").split()[0])
+        return float(text_of(system / "proc/loadavg").split()[0])
     except (IndexError, ValueError):
         return None
 
@@ -74,30 +76,21 @@ def places(count: int, system: Path = SYSTEM) -> tuple[int, ...] | None:
 
 def _cpuinfo(system: Path) -> dict[str, str]:
     """The lines of the first processor."""
-    lines = _text(system / "proc/cpuinfo").partition("\n\n")[0].splitlines()
+    lines = text_of(system / "proc/cpuinfo").partition("\n\n")[0].splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def _quota(system: Path) -> float | None:
     """Cores that the control groups of this process grant, the smallest on the way up; None without a limit."""
-    found = []
-    for line in _text(system / "proc/self/cgroup").splitlines():
-        _, kinds, place = [*line.split(":", 2), "", ""][:3]
-        parts = [part for part in place.split("/") if part and part != ".."]
-        is_second = not kinds
-        top = system / "sys/fs/cgroup" / ("" if is_second else "cpu")
-        if not is_second and "cpu" not in kinds.split(","):
-            continue
-        for depth in range(len(parts) + 1):
-            found.append(_limit(top.joinpath(*parts[:depth]), is_second))
+    found = [_limit(folder, is_second) for folder, is_second in groups("cpu", system)]
     return min((limit for limit in found if limit is not None), default=None)
 
 
 def _limit(folder: Path, is_second: bool) -> float | None:
     if is_second:
-        words = _text(folder / "cpu.max").split()
+        words = text_of(folder / "cpu.max").split()
     else:
-        words = [_text(folder / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        words = [text_of(folder / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
     try:
         quota, period = float(words[0]), float(words[1])
     except (IndexError, ValueError):  # "max": no limit
@@ -112,21 +105,14 @@ def _physical(system: Path, allowed: list[int]) -> int:
 
 def _siblings(system: Path, number: int) -> str:
     """What names the core of a processor: all processors of that core, or the processor alone where nobody says."""
-    text = _text(system / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").strip()
+    text = text_of(system / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").strip()
     return text or str(number)
 
 
 def _last_cache(system: Path) -> int | None:
     levels = {}
     for folder in sorted((system / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        size, level, kind = (_text(folder / name).strip() for name in ("size", "level", "type"))
+        size, level, kind = (text_of(folder / name).strip() for name in ("size", "level", "type"))
         if kind != "Instruction" and level.isdecimal() and size[:-1].isdecimal():
             levels[int(level)] = int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(size[-1], 0)
     return levels[max(levels)] or None if levels else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

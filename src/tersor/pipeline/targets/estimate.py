@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tersor.models.load import load
 from tersor.models.model import Model, ModelTensor, kind_of
 from tersor.models.outline import outline
 from tersor.pipeline.steps.planning import make_plan
+from tersor.targets.memory import machine_bytes
 from tersor.targets.processor import processor
 from tersor.targets.profiles.table import profile
 from tersor.targets.roofs import measure_roofs
@@ -116,14 +116,7 @@ def _machine(target: str | Machine, threads: int) -> Machine:
     if target != HERE:
         return machine_of(profile(target))
     here = processor()
-    return machine_here(here.name, measure_roofs(threads or here.physical), _physical_memory(), here.flags)
-
-
-def _physical_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return machine_here(here.name, measure_roofs(threads or here.physical), machine_bytes(), here.flags)
 
 
 def _weights(model: Model, name: str | None) -> _Stored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["machine_bytes", "resident_bytes"]
+__all__ = ["resident_bytes"]
 
 
 def resident_bytes(pid: int | None) -> int:
@@ -14,12 +14,4 @@ def resident_bytes(pid: int | None) -> int:
         pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
-        return 0
-
-
-def machine_bytes() -> int:
-    """Return the memory of this machine; 0 where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
         return 0

@@ -26,11 +26,12 @@ from tersor.deploy.gateway.models import Served
 from tersor.deploy.gateway.recording.cells import Cell, figures
 from tersor.deploy.gateway.recording.drifting import Drifting, Key
 from tersor.deploy.gateway.recording.incidents import DRIFT, Incidents, drift_row, drift_rows
-from tersor.deploy.gateway.recording.memory import machine_bytes, resident_bytes
+from tersor.deploy.gateway.recording.memory import resident_bytes
 from tersor.deploy.gateway.recording.queued import read_queued, waiting
 from tersor.deploy.gateway.recording.recorder import MINUTE_S, MINUTES
 from tersor.deploy.gateway.recording.refresh import Refresh, commands
 from tersor.deploy.gateway.recording.store import Happening, Store
+from tersor.targets.memory import machine_bytes
 
 __all__ = ["Watch"]
 
@@ -87,7 +88,7 @@ class Watch:
             for alert in self.alarms.book.alerts.values():
                 self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(1)
             self.drifts.update(drift_rows(await asyncio.to_thread(store.get, DRIFT)))
-            self.metrics.machine.set(machine_bytes())
+            self.metrics.machine.set(machine_bytes() or 0)
             primaries = {name: served.plan.primary for name, served in self.models().items()}
             began = {"version": __version__, "primaries": primaries}
             await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "gateway began", "", began))
@@ -172,7 +173,7 @@ class Watch:
         if (found["requests"] or 0) < LEAST_REQUESTS:
             found |= dict.fromkeys(SHARES)
         found |= self._judged(name, variant, record.since(moment - MINUTES * MINUTE_S))
-        machine = machine_bytes()
+        machine = machine_bytes() or 0
         found["memory_share"] = held / machine if held and machine else None
         found["engine_down"] = float(not served.variants[variant].is_ready)
         found["restarts"] = self._restarts(name, variant, served.variants[variant].starts, now)
