@@ -24,6 +24,7 @@ from tersor.deploy.registry.texts import checked_name, checked_text, split_label
 __all__ = ["add", "all_artefacts", "card_of", "differences_of", "find", "place_of", "registered"]
 
 SHOWN = 20
+FULL_BITS = 16.0
 
 _SELECT = f"""SELECT a.id, a.name, a.version, a.kind, a.path, a.is_absolute, a.files, a.nbytes, a.sha256,
     {label_of("b", "baseline")}, a.added, a.who FROM artefacts a LEFT JOIN artefacts b ON b.id = a.baseline"""  # noqa: S608  # names from our own code
@@ -48,6 +49,8 @@ def add(
     chosen = kind_of(place, kind)
     files = manifest_of(place, chosen, None if is_absolute else folder)
     card, digest = read_card(place, files), manifest_digest(files)
+    if compared is None and card is not None:
+        _check_full(place, Card.from_json(card))
     with ledger.database.writing(is_decision=True):
         newest = _newest(ledger, name)
         facts = (stored, chosen, digest, compared.label if compared else None)
@@ -61,6 +64,16 @@ def add(
             baseline=compared.id if compared else None, added=added, who=who,
         )  # fmt: skip
         return find(ledger, name)
+
+
+def _check_full(place: Path, card: Card) -> None:
+    """Refuse what its Card says is quantized: without a baseline it would serve unjudged."""
+    bits = card.plan.bits_per_weight
+    if bits < FULL_BITS:
+        raise SchemeError(
+            f"{place.name} has {bits:.3g} bits per weight by its Card: name what it is to be compared with, "
+            "the full-precision artefact, as its baseline"
+        )
 
 
 def find(ledger: Ledger, label: str, version: int | None = None) -> RegisteredArtefact:
