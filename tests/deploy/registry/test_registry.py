@@ -62,9 +62,7 @@ def test_an_unknown_artefact_is_refused_with_those_that_there_are(registry: Regi
 
 def test_what_its_card_says_is_quantized_is_no_full_precision(registry: Registry, folder: Path) -> None:
     quantize(load(reference_model.PATH), "q4_0", output=folder / "small.gguf")
-    with pytest.raises(
-        SchemeError, match=r"small\.gguf has 5\.\d+ bits per weight by its Card: name the full-precision"
-    ):
+    with pytest.raises(SchemeError, match=r"small\.gguf has 5\.\d+ bits per weight by its Card: name what it is"):
         registry.add_artefact("small", folder / "small.gguf", who="ann")
     assert registry.add_artefact("small", folder / "small.gguf", who="ann", baseline="full").version == 1
     quantize(load(reference_model.PATH), "f16", output=folder / "whole.gguf")

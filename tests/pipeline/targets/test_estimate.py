@@ -84,6 +84,8 @@ def test_this_machine_is_measured(tiny_gguf: Callable[..., Path]) -> None:
 def test_what_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SchemeError, match="no profile 'h1000'"):
         estimate(folder, target="h1000")
+    with pytest.raises(SchemeError, match=r"matrices are multiplied in float32, .*, not 'bogus'"):
+        estimate(folder, target="h100", compute="bogus")
     with pytest.raises(SchemeError, match="machines must be 1 or more"):
         estimate(folder, target="h100", machines=0)
     with pytest.raises(SchemeError, match="q9"):

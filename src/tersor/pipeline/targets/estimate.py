@@ -25,6 +25,7 @@ from tersor.models.outline import outline
 from tersor.pipeline.steps.planning import make_plan
 from tersor.targets.memory import machine_bytes
 from tersor.targets.processor import processor
+from tersor.targets.profiles.profile import DTYPES
 from tersor.targets.profiles.table import profile
 from tersor.targets.roofs import measure_roofs
 
@@ -77,6 +78,8 @@ def estimate(
     if machines < 1:
         raise SchemeError(f"machines must be 1 or more, got {machines}")
     source = _shaped(model)
+    if compute is not None and compute not in DTYPES:
+        raise SchemeError(f"matrices are multiplied in {', '.join(DTYPES)}, not {compute!r:.40}")
     machine = _machine(target, threads).times(machines)
     stored = _weights(source, format)
     metadata = {key: entry.value for key, entry in source.metadata.items()}
