@@ -10,6 +10,7 @@ from tersor import reference_model
 from tersor.core.errors import MissingError, SchemeError
 from tersor.models import load
 from tersor.pipeline.quantize import quantize
+from tersor.pipeline.targets import estimate as estimating
 from tersor.pipeline.targets.estimate import estimate
 
 LLAMA_3_8B = {
@@ -79,6 +80,14 @@ def test_this_machine_is_measured(tiny_gguf: Callable[..., Path]) -> None:
     assert found.fits is True
     basis = next(amount.basis for amount in found.amounts if amount.name == "decode_tokens_per_s")
     assert "measured here with 1 threads" in basis
+
+
+def test_rates_of_a_busy_machine_are_called_so(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_gguf()
+    for busy, is_told in ((None, False), (0.1, False), (3.0, True)):
+        monkeypatch.setattr(estimating, "busy_cores", lambda busy=busy: busy)
+        notes = estimate(path, context=32, prompt=8, threads=1).assumptions
+        assert any("3.0 cores' worth of other work" in note for note in notes) is is_told
 
 
 def test_what_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
