@@ -33,6 +33,8 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}),
     ("completions", {"stop": ["a", "b"], "logit_bias": {"5": -100}, "stream_options": {"include_usage": True}}),
     ("completions", {"stop": "a", "echo": False, "best_of": 1, "suffix": None}),
+    ("completions", {"n": 2}),
+    ("completions", {"n": 2, "best_of": 2}),
     ("completions", {"prompt": "ein Käfer 🐞"}),
 ]
 

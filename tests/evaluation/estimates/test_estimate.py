@@ -78,7 +78,7 @@ def test_a_mixture_reads_more_experts_the_more_sequences_there_are_but_never_mor
 
 
 def test_what_nobody_says_is_unknown_with_the_reason() -> None:
-    found = made(TRAFFIC, 1e9, SHAPE, LOAD, machine_of(profile("iphone-16-pro")))
+    found = made(TRAFFIC, 1e9, SHAPE, LOAD, replace(machine_of(profile("iphone-16-pro")), memory=None))
     assert found.fits is None
     unknown = {amount.name: amount.basis for amount in found.amounts if amount.value is None}
     assert {"memory_bytes", "decode_tokens_per_s", "prefill_tokens_per_s", "longest_context"} <= set(unknown)

@@ -102,9 +102,11 @@ def _check_shapes(given: Mapping[str, Any]) -> None:
     for name in ("stream_options", "response_format"):
         if not isinstance(given.get(name, {}), dict):
             raise RequestError(f"{name!r} must be an object", BAD_REQUEST)
-    if given.get("echo") or given.get("suffix") or given.get("best_of", 1) != given.get("n", 1):
-        odd = next(name for name in ("echo", "suffix", "best_of") if given.get(name))
-        raise RequestError(f"{odd!r} is not supported: leave it out", BAD_REQUEST)
+    count = given.get("n", 1)
+    odd = {"echo": given.get("echo"), "suffix": given.get("suffix"), "best_of": given.get("best_of", count) != count}
+    for name, is_asked in odd.items():
+        if is_asked:
+            raise RequestError(f"{name!r} is not supported: leave it out", BAD_REQUEST)
     try:
         json.dumps(given, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
