@@ -46,6 +46,12 @@ def test_a_quota_of_the_control_group_or_of_one_above_it_limits_the_cores(tmp_pa
     assert processor(write(tmp_path, {f"{top}/work/cpu.max": "max 100000\n"})).cores == processor().cores
 
 
+@pytest.mark.skipif(processor().cores < 2, reason="one core is all that there is")
+def test_a_part_of_a_core_counts_as_one(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "110000 100000\n"}
+    assert processor(write(tmp_path, files)).cores == 2
+
+
 def test_a_quota_of_the_older_control_groups_counts_too(tmp_path: Path) -> None:
     folder = "sys/fs/cgroup/cpu/job"
     files = {"proc/self/cgroup": "3:cpu,cpuacct:/job\n1:name=systemd:/\n"}

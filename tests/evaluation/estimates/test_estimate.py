@@ -77,6 +77,13 @@ def test_a_mixture_reads_more_experts_the_more_sequences_there_are_but_never_mor
     assert step(4096) == pytest.approx(2e8 + 8 * 8e8, rel=1e-3)
 
 
+def test_as_many_tokens_live_at_once_as_are_prompted_or_answered_together() -> None:
+    for prompt, batch, tokens in ((1, 4000, 4000), (300, 1, 300), (300, 40, 300)):
+        load = replace(LOAD, context=1024, prompt=prompt, chunk=512, batch=batch)
+        found = made(TRAFFIC, 1e9, SHAPE, load, machine_of(profile("h100")))
+        assert found.amount("activation_bytes") == SHAPE.live_values(tokens, batch) * load.live_bytes
+
+
 def test_what_nobody_says_is_unknown_with_the_reason() -> None:
     found = made(TRAFFIC, 1e9, SHAPE, LOAD, replace(machine_of(profile("iphone-16-pro")), memory=None))
     assert found.fits is None
