@@ -218,7 +218,7 @@ def made(folder: Path) -> Path:
 
 
 def test_the_card_beside_an_artefact_is_kept_as_it_was(registry: Registry, made: Path) -> None:
-    row = registry.add_artefact("small", made, who="ann")
+    row = registry.add_artefact("small", made, who="ann", baseline="full")
     assert [file.path for file in row.files] == ["small.gguf"]
     beside = made.with_name("small.card.json")
     text = beside.read_text(encoding="utf-8")
@@ -228,6 +228,13 @@ def test_the_card_beside_an_artefact_is_kept_as_it_was(registry: Registry, made:
     assert card.to_json() == text
     assert registry.card("full") is None
     assert registry.verify("small") == ()
+
+
+def test_what_its_card_says_is_quantized_is_no_full_precision(registry: Registry, folder: Path, made: Path) -> None:
+    with pytest.raises(SchemeError, match=r"small\.gguf has \d+\.\d+ bits per weight by its Card: name what it is"):
+        registry.add_artefact("small", made, who="ann")
+    tersor.quantize(reference_model.PATH, "f16", output=folder / "whole.gguf")
+    assert registry.objection(registry.add_artefact("whole", folder / "whole.gguf", who="ann").label) is None
 
 
 def test_the_card_of_another_file_is_refused(registry: Registry, made: Path) -> None:
@@ -240,7 +247,7 @@ def test_the_card_in_a_folder_is_no_part_of_the_artefact(registry: Registry, che
     document = json.loads(made.with_name("small.card.json").read_bytes())
     document["artefacts"] = []
     (checkpoint / "llama.card.json").write_text(json.dumps(document))
-    row = registry.add_artefact("llama", checkpoint, who="ann")
+    row = registry.add_artefact("llama", checkpoint, who="ann", baseline="full")
     assert "llama.card.json" not in {file.path for file in row.files}
     assert registry.card("llama") is not None
     (checkpoint / "llama.card.json").write_text(json.dumps({**document, "notes": ["evaluated since"]}))

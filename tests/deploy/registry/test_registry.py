@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tersor import reference_model
 from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError
 from tersor.deploy.registry.manifest import contents_of
 from tersor.deploy.registry.registry import Registry
 from tersor.deploy.registry.rows import Deployment, Note
-from tersor.models import load
-from tersor.pipeline.conversion import quantize
 
 from .conftest import Clock
 
@@ -58,15 +55,6 @@ def test_an_unknown_artefact_is_refused_with_those_that_there_are(registry: Regi
         registry.artefact("q4", 7)
     with pytest.raises(SchemeError, match="one of them"):
         registry.artefact("q4:1", 2)
-
-
-def test_what_its_card_says_is_quantized_is_no_full_precision(registry: Registry, folder: Path) -> None:
-    quantize(load(reference_model.PATH), "q4_0", output=folder / "small.gguf")
-    with pytest.raises(SchemeError, match=r"small\.gguf has 5\.\d+ bits per weight by its Card: name what it is"):
-        registry.add_artefact("small", folder / "small.gguf", who="ann")
-    assert registry.add_artefact("small", folder / "small.gguf", who="ann", baseline="full").version == 1
-    quantize(load(reference_model.PATH), "f16", output=folder / "whole.gguf")
-    assert registry.objection(registry.add_artefact("whole", folder / "whole.gguf", who="ann").label) is None
 
 
 def test_a_baseline_is_of_full_precision_and_so_is_a_fallback(registry: Registry, folder: Path) -> None:

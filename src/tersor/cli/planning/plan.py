@@ -181,8 +181,7 @@ def plan(
     limits = _limits(row, max_size, memory, bandwidth, is_timed=max_latency_ms is not None)
     limits |= {"bits_per_weight": bits_per_weight, "max_kl": max_kl, "max_latency_ms": max_latency_ms}
     limits |= {"max_perplexity_increase": max_perplexity_increase, "context": context_tokens}
-    goal = PlanGoal(**limits) if sweep_range is None else None
-    sizes = parse_sweep(sweep_range) if sweep_range else []
+    goal, sizes = (PlanGoal(**limits), []) if sweep_range is None else (None, parse_sweep(sweep_range))
     source = load(model, ignore_config=ignore_config or ())
     if analysis is not None and (analysis / "analysis.json").is_file():
         refuse_given(context, OF_STUDY, "a saved analysis")
@@ -193,9 +192,7 @@ def plan(
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
         studied = _analysed(source, analysis or _beside(output), study)
-    # An analysis may know formats that this target's engine does not run.
-    allowed = None if row.is_here or not row.formats else frozenset(row.formats)
-    planner = Planner(source, studied, target, tuple(tensor_format or ()), allowed)
+    planner = Planner(source, studied, target, tuple(tensor_format or ()), row.allowed)
     if goal is None:
         rate = limits["bandwidth"] or (read_rate() if row.is_here else None)
         _sweep(planner, sizes, output, rate, is_measured=measure, as_json=as_json)

@@ -37,6 +37,11 @@ class Target:
         """Whether it stands for the machine at hand, which can be measured."""
         return self.name == HERE
 
+    @property
+    def allowed(self) -> frozenset[str] | None:
+        """Formats that a plan may take of an analysis, which may know others; None: all that were analysed."""
+        return None if self.is_here or not self.formats else frozenset(self.formats)
+
 
 HERE = "cpu"
 ENGINES = {GGUF: "llama.cpp"}
