@@ -12,7 +12,15 @@ from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.planning.analysing import Study
 from tersor.pipeline.planning.targets import target_named
 
-__all__ = ["FormatsOption", "HolderOption", "PlannedMethodOption", "StatisticsOption", "TargetOption", "study_of"]
+__all__ = [
+    "FormatsOption",
+    "HolderOption",
+    "PlannedMethodOption",
+    "StatisticsOption",
+    "TargetOption",
+    "listed",
+    "study_of",
+]
 
 TargetOption = Annotated[
     str,
@@ -55,8 +63,12 @@ def study_of(
     threads: int,
 ) -> Study:
     """Return what the options ask for; `calibration` as Calibration takes it."""
-    named = tuple(name.strip() for name in formats.split(",")) if formats else ()
     source, *cut = calibration
     text = Calibration(source or BUILT_IN, *cut)  # type: ignore[arg-type]  # in the order of its fields
-    held = target_named(target, named, container).formats
+    held = target_named(target, listed(formats), container).formats
     return Study(held, method, text, statistics, container, threads=threads)
+
+
+def listed(formats: str | None) -> tuple[str, ...]:
+    """Return the names in what was typed as a FormatsOption; none where nothing was."""
+    return tuple(name.strip() for name in formats.split(",")) if formats else ()

@@ -32,10 +32,11 @@ from tersor.cli.options.planning import (
     PlannedMethodOption,
     StatisticsOption,
     TargetOption,
+    listed,
     study_of,
 )
 from tersor.cli.quantize import parse_size
-from tersor.cli.screen.analysis import explanation, named, plan_summary, sweep_table
+from tersor.cli.screen.analysis import explanation, named, plan_summary, show_curve
 from tersor.cli.screen.net_plans import NetPlanArguments, plan_net_command
 from tersor.cli.screen.output import JsonOption, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
@@ -46,7 +47,6 @@ from tersor.pipeline.nets.quantizing import is_network
 from tersor.pipeline.planning.analysing import Studied, Study, analyse, open_study
 from tersor.pipeline.planning.goals import PlanGoal, read_rate
 from tersor.pipeline.planning.measuring import measure_plan
-from tersor.pipeline.planning.page import save_curve
 from tersor.pipeline.planning.planning import TRIALS, Planned, Planner, shares_of
 from tersor.pipeline.planning.sweep import parse_sweep, sweep
 from tersor.pipeline.planning.targets import Target, target_named
@@ -166,21 +166,20 @@ def plan(
         raise SchemeError("give --output for the plan, or --analysis to look at a saved one")
     if sweep_range is not None:
         refuse_given(context, GOALS, "--sweep, which shows what every size costs")
-    limits: dict[str, Any]
+    kinds, fixed = listed(formats), tuple(tensor_format or ())
+    limits: dict[str, Any] = {"bits_per_weight": bits_per_weight, "max_latency_ms": max_latency_ms}
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
         images = preparation_of(mean, std, size_of)
         given = NetPlanArguments(calibration, weights, data, engine, images, kind, threads, target, trials)
-        limits = {"max_bytes": None if max_size is None else parse_size(max_size), "bits_per_weight": bits_per_weight}
-        limits |= {"max_drop": max_drop, "max_latency_ms": max_latency_ms}
-        given = replace(given, formats=formats, fixed=tuple(tensor_format or ()), sweep=sweep_range, explain=explain)
+        limits |= {"max_bytes": None if max_size is None else parse_size(max_size), "max_drop": max_drop}
+        given = replace(given, formats=kinds, fixed=fixed, sweep=sweep_range, explain=explain)
         plan_net_command(model, output, given, limits, saved=analysis or _beside(output), as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
-    row = target_named(target, _listed(formats), container)
-    limits = _limits(row, max_size, memory, bandwidth, is_timed=max_latency_ms is not None)
-    limits |= {"bits_per_weight": bits_per_weight, "max_kl": max_kl, "max_latency_ms": max_latency_ms}
-    limits |= {"max_perplexity_increase": max_perplexity_increase, "context": context_tokens}
+    row = target_named(target, kinds, container)
+    limits |= _limits(row, max_size, memory, bandwidth, is_timed=max_latency_ms is not None)
+    limits |= {"max_kl": max_kl, "max_perplexity_increase": max_perplexity_increase, "context": context_tokens}
     goal, sizes = (PlanGoal(**limits), []) if sweep_range is None else (None, parse_sweep(sweep_range))
     source = load(model, ignore_config=ignore_config or ())
     if analysis is not None and (analysis / "analysis.json").is_file():
@@ -192,10 +191,10 @@ def plan(
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
         studied = _analysed(source, analysis or _beside(output), study)
-    planner = Planner(source, studied, target, tuple(tensor_format or ()), row.allowed)
+    planner = Planner(source, studied, target, fixed, row.allowed)
     if goal is None:
         rate = limits["bandwidth"] or (read_rate() if row.is_here else None)
-        _sweep(planner, sizes, output, rate, is_measured=measure, as_json=as_json)
+        show_curve(source.name, sweep(planner, sizes, is_measured=measure, rate=rate), output, as_json=as_json)
         return
     planned = _planned(planner, goal, trials, threads, is_measured=measure)
     if output is not None:
@@ -234,10 +233,6 @@ def _limits(
     }
 
 
-def _listed(formats: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in formats.split(",")) if formats else ()
-
-
 def _beside(output: Path | None) -> Path:
     assert output is not None, "checked before"
     return output.with_suffix(".analysis")
@@ -249,20 +244,6 @@ def _analysed(model: Model, folder: Path, study: Study) -> Studied:
 
     with progress_bar(unit="weights") as progress:
         return analyse(model, folder, study, progress=progress, tell=tell)
-
-
-def _sweep(
-    planner: Planner, sizes: list[float], output: Path | None, rate: float | None, *, is_measured: bool, as_json: bool
-) -> None:
-    curve = sweep(planner, sizes, is_measured=is_measured, rate=rate)
-    if output is not None:
-        save_curve(planner.model.name, curve, output)
-    if as_json:
-        print_json(plain({"rows": curve.rows}))
-        return
-    sweep_table([dict(row.shown()) for row in curve.rows])
-    if output is not None:
-        sys.stdout.write(f"wrote {output}\n")
 
 
 def _told(planner: Planner, planned: Planned, model: str, output: Path | None) -> str:

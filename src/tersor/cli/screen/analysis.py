@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from tersor.analyse.allocation import Mix
 from tersor.analyse.analysis import AnalysedTensor, Analysis, Candidate
-from tersor.cli.screen.output import console, table
+from tersor.cli.screen.output import console, print_json, table
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import number, size
+from tersor.core.records import plain
+from tersor.pipeline.planning.page import save_curve
+from tersor.pipeline.planning.sweep import Curve
 
-__all__ = ["analysis_table", "checks", "explanation", "named", "plan_summary", "protected", "sweep_table"]
+__all__ = ["analysis_table", "checks", "explanation", "named", "plan_summary", "protected", "show_curve"]
 
 
 def analysis_table(analysis: Analysis) -> None:
@@ -146,8 +151,19 @@ def named(analysis: Analysis, text: str) -> str:
     return found[0]
 
 
-def sweep_table(rows: Sequence[dict[str, object]]) -> None:
-    """Print the trade-off curve."""
+def show_curve(model: str, curve: Curve, output: Path | None, *, as_json: bool) -> None:
+    """Save a trade-off curve as a page where `output` says so, and print it."""
+    if output is not None:
+        save_curve(model, curve, output)
+    if as_json:
+        print_json(plain({"rows": curve.rows}))
+        return
+    _sweep_table([dict(row.shown()) for row in curve.rows])
+    if output is not None:
+        sys.stdout.write(f"wrote {output}\n")
+
+
+def _sweep_table(rows: Sequence[dict[str, object]]) -> None:
     keys = list(rows[0])
     shown = table(*keys)
     for row in rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tersor.cli.screen.analysis import explanation, named, protected, sweep_table
+from tersor.cli.screen.analysis import explanation, named, protected, show_curve
 from tersor.cli.screen.output import print_json
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import SchemeError
@@ -22,7 +22,6 @@ from tersor.pipeline.nets.mixing.goals import NetGoal
 from tersor.pipeline.nets.mixing.planner import TRIALS, NetPlanned, NetPlanner
 from tersor.pipeline.nets.planning import open_net_planner, sweep_net
 from tersor.pipeline.nets.quantizing import NetHow
-from tersor.pipeline.planning.page import save_curve
 from tersor.pipeline.planning.planning import shares_of
 from tersor.pipeline.planning.sweep import parse_sweep
 
@@ -42,7 +41,7 @@ class NetPlanArguments:
     threads: int = 0
     target: str = "cpu"
     trials: int = TRIALS
-    formats: str | None = None
+    formats: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     sweep: str | None = None
     explain: str | None = None
@@ -74,18 +73,17 @@ def plan_net_command(
             threads=given.threads,
             progress=progress,
         )
-        formats = tuple(name.strip() for name in given.formats.split(",")) if given.formats else tuple(FORMATS)
         planner = open_net_planner(
             model,
             how,
-            formats=formats,
+            formats=given.formats or tuple(FORMATS),
             target=given.target,
             needs_speed=goal is not None and goal.max_latency_ms is not None,
             fixed=given.fixed,
             saved=saved,
         )
     if goal is None:
-        _sweep(planner, sizes, output, as_json=as_json)
+        show_curve(planner.analysis.model, sweep_net(planner, sizes), output, as_json=as_json)
         return
     planned = planner.plan(goal, trials=given.trials)
     if output is not None:
@@ -96,18 +94,6 @@ def plan_net_command(
     sys.stdout.write(_told(planner, planned, model, output))
     if given.explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, given.explain)))
-
-
-def _sweep(planner: NetPlanner, sizes: list[float], output: Path | None, *, as_json: bool) -> None:
-    curve = sweep_net(planner, sizes)
-    if output is not None:
-        save_curve(planner.analysis.model, curve, output)
-    if as_json:
-        print_json(plain({"rows": curve.rows}))
-        return
-    sweep_table([dict(row.shown()) for row in curve.rows])
-    if output is not None:
-        sys.stdout.write(f"wrote {output}\n")
 
 
 def _told(planner: NetPlanner, planned: NetPlanned, model: str, output: Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tersor.core.errors import SchemeError
@@ -11,7 +12,7 @@ from tersor.models.model import Model
 from tersor.targets.processor import processor
 from tersor.targets.roofs import measure_roofs
 
-__all__ = ["PlanGoal", "cache_bytes", "read_rate"]
+__all__ = ["PlanGoal", "cache_bytes", "check_limits", "read_rate"]
 
 HALF = 2
 """Bytes of an entry of llama.cpp's cache of keys and values, as it is unless asked otherwise."""
@@ -56,9 +57,7 @@ class PlanGoal:
             raise SchemeError(f"a plan needs a goal: one of {', '.join(limits)}")
         if self.bandwidth is not None:
             given["--bandwidth"] = self.bandwidth
-        wrong = [f"{name} {value}" for name, value in given.items() if not 0 < value < math.inf]
-        if wrong:
-            raise SchemeError(f"{wrong[0]}: a limit is a number above 0")
+        check_limits(given)
 
     @property
     def kl(self) -> float | None:
@@ -108,6 +107,13 @@ class PlanGoal:
         if self.memory_bytes is not None:
             parts.append(f"{size(self.memory_bytes)} of memory with {self.context} tokens of context")
         return ", ".join(parts)
+
+
+def check_limits(given: Mapping[str, float]) -> None:
+    """Raise SchemeError for the first of these limits, by option, that is no number above 0."""
+    wrong = [f"{name} {value}" for name, value in given.items() if not 0 < value < math.inf]
+    if wrong:
+        raise SchemeError(f"{wrong[0]}: a limit is a number above 0")
 
 
 def cache_bytes(model: Model, context: int) -> int:

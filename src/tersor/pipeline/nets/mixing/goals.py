@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
+from tersor.pipeline.planning.goals import check_limits
 
 __all__ = ["NetGoal"]
 
@@ -36,9 +36,7 @@ class NetGoal:
         given = {name: value for name, value in limits.items() if value is not None}
         if not given and self.max_drop is None:
             raise SchemeError(f"the plan of a net needs a goal: one of {', '.join(limits)}, --max-drop")
-        wrong = [f"{name} {value}" for name, value in given.items() if not 0 < value < math.inf]
-        if wrong:
-            raise SchemeError(f"{wrong[0]}: a limit is a number above 0")
+        check_limits(given)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise SchemeError(f"max_drop is in percentage points, from 0 to 100, got {self.max_drop}")
 
