@@ -16,12 +16,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError
 from tersor.engines.frames import HEAD, MAX_FRAME
+from tersor.files.closing import Closing
 
 __all__ = ["Child", "InChild"]
 
@@ -202,18 +202,10 @@ class Child:
         return code
 
 
-class InChild:
+class InChild(Closing):
     """What runs in a child process, `_child`: close it, or use it as a context."""
 
     _child: Child
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int | None:

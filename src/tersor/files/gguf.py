@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from tersor.core.arrays import Bytes
 from tersor.core.errors import FormatError, MissingError, ShapeError
 from tersor.core.metadata import MetadataEntry, MetadataValue
+from tersor.files.closing import Closing
 from tersor.files.gguf_header import BLOCKS, GgufHeader, GgufTensor, parse_header
 from tersor.files.positional import PositionalFile
 
@@ -21,7 +20,7 @@ _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.g
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
-class GgufFile:
+class GgufFile(Closing):
     """A GGUF file, checked when opened; for a split one, any of its parts opens the whole.
 
     metadata   key → value (arrays as lists), without the `split.*` keys
@@ -67,14 +66,6 @@ class GgufFile:
         """Release the files."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self, path: Path) -> GgufHeader:
         file = PositionalFile(path)

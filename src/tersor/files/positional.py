@@ -7,15 +7,14 @@ import stat
 import threading
 import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tersor.core.errors import FormatError, MissingError
+from tersor.files.closing import Closing
 
 __all__ = ["PositionalFile"]
 
 
-class PositionalFile:
+class PositionalFile(Closing):
     """A regular file opened for reading at any offset; safe to share between threads.
 
     Raises MissingError when there is no such file or it may not be read, and FormatError when it is not a regular file
@@ -57,14 +56,6 @@ class PositionalFile:
     def close(self) -> None:
         """Release the descriptor; reading afterwards fails. Closing twice is harmless."""
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_some(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):

@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tersor.core.errors import FormatError, ShapeError
+from tersor.files.closing import Closing
 from tersor.files.dtypes import ITEM_BYTES, Numbers, decode
 from tersor.files.positional import PositionalFile
 
@@ -41,7 +40,7 @@ class TensorInfo:
     nbytes: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(Closing):
     """One .safetensors file, checked when opened, read a range of rows at a time.
 
     tensors    name → TensorInfo, in file order
@@ -69,14 +68,6 @@ class SafetensorsFile:
     def close(self) -> None:
         """Release the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def checked_rows(name: str, shape: tuple[int, ...], start: int, stop: int | None) -> tuple[int, int]:

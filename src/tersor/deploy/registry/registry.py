@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from tersor.core.card import Card
@@ -25,6 +24,7 @@ from tersor.deploy.registry.rows import (
     RegisteredArtefact,
     State,
 )
+from tersor.files.closing import Closing
 
 __all__ = ["Registry"]
 
@@ -35,7 +35,7 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Registry:
+class Registry(Closing):
     """One folder with `registry.db`, and usually with the artefacts below it.
 
     Artefacts are called NAME, which means the newest version, or NAME:VERSION. Every call that changes something is one
@@ -73,12 +73,6 @@ class Registry:
     def close(self) -> None:
         """Close the file, and let others write."""
         self._ledger.database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def add_artefact(
         self,
