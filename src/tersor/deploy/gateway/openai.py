@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from tersor.core.errors import EngineError
@@ -42,6 +42,7 @@ NUMBERS = {
 }  # fmt: skip
 WHOLE = ("n", "max_tokens", "max_completion_tokens", "top_logprobs", "seed")
 SHOWN = ("choices", "created", "object", "usage", "data")
+TEXTLESS = frozenset({int, float, bool, type(None)})
 BAD_REQUEST = 400
 
 
@@ -108,9 +109,22 @@ def _check_shapes(given: Mapping[str, Any]) -> None:
         if is_asked:
             raise RequestError(f"{name!r} is not supported: leave it out", BAD_REQUEST)
     try:
-        json.dumps(given, ensure_ascii=False).encode()
+        for text in _texts(given):
+            text.encode()
     except UnicodeEncodeError as error:
         raise RequestError("a text holds half of a character (a lone surrogate)", BAD_REQUEST) from error
+
+
+def _texts(given: object) -> Iterator[str]:
+    """Yield every text in a body of JSON, however deep."""
+    left = [given]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict | list):
+            within = [*one, *one.values()] if isinstance(one, dict) else one
+            left += [each for each in within if type(each) not in TEXTLESS]
 
 
 def _check_words(operation: str, given: Mapping[str, Any]) -> None:
