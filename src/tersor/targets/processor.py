@@ -6,12 +6,14 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from tersor.targets.groups import groups, text_of
 
-__all__ = ["Processor", "busy_cores", "places", "processor"]
+__all__ = ["Processor", "busy_cores", "is_busy", "places", "processor"]
 
 SYSTEM = Path("/")
+BUSY = 0.5
 _FLAGS = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni",
     "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
@@ -46,6 +48,11 @@ def processor(system: Path = SYSTEM) -> Processor:
     name = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
     flags = tuple(flag for flag in _FLAGS if f" {flag} " in said)
     return Processor(name, cores, min(cores, _physical(system, allowed)), flags, _last_cache(system))
+
+
+def is_busy(load: float | None) -> TypeGuard[float]:
+    """Tell of a load average whether rates that were measured with it are those of a busy machine."""
+    return load is not None and load > BUSY
 
 
 def busy_cores(system: Path = SYSTEM) -> float | None:

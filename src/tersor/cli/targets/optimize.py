@@ -17,11 +17,9 @@ from tersor.evaluation.nets.running.choices import Tried
 from tersor.evaluation.nets.running.engines import Clock
 from tersor.pipeline.targets import optimize as pipeline
 from tersor.pipeline.targets.optimize import Optimized
+from tersor.targets.processor import is_busy
 
 __all__ = ["optimize"]
-
-BUSY = 0.5
-"""Load average above which the choice may be that of a busy machine."""
 
 
 def optimize(
@@ -96,7 +94,7 @@ def _print(screen: Console, found: Optimized) -> None:
         rows.add_row(row.engine, str(row.threads), _settings(row), value, slower, row.note)
     screen.print(rows)
     screen.print(f"\nkept in {found.path.name}")
-    if found.load is not None and found.load > BUSY:
+    if is_busy(found.load):
         screen.print(f"note: the load average was {found.load:.1f}: other work ran beside; --again when it is quiet")
 
 

@@ -10,7 +10,7 @@ from tersor.evaluation.speed.interleave import Side
 from tersor.evaluation.speed.summary import series, spread
 from tersor.evaluation.speed.traffic import Traffic
 from tersor.evaluation.speed.workload import Workload
-from tersor.targets.processor import Processor
+from tersor.targets.processor import Processor, is_busy
 from tersor.targets.roofs import Roofs
 
 __all__ = ["noise_notes", "share_notes", "with_shares"]
@@ -76,7 +76,7 @@ def share_notes(
 def noise_notes(sides: Sequence[Side], workload: Workload, load: float | None, cores: int) -> tuple[str, ...]:
     """Say that the machine was busy, where it was at the start or where rounds differ much."""
     notes = []
-    if load is not None and load > 0.5:
+    if is_busy(load):
         notes.append(f"the load average was {load:.1f} at the start, on {cores} cores: other work ran beside")
     for side in sides:
         widths = {name: spread(values) for name, _, values in series(side, workload)}

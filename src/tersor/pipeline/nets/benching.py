@@ -24,6 +24,7 @@ from tersor.evaluation.statistics import quantile_interval
 from tersor.files.hashing import sha256
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.scene import Scene, highest, look_around
+from tersor.targets.processor import is_busy
 from tersor.targets.roofs import measure_roofs
 
 __all__ = ["NetBench", "bench_net", "net_benchmark", "net_kernels"]
@@ -189,7 +190,7 @@ def _notes(entries: Sequence[Entry], ran: Sequence[Entry], scene: Scene, *, same
     )
     for entry in ran[1:] if same_net else ():
         notes += _likeness(entry, ran[0])
-    if scene.load is not None and scene.load > 0.5:
+    if is_busy(scene.load):
         notes.append(f"the load average was {scene.load:.1f} at the start, on {scene.machine.cores} cores")
     for entry in ran:
         wide = spread(entry.blocks)

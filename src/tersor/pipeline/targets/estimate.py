@@ -24,7 +24,7 @@ from tersor.models.model import Model, ModelTensor, kind_of
 from tersor.models.outline import outline
 from tersor.pipeline.steps.planning import make_plan
 from tersor.targets.memory import machine_bytes
-from tersor.targets.processor import busy_cores, processor
+from tersor.targets.processor import busy_cores, is_busy, processor
 from tersor.targets.profiles.profile import DTYPES
 from tersor.targets.profiles.table import profile
 from tersor.targets.roofs import measure_roofs
@@ -32,8 +32,6 @@ from tersor.targets.roofs import measure_roofs
 __all__ = ["HERE", "estimate"]
 
 HERE = "here"
-BUSY = 0.5
-"""Load average from which rates that are measured are those of a busy machine."""
 """The target that stands for this machine, whose roofs are measured."""
 _STORED = {label: (block, nbytes) for label, block, nbytes in BLOCKS.values()}
 _KEPT = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
@@ -122,10 +120,10 @@ def _machine(target: str | Machine, threads: int) -> Machine:
         return machine_of(profile(target))
     here, load = processor(), busy_cores()
     found = machine_here(here.name, measure_roofs(threads or here.physical), machine_bytes(), here.flags)
-    if load is None or load < BUSY:
-        return found
-    note = f"{load:.1f} cores' worth of other work ran while its rates were measured: by itself it does more"
-    return replace(found, notes=(*found.notes, note))
+    if is_busy(load):
+        note = f"{load:.1f} cores' worth of other work ran while its rates were measured: by itself it does more"
+        found = replace(found, notes=(*found.notes, note))
+    return found
 
 
 def _weights(model: Model, name: str | None) -> _Stored:
