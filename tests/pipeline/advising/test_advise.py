@@ -29,7 +29,7 @@ from tersor.pipeline.evaluate import evaluate
 from tersor.pipeline.nets.quantizing import NetHow
 from tersor.pipeline.nets.training import Training
 
-from ..nets.conftest import images
+from ..nets.conftest import SIDE, fitted
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
 torch = pytest.importorskip("torch", reason="nets are torch modules: pip install 'tersor[torch]'")
@@ -50,15 +50,8 @@ def wide() -> Net:
     """A trained net whose weights weigh more than the graph."""
     torch.manual_seed(0)
     layers = (torch.nn.Flatten(), torch.nn.Linear(192, 128), torch.nn.ReLU(), torch.nn.Linear(128, 4))
-    net = torch.nn.Sequential(*layers)
-    pixels, labels = images(256, 1)
-    x, y = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 255), torch.from_numpy(labels)
-    optimizer = torch.optim.Adam(net.parameters(), 0.003)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    return capture(net.eval(), x[:2])
+    net = fitted(torch.nn.Sequential(*layers), 0.003, 60)
+    return capture(net, torch.zeros(2, 3, SIDE, SIDE))
 
 
 def test_a_net_goes_down_to_integers_and_is_kept_with_its_card(wide: Net, how: NetHow, folder: Path) -> None:

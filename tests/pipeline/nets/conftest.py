@@ -27,6 +27,18 @@ def images(count: int, seed: int) -> tuple[Any, Any]:
     return pixels.astype(np.uint8), labels
 
 
+def fitted(net: Any, rate: float, steps: int) -> Any:
+    """Train a net on 256 images, all of them in each step, and return it."""
+    pixels, labels = images(256, 1)
+    x, y = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 255), torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval()
+
+
 def make_net() -> Any:
     """A small trained convolutional net with a residual."""
 
@@ -46,14 +58,7 @@ def make_net() -> Any:
 
     torch.manual_seed(0)
     net = Small()
-    pixels, labels = images(256, 1)
-    x, y = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 255), torch.from_numpy(labels)
-    optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(30):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    return net.eval()
+    return fitted(net, 0.01, 30)
 
 
 @pytest.fixture(scope="session")

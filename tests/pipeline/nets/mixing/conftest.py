@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
 
-from ..conftest import CLASSES, SIDE, folder, images
+from ..conftest import CLASSES, SIDE, fitted, folder
 
 torch = pytest.importorskip("torch", reason="nets are torch modules: pip install 'tersor[torch]'")
 
@@ -34,13 +33,6 @@ def graph() -> Net:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    net = Larger()
-    pixels, labels = images(256, 1)
-    x, y = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 255), torch.from_numpy(labels)
-    optimizer = torch.optim.Adam(net.parameters(), 0.005)
-    for _ in range(30):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    net = fitted(Larger(), 0.005, 30)
     torch.set_num_threads(threads)
-    return capture(net.eval(), torch.zeros(2, 3, SIDE, SIDE))
+    return capture(net, torch.zeros(2, 3, SIDE, SIDE))
