@@ -21,7 +21,11 @@ LEVELS = {
     "avx2": ["-DTERSOR_LANES=8", "-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-DTERSOR_LANES=16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mf16c"],
 }
-LINEAR_LEVELS = {**LEVELS, "avx512vnni": [*LEVELS["avx512"], "-mavx512vnni"]}
+LINEAR_LEVELS = {
+    **LEVELS,
+    "avx512vnni": [*LEVELS["avx512"], "-mavx512vnni"],
+    "amx": [*LEVELS["avx512"], "-mavx512vnni", "-mamx-tile", "-mamx-int8"],
+}
 
 
 def compiled(folder: Path, source: Path, name: str, options: list[str]) -> str:

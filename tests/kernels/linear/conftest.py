@@ -12,7 +12,7 @@ from tersor.kernels import codec
 from tersor.kernels.linear.weights import Real
 
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-ISAS = ("portable", "avx2", "avx512", "avx512vnni", "dotprod")
+ISAS = ("portable", "avx2", "avx512", "avx512vnni", "amx", "dotprod")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 

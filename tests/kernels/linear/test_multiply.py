@@ -82,7 +82,8 @@ def test_native_is_bit_exact(  # noqa: PLR0917 (a row of the table above)
     arrays = matrix(rows, columns, group, bits, symmetric=symmetric, real=real)
     weight = pack_weight(*arrays, bits=bits, real=real)
     bias = None if rows % 2 else torch.linspace(-3, 3, rows)
-    for tokens, dtype in ((1, torch.float32), (3, torch.bfloat16), (8, torch.float16), (23, torch.float32)):
+    counts = ((1, torch.float32), (3, torch.bfloat16), (8, torch.float16), (23, torch.float32), (50, torch.bfloat16))
+    for tokens, dtype in counts:  # of 50 some fill pairs of the widest tiles, and some are left
         x = activations(tokens, columns, dtype)
         expected = definition.multiply(x, *arrays, bias, digits=digits, per_token=per_token).to(dtype)
         assert same(multiply(x, weight, bias, digits, per_token), expected), (isa, tokens)

@@ -14,17 +14,18 @@ void linear(int64_t rows, int64_t columns, int64_t group, int bits, uintptr_t co
         throw std::invalid_argument("no kernel for such a matrix");
     nb::gil_scoped_release release;
     if (threads <= 0) threads = (int)std::max(1u, std::thread::hardware_concurrency());
-    const int64_t planes = tokens * digits, groups = columns / group, blocks = (rows + 15) / 16;
+    LinearJob job{rows, columns, group, bits, (const uint8_t*)codes, (const void*)scales, (Real)scale_type,
+                  (const uint8_t*)zeros, (const float*)bias, tokens, digits, per_token, (const void*)x, (Real)x_type,
+                  (void*)y, (Real)y_type, nullptr, nullptr, nullptr};
+    const LinearTable table = chosen()->linear;
+    const int64_t planes = table.planes(job), groups = columns / group, blocks = (rows + 15) / 16;
     const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     thread_local std::vector<uint8_t> memory;  // of the calling thread, kept for its next call
-    const int64_t plane_bytes = rounded(planes * columns), step_bytes = rounded(tokens * groups * 4);
+    const int64_t plane_bytes = rounded(planes * columns), step_bytes = rounded(planes / digits * groups * 4);
     memory.resize((size_t)(plane_bytes + step_bytes + planes * groups * 4 + 64));
     uint8_t* place = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
-    const LinearJob job{rows, columns, group, bits, (const uint8_t*)codes, (const void*)scales, (Real)scale_type,
-                        (const uint8_t*)zeros, (const float*)bias, tokens, digits, per_token, (const void*)x, (Real)x_type,
-                        (void*)y, (Real)y_type, (int8_t*)place, (float*)(place + plane_bytes),
-                        (int32_t*)(place + plane_bytes + step_bytes)};
-    const LinearTable table = chosen()->linear;
+    job.planes = (int8_t*)place, job.steps = (float*)(place + plane_bytes);
+    job.sums = (int32_t*)(place + plane_bytes + step_bytes);
     take_turns(table.tiles(job), 1, threads, [&](int64_t first, int64_t last) {
         for (; first < last; ++first) table.round(job, first);
     });

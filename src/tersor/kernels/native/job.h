@@ -110,9 +110,9 @@ struct LinearJob {
     Real x_type;
     void* y;                       // [tokens, rows]
     Real y_type;
-    int8_t* planes;                // [tokens · digits, columns]; these three as tiles of tokens lie
-    float* steps;                  // [tokens, groups]: scales of the activations
-    int32_t* sums;                 // [tokens · digits, groups]: of codes, times what a zero point of 1 takes off
+    int8_t* planes;                // [planes, columns]; these three as tiles of tokens lie
+    float* steps;                  // [planes / digits, groups]: scales of the activations
+    int32_t* sums;                 // [planes, groups]: of codes, times what a zero point of 1 takes off
 };
 
 struct LinearTable {
@@ -121,6 +121,7 @@ struct LinearTable {
     // Every token times rows of blocks [first, last).
     void (*multiply)(const LinearJob& job, int64_t first, int64_t last);
     int64_t (*tiles)(const LinearJob& job);
+    int64_t (*planes)(const LinearJob& job);  // for which there has to be room: tokens · digits, or more
 };
 
 struct FeedbackTable {

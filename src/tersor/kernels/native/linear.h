@@ -165,17 +165,24 @@ inline float largest_of(const float* x, int64_t count) {
     return float_of((uint32_t)largest);
 }
 
-// Codes of one group of one token, in one or two planes of a tile: 4 columns of a plane, then those of the next.
-inline void round_group(const LinearJob& job, const float* x, Step step, int8_t* out, int planes, int32_t* low, int32_t* high) {
+// Where the codes of a tile lie: 4 columns of each plane, then the next 4.
+struct Lines {
+    int8_t* first;
+    int spread;  // runs of 4 columns of a plane are so many times 4 bytes apart
+    int8_t* at(int64_t column, int plane) const { return first + column * spread + plane * 4; }
+};
+
+// Codes of one group of one token, in one or two planes of a tile, from `column` and `plane` on.
+template <typename Places>
+inline void round_group(const LinearJob& job, const float* x, Step step, const Places& out, int64_t column, int plane, int32_t* low, int32_t* high) {
     vi low_sum = splat(0), high_sum = splat(0);
     for (int64_t k = 0; k < job.group; k += W) {
         const vi code = step.inverse != 0.0f ? to_int(round_even(load(x + k) * step.inverse)) : splat(0);
         const vi digit = job.digits == 2 ? ((code + 128) & 255) - 128 : code;
         const vi rest = (code - digit) >> 8;
         low_sum += digit, high_sum += rest;
-        int8_t* place = out + k * planes;
-        if (job.digits == 2) store_bytes(rest, place, planes), place += 4;
-        store_bytes(digit, place, planes);
+        if (job.digits == 2) store_bytes(rest, out.at(column + k, plane), out.spread);
+        store_bytes(digit, out.at(column + k, plane + job.digits - 1), out.spread);
     }
     *low = *high = 0;
     for (int lane = 0; lane < W; ++lane) *low += low_sum[lane], *high += high_sum[lane];
@@ -185,27 +192,34 @@ inline void round_group(const LinearJob& job, const float* x, Step step, int8_t*
 inline float* steps_of(const LinearJob& job, Span span) { return job.steps + span.first / job.digits * (job.columns / job.group); }
 inline int32_t* sums_of(const LinearJob& job, Span span) { return job.sums + span.first * (job.columns / job.group); }
 
-inline void round_tile(const LinearJob& job, int64_t tile) {
-    const Span span = tile_at(job, tile);
-    const int64_t groups = job.columns / job.group;
+// Tokens that have planes in the tile; where it is wider than what is left, the other planes stay as they are.
+template <typename Places>
+inline void round_span(const LinearJob& job, Span span, const Places& out) {
+    const int64_t groups = job.columns / job.group, begin = span.first / job.digits;
     const int tokens = span.count / job.digits, weight = job.zeros ? -1 : -(1 << (job.bits - 1));
     std::vector<float> row((size_t)job.columns);
-    for (int t = 0; t < tokens; ++t) {
-        const int64_t start = (span.first / job.digits + t) * job.columns;
+    for (int t = 0; t < tokens && begin + t < job.tokens; ++t) {
+        const int64_t start = (begin + t) * job.columns;
         for (int64_t k = 0; k < job.columns; k += W) store(row.data() + k, load_reals(job.x, job.x_type, start + k));
         const Step shared = job.per_token ? step_of(largest_of(row.data(), job.columns), job.digits) : Step{};
         for (int64_t g = 0; g < groups; ++g) {
             const float* x = row.data() + g * job.group;
             const Step step = job.per_token ? shared : step_of(largest_of(x, job.group), job.digits);
-            int8_t* out = job.planes + span.first * job.columns + g * job.group * span.count + t * job.digits * 4;
             int32_t low, high, *sums = sums_of(job, span) + g * span.count + t * job.digits;
-            round_group(job, x, step, out, span.count, &low, &high);
+            round_group(job, x, step, out, g * job.group, t * job.digits, &low, &high);
             steps_of(job, span)[g * tokens + t] = step.scale;
             if (job.digits == 2) *sums++ = weight * high;
             *sums = weight * low;
         }
     }
 }
+
+inline void round_tile(const LinearJob& job, int64_t tile) {
+    const Span span = tile_at(job, tile);
+    round_span(job, span, Lines{job.planes + span.first * job.columns, span.count});
+}
+
+inline int64_t planes(const LinearJob& job) { return job.tokens * job.digits; }
 
 // ---- multiplying ----
 

@@ -23,6 +23,10 @@
 #if defined(TERSOR_ARM)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(TERSOR_X86)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #endif
 
@@ -36,6 +40,7 @@ namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable fee
 namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
 namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
 namespace avx512vnni { LinearTable linear(); }
+namespace amx { LinearTable linear(); }
 #elif defined(TERSOR_ARM)
 namespace dotprod { LinearTable linear(); }
 #endif
@@ -62,7 +67,20 @@ Level with_linear(Level level, const char* name, LinearTable linear) {
     return level;
 }
 
-#if defined(TERSOR_ARM)
+#if defined(TERSOR_X86)
+// Whether there is a matrix unit for bytes, and the system lets this process use it: its registers are saved on request.
+bool may_use_amx() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr unsigned TILES = 1u << 24, BYTES = 1u << 25;  // of CPUID 7, edx
+    constexpr int REQUEST = 0x1023, TILE_DATA = 18;         // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & TILES) || !(d & BYTES)) return false;
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+#elif defined(TERSOR_ARM)
 bool has_dotprod() {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
@@ -84,7 +102,10 @@ const std::vector<Level>& levels() {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c")) {
             list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search(), avx512::linear()});
-            if (__builtin_cpu_supports("avx512vnni")) list.push_back(with_linear(list.back(), "avx512vnni", avx512vnni::linear()));
+            if (__builtin_cpu_supports("avx512vnni")) {
+                list.push_back(with_linear(list.back(), "avx512vnni", avx512vnni::linear()));
+                if (may_use_amx()) list.push_back(with_linear(list.back(), "amx", amx::linear()));
+            }
         }
 #elif defined(TERSOR_ARM)
         if (has_dotprod()) list.push_back(with_linear(list.back(), "dotprod", dotprod::linear()));
