@@ -132,7 +132,7 @@ def predictions(bench: quality.Bench, planner: Planner, sizes: list[float], plac
     """Write plans of several sizes and measure them beside what was predicted."""
     analysis = planner.analysis
     without = replace(analysis, measured=tuple(one for one in analysis.measured if one.what != "run"))
-    planned = {f"{bits:g}": planner.plan(PlanGoal(bits_per_weight=bits), trials=0) for bits in sizes}
+    planned = {f"{bits:g}": planner.plan(PlanGoal(bits_per_weight=bits)) for bits in sizes}
     files = {name: place / f"size-{name}" / "model.gguf" for name in planned}
     for name, one in planned.items():
         planned_file(bench, one, files[name])
@@ -142,7 +142,7 @@ def predictions(bench: quality.Bench, planner: Planner, sizes: list[float], plac
             float(name),
             one.file.predicted["bits_per_weight"],
             one.kl,
-            without.predicted(one.mix.loss),
+            without.predicted(one.mix.loss, one.together),
             float(np.mean(found[name][0])),
         )
         for name, one in planned.items()
@@ -180,7 +180,7 @@ def studied_model(bench: quality.Bench, place: Path, run_at: float) -> tuple[Stu
     study = Study(TARGETS["cpu"].formats, calibration=bench.calibration, threads=1)
     studied = analyse(bench.model, place / "analysis", study)
     seconds = time.process_time() - began
-    planned = Planner(bench.model, studied).plan(PlanGoal(bits_per_weight=run_at), trials=0)
+    planned = Planner(bench.model, studied).plan(PlanGoal(bits_per_weight=run_at))
     return measure_plan(bench.model, studied, planned, threads=1)[1], seconds
 
 

@@ -60,12 +60,14 @@ class Measured:
     name       tensor and format, or the size of the mix
     estimated  sum of second-order divergences, nats
     measured   nats
+    together   of a run: what its mix came to put together, nats; None: that was not measured
     """
 
     what: Literal["single", "mix", "run"]
     name: str
     estimated: float
     measured: float
+    together: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Analysis:
         It differs from size to size (0.75 to 1 on the embedded model), so one run is half believed, as if another had
         come to 1.
         """
-        ratios = [one.measured / self._stitched(one.estimated) for one in self.measured if one.what == "run"]
+        runs = [one for one in self.measured if one.what == "run"]
+        ratios = [one.measured / (one.together or self._stitched(one.estimated)) for one in runs]
         return float(np.exp(np.log(ratios).sum() / (len(ratios) + 1))) if ratios else 1.0
 
     def _stitched(self, loss: float) -> float:
@@ -121,13 +124,14 @@ class Analysis:
             return loss
         return loss * float(np.exp(np.interp(np.log(loss), places, ratios)))
 
-    def predicted(self, loss: float) -> float:
+    def predicted(self, loss: float, together: float | None = None) -> float:
         """Return the divergence to expect, nats per token, where second-order divergences add up to `loss`.
 
-        Between measured mixes the ratio of what was measured to the estimate is interpolated, beyond them it is that
-        of the last; runs of the method move all of it.
+        together  what this very mix came to put together; None: that was not measured
+        Without it, the ratio of what was measured to the estimate is interpolated between measured mixes, and beyond
+        them it is that of the last. Runs of the method move either.
         """
-        return self._stitched(loss) * self._run_factor
+        return (self._stitched(loss) if together is None else together) * self._run_factor
 
     def options(self, groups: Mapping[str, Sequence[str]]) -> dict[str, list[Option]]:
         """Return what each group of tensors may take, all of them the same, with their losses added up."""
@@ -158,7 +162,7 @@ class Analysis:
             for one in tensor.candidates:
                 if one.nbytes < 0 or not one.kl >= 0:
                     raise FormatError(f"{place}: {tensor.name} as {one.format}: {one.nbytes} bytes, {one.kl} nats")
-        if any(not one.estimated > 0 or not one.measured >= 0 for one in found.measured):
+        if any(not one.estimated > 0 or not one.measured >= 0 or (one.together or 0) < 0 for one in found.measured):
             raise FormatError(f"{place}: a measured divergence is no positive number")
         return found
 

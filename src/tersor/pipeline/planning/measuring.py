@@ -55,7 +55,7 @@ def measure_plan(
     kl = _divergence(model, studied, planned.file, threads=threads, progress=progress)
     said = f"{planned.file.predicted['bits_per_weight']:.2f} bits per weight"
     rows = [one for one in analysis.measured if (one.what, one.name) != ("run", said)]
-    more = Measured("run", said, planned.mix.loss, kl.value)
+    more = Measured("run", said, planned.mix.loss, kl.value, planned.together)
     analysis = replace(analysis, measured=(*rows, more) if planned.mix.loss > 0 else tuple(rows))
     measured = {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high, "tokens": int(studied.probes.size)}
     file = replace(planned.file, measured=measured)

@@ -1,15 +1,18 @@
 """From an analysis and a goal to a plan: `tersor plan`.
 
-The knapsack finds the mix whose second-order divergences add up to least; a few neighbours of it are then put together
-and measured on text of their own, and one that is better beyond the noise takes its place. `measure` at last takes the
-plan through the method itself, which also tells how far predictions have been off.
+The knapsack finds the mix whose second-order divergences add up to least; it and a few neighbours are then put together
+and measured on text of their own, and one that is better beyond the noise takes its place. What the mix came to there
+is what is predicted, moved by what runs of the method came to: `measure` takes the plan through the method itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from tersor.analyse.allocation import Frontier, Mix, Option
 from tersor.analyse.analysis import Analysis
@@ -34,7 +37,9 @@ SLACK = 1.03
 MARGIN = 192
 """Bytes of the file kept free: the words in which another run describes its calibration text."""
 ROUNDS = 6
-"""Corrections of the file's size beyond its tensors until it is known exactly."""
+"""Corrections of the file's size beyond its tensors until it is known exactly, and of its divergence."""
+NEAR = 0.97
+"""Share of the divergence allowed from which on a plan is as small as can be told."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Planned:
 
     file_bytes  of the whole GGUF, exactly
     kl          predicted divergence, nats per token
+    together    what the mix came to, put together from tensors rounded alone; None: it was not measured
     tried       neighbours that were measured, and whether one of them was taken
     """
 
@@ -50,6 +56,7 @@ class Planned:
     file: PlanFile
     file_bytes: int
     kl: float
+    together: float | None = None
     tried: int = 0
     was_moved: bool = False
 
@@ -88,7 +95,10 @@ class Planner:
         return fixed_options(found, self.groups, self.fixed, read)
 
     def plan(self, goal: PlanGoal, *, trials: int = TRIALS) -> Planned:
-        """Return the best plan within `goal`; SchemeError where none is."""
+        """Return the best plan within `goal`; SchemeError where none is.
+
+        trials  neighbours to measure beside it; 0: nothing is measured
+        """
         if goal.max_bytes is not None and self.analysis.container != GGUF:
             raise SchemeError("the size of a checkpoint folder is not known beforehand: give --bits-per-weight")
         if goal.max_latency_ms is not None and goal.bandwidth is None:
@@ -98,16 +108,20 @@ class Planner:
         for _ in range(ROUNDS):
             overhead = self._file(mix, goal).file_bytes - mix.nbytes - self.analysis.kept_bytes + MARGIN
             nbytes = self._budget(goal, mix, overhead)
-            mix = self._within(goal, nbytes)
+            mix = self._within(goal.kl, goal, nbytes)
             found = self._file(mix, goal)
             if goal.max_bytes is None or found.file_bytes <= goal.max_bytes:
                 break
         else:
             raise SchemeError(f"no mix makes a file of at most {goal.max_bytes} bytes")
-        other = self._searched(mix, mix.nbytes if nbytes is None else nbytes, goal.kl, trials) if trials else mix
-        made = self._file(other, goal)
+        if not trials:
+            return found
+        if goal.kl is not None:
+            mix = self._held(mix, goal.kl, nbytes)
+        other, together = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials)
+        made = self._file(other, goal, together[other is not mix])
         if goal.max_bytes is not None and made.file_bytes > goal.max_bytes:
-            return replace(found, tried=trials)
+            return replace(self._file(mix, goal, together[0]), tried=trials)
         return replace(made, tried=trials, was_moved=other is not mix)
 
     def _unread(self, formats: Mapping[str, str]) -> int:
@@ -124,8 +138,8 @@ class Planner:
         weights, kept = self.analysis.weights, self.analysis.kept_bytes
         return goal.nbytes(self.model, weights=weights, kept=kept, overhead=overhead, streamed=streamed)
 
-    def _within(self, goal: PlanGoal, nbytes: int | None) -> Mix:
-        kl = goal.kl
+    def _within(self, kl: float | None, goal: PlanGoal, nbytes: int | None) -> Mix:
+        """Return the best mix of at most `nbytes`, or the smallest that is predicted to diverge by `kl` at most."""
         if nbytes is not None and nbytes < self.frontier.smallest:
             raise SchemeError(f"{goal.described()}: {self._too_small(nbytes)}")
         if kl is None:
@@ -162,7 +176,38 @@ class Planner:
             low, high = (middle, high) if self.analysis.predicted(math.exp(middle)) <= kl else (low, middle)
         return math.exp(low)
 
-    def _file(self, mix: Mix, goal: PlanGoal) -> Planned:
+    def _held(self, mix: Mix, kl: float, nbytes: int | None) -> Mix:
+        """Return the smallest mix that was measured to keep `kl`: the curve that led to `mix` may be off."""
+        best: Mix | None = None
+        broken = math.inf  # the least sum of divergences that was measured to break it
+        for _ in range(ROUNDS):
+            found = self.analysis.predicted(mix.loss, float(self._measured([mix])[0].mean()))
+            if found > kl:
+                broken = min(broken, mix.loss)
+            elif best is None or mix.nbytes < best.nbytes:
+                best = mix
+            if NEAR * kl <= found <= kl:
+                break
+            wanted = mix.loss * (1 + NEAR) / 2 * kl / max(found, 1e-3 * kl)
+            if not (0.0 if best is None else best.loss) < wanted < broken:
+                wanted = NEAR * broken if best is None else math.sqrt(best.loss * broken)
+            best_there_is = self.frontier.at(self.frontier.largest).loss
+            before, mix = mix, self.frontier.least(max(wanted, best_there_is))
+            if mix.nbytes == before.nbytes or (nbytes is not None and mix.nbytes > nbytes):
+                break
+        if best is None:
+            raise SchemeError(
+                f"no mix that is allowed was measured to diverge by {kl:.3g} nats or less: the last came to {found:.3g}"
+            )
+        return best
+
+    def _measured(self, mixes: Sequence[Mix]) -> list[npt.NDArray[np.float64]]:
+        """Return the divergence of each mix, put together, on each sequence, nats per token."""
+        sides = {str(number): spread(one, self.groups).formats for number, one in enumerate(mixes)}
+        found = measure_mixes(Decoder(self.model), self.studied.surveyed, self.studied.measured_on, sides)
+        return [found[side].kl for side in sides]
+
+    def _file(self, mix: Mix, goal: PlanGoal, together: float | None = None) -> Planned:
         analysis, where = self.analysis, self.analysis.container
         whole = spread(mix, self.groups)
         file = PlanFile(
@@ -175,7 +220,7 @@ class Planner:
             goal=goal.described(),
         )
         plan = full_plan(self.model, file, analysis.method, analysis.calibration)
-        kl, nbytes = analysis.predicted(mix.loss), file_bytes(self.model, plan, where)
+        kl, nbytes = analysis.predicted(mix.loss, together), file_bytes(self.model, plan, where)
         predicted = {
             "kl": kl,
             "perplexity_increase_percent": 100 * math.expm1(kl),
@@ -185,27 +230,22 @@ class Planner:
         }
         if goal.bandwidth is not None:
             predicted["latency_ms"] = 1000 * (plan.nbytes - self._unread(whole.formats)) / goal.bandwidth
-        return Planned(whole, replace(file, predicted=predicted), nbytes, kl)
+        return Planned(whole, replace(file, predicted=predicted), nbytes, kl, together)
 
-    def _searched(self, mix: Mix, nbytes: int, kl: float | None, trials: int) -> Mix:
+    def _searched(self, mix: Mix, nbytes: int, trials: int) -> tuple[Mix, tuple[float, float]]:
         """Measure neighbours of a mix beside it, and return one that is better beyond the noise, or the mix itself.
 
-        nbytes, kl  that none may go beyond, as predicted
+        nbytes  that none may go beyond
+        The numbers are what the mix given came to, and the one returned.
         """
-        neighbours = self.frontier.neighbours(mix, nbytes, trials, SLACK)
-        if kl is not None:
-            neighbours = [one for one in neighbours if self.analysis.predicted(one.loss) <= kl]
-        if not neighbours:
-            return mix
-        sides = {str(number): spread(one, self.groups).formats for number, one in enumerate([mix, *neighbours])}
-        found = measure_mixes(Decoder(self.model), self.studied.surveyed, self.studied.measured_on, sides)
-        best, gain = mix, 0.0
-        for number, one in enumerate(neighbours, 1):
-            difference = found["0"].kl - found[str(number)].kl
-            low = mean_interval(difference).low
+        mixes = [mix, *self.frontier.neighbours(mix, nbytes, trials, SLACK)]
+        found = self._measured(mixes)
+        best, gain = 0, 0.0
+        for number, one in enumerate(found):
+            low = mean_interval(found[0] - one).low if number else 0.0
             if low > gain:
-                best, gain = one, low
-        return best
+                best, gain = number, low
+        return mixes[best], (float(found[0].mean()), float(found[best].mean()))
 
 
 def shares_of(analysis: Analysis, mix: Mix) -> dict[str, Share]:
