@@ -40,7 +40,7 @@ int main() {
                     std::vector<int32_t> sums((size_t)(tokens * digits * groups));
                     const LinearJob job{rows, columns, group, bits, codes.data(), scales.data(), Real::f32,
                                         zero ? zeros.data() : nullptr, bias.data(), tokens, digits, false, x.data(), Real::f32,
-                                        y.data(), Real::f32, planes.data(), steps.data(), sums.data()};
+                                        y.data(), Real::f32, planes.data(), steps.data(), sums.data(), 0};
                     std::printf("%d bits, %d digits, %d, %d tokens: %016llx\n", bits, digits, zero, (int)tokens,
                                 (unsigned long long)hash(job));
                 }

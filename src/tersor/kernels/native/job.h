@@ -113,6 +113,7 @@ struct LinearJob {
     int8_t* planes;                // [planes, columns]; these three as tiles of tokens lie
     float* steps;                  // [planes / digits, groups]: scales of the activations
     int32_t* sums;                 // [planes, groups]: of codes, times what a zero point of 1 takes off
+    int64_t ahead;                 // bytes by which few tokens have the stream of weights fetched ahead; 0: not
 };
 
 struct LinearTable {

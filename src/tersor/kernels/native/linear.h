@@ -239,7 +239,7 @@ inline void sum_group(const uint8_t* const* codes, int64_t ahead, const int8_t* 
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
                 const uint8_t* here = codes[v / PARTS] + (i + u) * BLOCK * 4 + v % PARTS * W * 4;
-                if (P == TILE && v % PARTS == 0) __builtin_prefetch(here + ahead);
+                if (v % PARTS == 0 && ahead) __builtin_prefetch(here + ahead, 0, P == TILE ? 3 : 2);
                 vi raw;
                 std::memcpy(&raw, here, sizeof raw);
                 levels[v][0] = BITS == 4 ? raw & 0x0f0f0f0f : raw;
@@ -283,9 +283,8 @@ inline void multiply_tile(const LinearJob& job, int64_t block, Span span) {
         vi sums[V][P];
         for (int v = 0; v < V; ++v)
             for (int p = 0; p < P; ++p) sums[v][p] = job.zeros ? load_bytes(job.zeros + place(v)) * offsets[p] : splat(offsets[p]);
-        // A full tile computes for so long that the rows of the next turn can come meanwhile; with few tokens the
-        // processor foresees one stream better than it is told.
-        sum_group<BITS, B, P>(codes, B * block_bytes, x, group_bytes / (BLOCK * 4), sums);
+        // A full tile computes for so long that the rows of the next turn can come meanwhile.
+        sum_group<BITS, B, P>(codes, P == TILE ? B * block_bytes : job.ahead, x, group_bytes / (BLOCK * 4), sums);
         for (int v = 0; v < V; ++v) {
             const vf scale = load_reals(job.scales, job.scale_type, place(v));
             for (int t = 0; t < T; ++t) {
