@@ -89,7 +89,7 @@ class Studied:
     """A finished analysis with what it was made from.
 
     calibration  int64 [sequences, tokens] that the candidates know
-    probes       int64 [draws, tokens] that estimates were made and mixes are measured on
+    probes       int64 [draws, tokens] that estimates were made on, pieces of sequences that were kept back
     """
 
     folder: Path
@@ -100,8 +100,8 @@ class Studied:
 
     @property
     def measured_on(self) -> npt.NDArray[np.int64]:
-        """As many of the probes as mixes are measured on."""
-        return _some(self.probes)
+        """What mixes are measured on: as many of the probes as are enough, as long as the calibration's sequences."""
+        return _whole(self.probes, self.calibration.shape[1])
 
     def with_analysis(self, analysis: Analysis) -> Studied:
         """Return the same with another analysis, which is saved."""
@@ -190,7 +190,11 @@ def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], dtype: str) -> No
         writer.finish()
 
 
-def _some(probes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _whole(probes: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """Put pieces together again, for a divergence depends on how much text goes before a token."""
+    pieces = length // probes.shape[1]
+    if pieces > 1 and len(probes) >= pieces:
+        probes = probes[: len(probes) // pieces * pieces].reshape(-1, pieces * probes.shape[1])
     return probes[: max(1, MEASURED_TOKENS // probes.shape[1])]
 
 
@@ -363,7 +367,8 @@ class _Run:
             one = tensor.candidates[len(tensor.candidates) // 3]
             mixes[f"{tensor.name} as {one.format}"] = {tensor.name: one.format}
             estimates[f"{tensor.name} as {one.format}"] = one.kl
-        divergences = measure_mixes(self.decoder, surveyed, _some(self.texts.probes), mixes)
+        measured_on = _whole(self.texts.probes, self.texts.calibration.ids.shape[1])
+        divergences = measure_mixes(self.decoder, surveyed, measured_on, mixes)
         rows = [
             Measured("mix" if index < count else "single", name, estimates[name], float(divergences[name].kl.mean()))
             for index, name in enumerate(mixes)

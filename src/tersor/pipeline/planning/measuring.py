@@ -57,7 +57,7 @@ def measure_plan(
     rows = [one for one in analysis.measured if (one.what, one.name) != ("run", said)]
     more = Measured("run", said, planned.mix.loss, kl.value, planned.together)
     analysis = replace(analysis, measured=(*rows, more) if planned.mix.loss > 0 else tuple(rows))
-    measured = {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high, "tokens": int(studied.probes.size)}
+    measured = {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high, "tokens": int(studied.measured_on.size)}
     file = replace(planned.file, measured=measured)
     return replace(planned, file=file), studied.with_analysis(analysis)
 
@@ -106,7 +106,7 @@ def _sides(model: Model, studied: Studied, plan: Plan, prepared: Prepared) -> np
         return rows(decoder.matrix, start, stop)
 
     with torch.no_grad():
-        sides = SideBySide(decoder, studied.probes)
+        sides = SideBySide(decoder, studied.measured_on)
         sides.begin({SIDE: embed})
         for layer in range(decoder.layers):
             block = decoder.block(layer)
