@@ -1,7 +1,7 @@
 """Integer linear layers beside the memory's roof and beside every engine that has such a kernel on this processor.
 
     python benchmarks/linear_roofline.py [--threads 2] [--rounds 15] [--shapes 4096x4096 4096x11008] [--tokens 1 32]
-                                         [--svg linear_roofline.svg] [--json]
+                                         [--beside avx512vnni] [--svg linear_roofline.svg] [--json]
 
 A shape is rows x columns: outputs times inputs. Engines run one after the other, round after round, in this process:
 torch, torchao (installed into `.venv-peers` on the first run), ONNX Runtime, and ggml out of the wheel of xllamacpp.
@@ -78,16 +78,20 @@ class Row:
 HEADING = f"{'engine':40} {'µs':>9} {'GB/s':>7} {'roof':>8} {'GOP/s':>7} {'ours/it':>8} {'dB':>7}"
 
 
-def makers(bits: int, torchao: bool) -> Iterator[Callable[[Problem], Entry]]:
+def makers(bits: int, torchao: bool, beside: str) -> Iterator[Callable[[Problem], Entry]]:
     """Yield what makes each engine's entry, ours first."""
     if bits == 4:
         yield from (partial(engines.ours, spelled="int4-g128-sym-f16", digits=digits) for digits in (1, 2))
+        if beside:
+            yield partial(engines.ours, spelled="int4-g128-sym-f16", digits=1, isa=beside)
         yield partial(engines.ours, spelled="int4-g32-sym-f16", digits=1)
         yield engines.torch_int4pack
         yield from (partial(engines.ort_int4, accuracy=level) for level in (4, 0))
         yield from (partial(engines.ggml, name=name) for name in ("q4_0", "q4_k"))
     else:
         yield from (partial(engines.ours, spelled="int8-channel-sym-f16", digits=digits) for digits in (1, 2))
+        if beside:
+            yield partial(engines.ours, spelled="int8-channel-sym-f16", digits=1, isa=beside)
         yield engines.torch_int8pack
         yield from (partial(engines.torch_dynamic, engine=name) for name in ("onednn", "fbgemm"))
         if torchao:
@@ -127,7 +131,7 @@ def measured(shape: str, tokens: int, bits: int, options: argparse.Namespace, to
     filled = min(4 * cache, max(MUCH, MORE * cache))
     problem = Problem(weight, x, max(2, math.ceil(filled / (rows * columns / 2))), options.threads)
     exact = x.astype(np.float64) @ weight.T.astype(np.float64)
-    entries = [make(problem) for make in makers(bits, torchao)]
+    entries = [make(problem) for make in makers(bits, torchao, options.beside)]
     noise = [np.square(entry.result() - exact).sum() for entry in entries]
     decibels = [10 * math.log10(np.square(exact).sum() / power) for power in noise]
     clock = time.perf_counter if options.threads > 1 else time.thread_time
@@ -189,6 +193,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=["4096x4096", "4096x11008"])
     parser.add_argument("--tokens", nargs="*", type=int, default=[1, 32])
     parser.add_argument("--bits", nargs="*", type=int, default=[4, 8])
+    parser.add_argument("--beside", default="", help="another instruction set to compute ours by, as avx512vnni")
     parser.add_argument("--svg", type=Path, help="write a picture")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout instead of the tables")
     options = parser.parse_args()

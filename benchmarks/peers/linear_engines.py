@@ -6,10 +6,11 @@ back: rounding them is part of the work. Weights are rounded by each engine's ow
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tersor.core.arrays import Bytes, Float32
 from tersor.core.tensor import QuantizedTensor
 from tersor.formats import get
 from tersor.formats.hf.groups import unpack_groups
+from tersor.kernels.codec import native
 from tersor.kernels.linear.arena import Arena
 from tersor.kernels.linear.module import quantized_linear
 from tersor.kernels.linear.weights import pack_weight
@@ -63,8 +65,8 @@ class Entry:
     result: Callable[[], Float32]
 
 
-def ours(problem: Problem, spelled: str, digits: Digits) -> Entry:
-    """Integers in groups, scales in binary16, by QuantizedLinear."""
+def ours(problem: Problem, spelled: str, digits: Digits, isa: str = "") -> Entry:
+    """Integers in groups, scales in binary16, by QuantizedLinear; `isa`: another instruction set than the best."""
     fmt = get(spelled)
     bits = int(fmt.bits)
     tensor = QuantizedTensor(fmt, problem.weight.shape, fmt.encode(problem.weight))
@@ -74,8 +76,29 @@ def ours(problem: Problem, spelled: str, digits: Digits) -> Entry:
     packed = [pack_weight(*arrays, bits=bits, real="f16", arena=arena) for _ in range(problem.copies)]
     modules = [quantized_linear(weight, digits=digits) for weight in packed]
     x = torch.from_numpy(problem.x)
-    name = f"tersor {spelled.removesuffix('-sym-f16')}, int{8 * digits} activations"
-    return Entry(name, packed[0].nbytes, lambda: [module(x) for module in modules], lambda: modules[0](x).numpy())
+    name = f"tersor {spelled.removesuffix('-sym-f16')}, int{8 * digits} activations{isa and f', {isa}'}"
+
+    def run(some: Sequence[torch.nn.Module]) -> list[torch.Tensor]:
+        with _instructions(isa):
+            return [module(x) for module in some]
+
+    def result() -> Float32:
+        made: Float32 = run(modules[:1])[0].numpy()
+        return made
+
+    return Entry(name, packed[0].nbytes, lambda: run(modules), result)
+
+
+@contextlib.contextmanager
+def _instructions(isa: str) -> Iterator[None]:
+    """Compute by another instruction set than the best."""
+    module: Any = native() if isa else None
+    best = module.isa() if isa else ""
+    if isa:
+        module.set_isa(isa)
+    yield
+    if isa:
+        module.set_isa(best)
 
 
 def _torch_entry(name: str, nbytes: int, copies: Sequence[Any], call: Callable[[Any], torch.Tensor]) -> Entry:
