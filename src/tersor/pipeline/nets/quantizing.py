@@ -172,6 +172,8 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     began, plan = time.perf_counter(), _plan(how)
     name, recipe = (format, recipe_of(how, format)) if plan is None else (MIXED, _planned_recipe(how, plan))
     how = replace(how, calibration=_kept(how.calibration, how.limit), data=_kept(how.data))
+    if how.data is not None:
+        labelled_data(how.data, how)  # what cannot be read is refused before minutes of work
     source, files = open_source(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)

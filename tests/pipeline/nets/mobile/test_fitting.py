@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import tersor
-from tersor.core.errors import QualityError, SchemeError
+from tersor.core.errors import FormatError, QualityError, SchemeError
 from tersor.engines.executorch.program import Program, has_executorch
 from tersor.graph.net import Net
 from tersor.graph.sessions import Session
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
-from tersor.pipeline.nets.quantizing import NetHow
+from tersor.pipeline.nets.quantizing import NetHow, quantize_network
 from tersor.pipeline.steps.cards import read_card
 
 from ..conftest import images
@@ -86,6 +86,15 @@ def test_where_nothing_fits_every_format_says_why() -> None:
     assert not any(name in str(refused.value) for name in ("fp16", "int4")), "ONNX Runtime's files have none"
     forced = made(graph, "int8", ".ort", budget=Budget(max_file_mb=1e-6), force=True, **given)
     assert [limit.outcome for limit in forced.card.benchmarks[0].limits] == ["fail"]
+
+
+def test_labelled_data_that_cannot_be_read_is_refused_before_any_format_is_tried(graph: Net, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", x=np.zeros((2, 8, 8, 3)), labels=np.zeros(2, np.int64))
+    how = NetHow(batches(), data=tmp_path / "test.npz", budget=Budget(max_memory_mb=20))
+    with pytest.raises(FormatError, match=r"test\.npz has no array 'images'; there are x, labels"):
+        quantize_for_phone(graph, None, how, suffix=".ort")
+    with pytest.raises(FormatError, match="has no array 'images'"):
+        quantize_network(graph, "int8", how)
 
 
 def test_a_phone_is_estimated_with_an_interval_or_said_to_be_unknown(graph: Net) -> None:
