@@ -23,7 +23,7 @@ __all__ = ["Forward", "Trained", "made_trainable", "optimizer", "part", "restles
 
 Forward: TypeAlias = "Callable[[Mapping[str, Tensor], Tensor], Tensor]"
 """Weights by GGUF name and an input → an output."""
-BETAS, TINY = (0.9, 0.99), 1e-15
+BETAS, TINY = (0.9, 0.999), 1e-15
 SHIFT_SHARE = 2
 """A block's scale moves all of its weights together: by so much less than the multiples of its groups."""
 
@@ -75,8 +75,9 @@ def optimizer(training: Training, rate: float, share: float = 1.0) -> Callable[[
 
     share  of all these rates
 
-    Source: Kingma and Ba 2015, arXiv:1412.6980. Gradients of single weights are as small as 1e-8 here, so the constant
-    beside their size is smaller than usual; second moments forget after a hundred steps, of which there are few.
+    Source: Kingma and Ba 2015, arXiv:1412.6980, with its moments. Gradients of single weights are as small as 1e-8
+    here, so the constant beside their size is smaller than usual. Second moments that forget after a hundred steps make
+    updates that swing: see docs/log.md.
     """
 
     def made(module: Any) -> Optimizer:

@@ -15,7 +15,7 @@ from tersor.pipeline.calibrated.visitor import PLAIN
 __all__ = ["QAT", "SEQUENCES", "Training", "check_training", "of_epochs", "split_training"]
 
 QAT, START = "qat", "best"
-SEQUENCES = 1024
+SEQUENCES = 2048
 """Of calibration text where none are asked for: training wants more of it than a Hessian."""
 
 
@@ -41,7 +41,7 @@ class Training:
     epochs: int = 2
     block_epochs: int = 0
     batch: int = 8
-    rate: float = 5e-3
+    rate: float = 1e-3
     block_rate: float = 5e-3
     scale_rate: float = 2e-3
     norm_rate: float = 4e-3
