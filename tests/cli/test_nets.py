@@ -237,6 +237,23 @@ def test_a_plan_for_a_net_is_written_explained_and_made(folder: Path, capsys: py
     assert len(json.loads(out)["rows"]) >= 2
 
 
+def test_a_plan_of_a_net_says_when_the_analysis_that_was_named_is_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "plan net.onnx -o plan.yaml --bits-per-weight 20 --trials 0 --formats int8,fp32 --threads 1"
+    asked += " --calibration calibration.npz --analysis"
+    code, _, err = run(f"{asked} no/such", capsys)
+    assert (code, "no: no such folder; create it first" in err) == (1, True)
+    code, _, err = run(f"{asked} costs", capsys)
+    assert (code, err) == (0, "costs: no analysis; a new one is made and kept there\n")
+    assert run(f"{asked} costs", capsys)[::2] == (0, "")
+    code, _, err = run(f"{asked} costs --data test.npz", capsys)
+    assert (code, err) == (
+        0,
+        "costs: the analysis is of another net, data or formats; a new one is made and kept there\n",
+    )
+
+
 def test_what_a_plan_of_a_net_cannot_mean_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "plan.yaml").write_text("schema: tersor.mix/2\ncontainer: onnx\ntensors: {first: int8}\n")
     for words, message in (

@@ -75,6 +75,28 @@ def test_a_plan_analyses_first_and_a_second_one_does_not(run: Run, model: Path, 
     assert "<svg" in page.read_text(encoding="utf-8")
 
 
+def test_an_analysis_that_is_not_there_is_made_only_where_a_text_was_given_for_it(
+    run: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    asked = ("plan", model, "-o", tmp_path / "plan.yaml", "--bits-per-weight", "6", "--trials", "0", "--analysis")
+    refused = run(*asked, tmp_path / "typo")
+    assert (refused.code, "typo: no such analysis; is the name right?" in refused.err) == (1, True), refused.err
+    (tmp_path / "empty").mkdir()
+    refused = run(*asked, tmp_path / "empty")
+    assert (refused.code, "empty: holds no finished analysis" in refused.err) == (1, True), refused.err
+    refused = run(*asked, tmp_path / "no" / "such", *words(text, TEXT))
+    assert (refused.code, f"{tmp_path / 'no'}: no such folder; create it first" in refused.err) == (1, True)
+    refused = run(*asked, text, *words(text, TEXT))
+    assert (refused.code, "text.txt: a file has this name, and a folder is needed" in refused.err) == (1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text.txt"]
+
+    made = run(*asked, tmp_path / "new", *words(text, TEXT), *FORMATS)
+    assert made.code == 0, made.err
+    assert "new: no such analysis; one is made now, and kept there\n" in made.err
+    again = run(*asked, tmp_path / "new")
+    assert (again.code, again.err) == (0, "")
+
+
 def test_what_cannot_be_meant_is_refused_before_any_work(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     for arguments, message in (

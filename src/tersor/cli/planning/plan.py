@@ -38,13 +38,14 @@ from tersor.cli.options.planning import (
 from tersor.cli.quantize import parse_size
 from tersor.cli.screen.analysis import explanation, named, plan_summary, show_curve
 from tersor.cli.screen.net_plans import NetPlanArguments, plan_net_command
-from tersor.cli.screen.output import JsonOption, print_json, refuse_given
+from tersor.cli.screen.output import JsonOption, is_given, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
-from tersor.core.errors import SchemeError
+from tersor.core.errors import MissingError, SchemeError
 from tersor.core.records import plain
+from tersor.files.atomic import check_folder
 from tersor.models import Model, load
 from tersor.pipeline.nets.quantizing import is_network
-from tersor.pipeline.planning.analysing import Studied, Study, analyse, open_study
+from tersor.pipeline.planning.analysing import ANALYSIS, Studied, Study, analyse, open_study
 from tersor.pipeline.planning.goals import PlanGoal, read_rate
 from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.planning import TRIALS, Planned, Planner, shares_of
@@ -116,7 +117,11 @@ def plan(
     explain: Annotated[str | None, typer.Option(metavar="LAYER", help="Say why this tensor gets its format.")] = None,
     analysis: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What tersor analyse has saved; left out: made beside OUT, and kept."),
+        typer.Option(
+            metavar="DIR",
+            help="What tersor analyse has saved; left out: made beside OUT, and kept. Where there is none yet, "
+            "--calibration makes it there.",
+        ),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Quantize by the plan and measure: minutes, and better predictions.")
@@ -174,20 +179,19 @@ def plan(
         given = NetPlanArguments(calibration, weights, data, engine, images, kind, threads, target, trials)
         limits |= {"max_bytes": None if max_size is None else parse_size(max_size), "max_drop": max_drop}
         given = replace(given, formats=kinds, fixed=fixed, sweep=sweep_range, explain=explain)
-        plan_net_command(model, output, given, limits, saved=analysis or _beside(output), as_json=as_json)
+        place, tell = analysis or _beside(output), None if analysis is None else _tell
+        plan_net_command(model, output, given, limits, saved=place, tell=tell, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
     row = target_named(target, kinds, container)
     limits |= _limits(row, max_size, memory, bandwidth, is_timed=max_latency_ms is not None)
     limits |= {"max_kl": max_kl, "max_perplexity_increase": max_perplexity_increase, "context": context_tokens}
     goal, sizes = (PlanGoal(**limits), []) if sweep_range is None else (None, parse_sweep(sweep_range))
+    saved = _saved(context, analysis)
     source = load(model, ignore_config=ignore_config or ())
-    if analysis is not None and (analysis / "analysis.json").is_file():
-        refuse_given(context, OF_STUDY, "a saved analysis")
-        studied = open_study(source, analysis)
+    if saved is not None:
+        studied = open_study(source, saved)
     else:
-        if statistics is not None:
-            refuse_given(context, OF_TEXT, "saved statistics")
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
         studied = _analysed(source, analysis or _beside(output), study)
@@ -238,12 +242,34 @@ def _beside(output: Path | None) -> Path:
     return output.with_suffix(".analysis")
 
 
-def _analysed(model: Model, folder: Path, study: Study) -> Studied:
-    def tell(line: str) -> None:
-        sys.stderr.write(f"{line}\n")
+def _saved(context: typer.Context, analysis: Path | None) -> Path | None:
+    """Return where the analysis lies that is taken; None: one is made, beside the plan or where it was asked for.
 
+    What was typed of the text or of formats says which is meant; MissingError where nothing was and nothing is there.
+    """
+    if analysis is not None:
+        check_folder(analysis)
+        if (analysis / ANALYSIS).is_file():
+            refuse_given(context, OF_STUDY, "a saved analysis")
+            return analysis
+    if is_given(context, "statistics"):
+        refuse_given(context, OF_TEXT, "saved statistics")
+    if analysis is None:
+        return None
+    found = "holds no finished analysis" if analysis.is_dir() else "no such analysis"
+    if not any(is_given(context, name) for name in OF_STUDY):
+        raise MissingError(f"{analysis}: {found}; is the name right? With --calibration, one is made there")
+    _tell(f"{analysis}: {found}; one is made now, and kept there")
+    return None
+
+
+def _analysed(model: Model, folder: Path, study: Study) -> Studied:
     with progress_bar(unit="weights") as progress:
-        return analyse(model, folder, study, progress=progress, tell=tell)
+        return analyse(model, folder, study, progress=progress, tell=_tell)
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _told(planner: Planner, planned: Planned, model: str, output: Path | None) -> str:

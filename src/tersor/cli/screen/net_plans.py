@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,20 @@ class NetPlanArguments:
 
 
 def plan_net_command(
-    model: str, output: Path | None, given: NetPlanArguments, limits: Mapping[str, Any], *, saved: Path, as_json: bool
+    model: str,
+    output: Path | None,
+    given: NetPlanArguments,
+    limits: Mapping[str, Any],
+    *,
+    saved: Path,
+    tell: Callable[[str], None] | None,
+    as_json: bool,
 ) -> None:
     """Plan a net, write the plan, and tell what it costs.
 
     limits  as NetGoal takes them
     saved   folder that keeps what formats cost
+    tell    is told where nothing of use lies there
     """
     goal = None if given.sweep is not None else NetGoal(**limits)
     sizes = parse_sweep(given.sweep) if given.sweep is not None else []
@@ -81,6 +89,7 @@ def plan_net_command(
             needs_speed=goal is not None and goal.max_latency_ms is not None,
             fixed=given.fixed,
             saved=saved,
+            tell=tell,
         )
     if goal is None:
         show_curve(planner.analysis.model, sweep_net(planner, sizes), output, as_json=as_json)
