@@ -220,7 +220,7 @@ def test_a_plan_for_a_net_is_written_explained_and_made(folder: Path, capsys: py
         "points of accuracy lost, on 128",
         "fp32",
         "chosen",
-        "next  tersor",
+        "next  tersor quantize net.onnx -o OUT.onnx --plan plan.yaml --calibration calibration.npz --data test.npz\n",
     ):
         assert words in out
     text = (folder / "plan.yaml").read_text()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tersor.calibrate.text import BUILT_IN
 from tersor.cli.options.images import MeanOption, StdOption, preparation_of
 from tersor.cli.options.language import (
     OF_TEXT,
@@ -64,6 +66,11 @@ OF_NETS = ("data", "weights", "max_drop", "engine", "kind", "mean", "std", "size
 """Parameters that mean nothing for a language model."""
 GOALS = ("max_size", "bits_per_weight", "max_kl", "max_perplexity_increase", "max_latency_ms", "max_drop", "memory")
 """Parameters that ask for one plan."""
+TOLD_AGAIN = (
+    *(*OF_TEXT, "calibration_chunk", "statistics", "ignore_config"),
+    *("weights", "data", "mean", "std", "size_of"),
+)
+"""Parameters that `tersor quantize --plan` takes too: what a plan was made on does not stand in it."""
 OF_STUDY = ("formats", "container", "method", "statistics", *OF_TEXT)
 """Parameters that shape an analysis: it has them already where one is given."""
 
@@ -180,7 +187,8 @@ def plan(
         limits |= {"max_bytes": None if max_size is None else parse_size(max_size), "max_drop": max_drop}
         given = replace(given, formats=kinds, fixed=fixed, sweep=sweep_range, explain=explain)
         place, tell = analysis or _beside(output), None if analysis is None else _tell
-        plan_net_command(model, output, given, limits, saved=place, tell=tell, as_json=as_json)
+        again = _repeated(context)
+        plan_net_command(model, output, given, limits, saved=place, again=again, tell=tell, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
     row = target_named(target, kinds, container)
@@ -206,7 +214,8 @@ def plan(
     if as_json:
         print_json(plain({**plain(planned.file), "tried": planned.tried, "moved": planned.was_moved}))
         return
-    sys.stdout.write(_told(planner, planned, model, output))
+    again = _repeated(context, without="TEXT" if saved is not None else BUILT_IN)
+    sys.stdout.write(_told(planner, planned, model, output, again))
     if explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, explain)))
 
@@ -272,12 +281,28 @@ def _tell(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _told(planner: Planner, planned: Planned, model: str, output: Path | None) -> str:
+def _repeated(context: typer.Context, without: str = "DATA") -> list[str]:
+    """Return the options that `tersor quantize` needs as well, as they were typed here.
+
+    without  what to calibrate on where nothing was typed
+    """
+    words = []
+    for option in context.command.params:
+        name = str(option.name)
+        if name in TOLD_AGAIN and is_given(context, name):
+            given = context.params[name]
+            words += [w for one in (given if isinstance(given, list) else [given]) for w in (option.opts[0], str(one))]
+    if not is_given(context, "calibration") and not is_given(context, "statistics"):
+        words += ["--calibration", without]
+    return words
+
+
+def _told(planner: Planner, planned: Planned, model: str, output: Path | None, again: Sequence[str]) -> str:
     text = plan_summary(planner.analysis, planned.mix, dict(planned.file.predicted), dict(planned.file.measured))
     if planned.tried:
         moved = "one was better beyond the noise and taken" if planned.was_moved else "none was better beyond the noise"
         text += f"{planned.tried} neighbours were measured beside it: {moved}\n"
     if output is not None:
-        command = ["tersor", "quantize", model, "-o", "OUT.gguf", "--plan", str(output), "--calibration", "TEXT"]
+        command = ["tersor", "quantize", model, "-o", planned.file.example, "--plan", str(output), *again]
         text += f"wrote {output}\nnext  {shlex.join(command)}\n"
     return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def plan_net_command(
     limits: Mapping[str, Any],
     *,
     saved: Path,
+    again: Sequence[str],
     tell: Callable[[str], None] | None,
     as_json: bool,
 ) -> None:
@@ -61,6 +62,7 @@ def plan_net_command(
 
     limits  as NetGoal takes them
     saved   folder that keeps what formats cost
+    again   options that `tersor quantize --plan` needs as well
     tell    is told where nothing of use lies there
     """
     goal = None if given.sweep is not None else NetGoal(**limits)
@@ -100,12 +102,12 @@ def plan_net_command(
     if as_json:
         print_json(plain({**plain(planned.file), "tried": planned.tried}))
         return
-    sys.stdout.write(_told(planner, planned, model, output))
+    sys.stdout.write(_told(planner, planned, model, output, again))
     if given.explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, given.explain)))
 
 
-def _told(planner: NetPlanner, planned: NetPlanned, model: str, output: Path | None) -> str:
+def _told(planner: NetPlanner, planned: NetPlanned, model: str, output: Path | None, again: Sequence[str]) -> str:
     told, found = planned.file.predicted, planned.file.measured
     kinds = Counter(planned.file.formats.values())
     lines = [
@@ -121,6 +123,6 @@ def _told(planner: NetPlanner, planned: NetPlanned, model: str, output: Path | N
     lines.append(f"operators: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}")
     lines += protected(planner.analysis, planned.mix)
     if output is not None:
-        words = ["tersor", "quantize", model, "-o", "OUT.onnx", "--plan", str(output), "--calibration", "DATA"]
+        words = ["tersor", "quantize", model, "-o", planned.file.example, "--plan", str(output), *again]
         lines += [f"wrote {output}", f"next  {shlex.join(words)}"]
     return "\n".join(lines) + "\n"

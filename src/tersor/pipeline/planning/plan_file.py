@@ -41,13 +41,13 @@ OF_NETS = ("engine", "activations")
 NUMBERS = ("predicted", "measured")
 HEAD = """\
 # Which format each tensor takes, by tersor plan. Edit it freely, keep it under version control, and then
-#   tersor quantize MODEL -o OUT.gguf --plan {name} --calibration TEXT
+#   tersor quantize MODEL -o {out} --plan {name} --calibration TEXT
 # Behind each tensor: its bytes, and the divergence that rounding it alone would cost, in nats per token.
 """
 
 NET_HEAD = """\
 # What each operator of the net becomes, by tersor plan. Edit it freely, keep it under version control, and then
-#   tersor quantize NET -o OUT.onnx --plan {name} --calibration DATA
+#   tersor quantize NET -o {out} --plan {name} --calibration DATA
 # Behind each operator: bytes of its weights, and the divergence that it alone would cost, in nats per item.
 """
 
@@ -109,6 +109,11 @@ class PlanFile:
         return self.container or GGUF
 
     @property
+    def example(self) -> str:
+        """A name for what is made: a file, or the folder of a checkpoint."""
+        return {GGUF: "OUT.gguf", ONNX: "OUT.onnx"}.get(self.where, "OUT")
+
+    @property
     def schema(self) -> str:
         """The oldest version that has words for it."""
         return NET_SCHEMA if self.where == ONNX else MIX_SCHEMA
@@ -154,7 +159,7 @@ class PlanFile:
     def to_yaml(self, shares: Mapping[str, Share] | None = None, *, name: str = "plan.yaml") -> str:
         """Return the file's text; `shares` stand behind the tensors as comments."""
         head = NET_HEAD if self.where == ONNX else HEAD
-        lines = [head.format(name=name), f"schema: {self.schema}\n"]
+        lines = [head.format(name=name, out=self.example), f"schema: {self.schema}\n"]
         lines += [f"{key}: {_text(getattr(self, key))}\n" for key in (*TEXTS, *OF_NETS) if getattr(self, key)]
         for key in NUMBERS:
             if values := getattr(self, key):
