@@ -54,6 +54,20 @@ def test_the_file_is_as_large_as_was_said_and_no_larger_than_asked(case: Case, t
     assert card.plan.nbytes == planned.file.predicted["tensor_bytes"]
 
 
+def test_the_file_fits_as_well_where_its_text_has_a_longer_name(case: Case, tmp_path: Path) -> None:
+    planner = Planner(case.model, case.studied)
+    limit = planner.plan(PlanGoal(bits_per_weight=6), trials=0).file_bytes  # a mix fills that to the last byte
+    planned = planner.plan(PlanGoal(max_bytes=limit), trials=0)
+    source = case.study.calibration.source
+    path = tmp_path / f"{'a' * 150}.txt"
+    path.write_bytes(Path(source).read_bytes())
+    how = How(method="gptq", calibration=replace(case.study.calibration, source=path), proof=False)
+    formats = planned.file.tensor_formats(case.model)
+    card = quantize_calibrated(case.model, planned.file.file_type, tmp_path / "m.gguf", how, tensor_formats=formats)
+    assert card is not None
+    assert planned.file_bytes < card.nbytes <= limit
+
+
 def test_a_divergence_is_met_by_the_smallest_mix_and_shares_add_up(case: Case) -> None:
     planner = Planner(case.model, case.studied)
     middle = planner.plan(PlanGoal(bits_per_weight=6), trials=0)
@@ -82,6 +96,24 @@ def test_a_neighbour_that_is_better_beyond_the_noise_is_taken(case: Case, monkey
     for planned in plans:
         assert planned.together is not None
         assert planned.was_moved == (planned.together < 0.95)  # what is predicted is what the mix taken came to
+
+
+def test_a_neighbour_is_better_by_the_lower_end_of_its_interval_alone(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*given: Any) -> Any:  # 1: better in the mean, by chance; 2: surely; 3: surely, by less
+        rough = np.where(np.arange(64) % 2, 2.0, -2.0)
+        gains = {"1": 0.3 + rough, "2": 0.2 + rough / 100, "3": 0.1 + rough / 1000}
+        return {side: SimpleNamespace(kl=3.0 - gains.get(side, np.zeros(64))) for side in given[-1]}
+
+    monkeypatch.setattr(planning, "measure_mixes", measured)
+    monkeypatch.setattr(planning, "SLACK", 100.0)  # so that there are three
+    planner = Planner(case.model, case.studied)
+    planned = planner.plan(PlanGoal(bits_per_weight=6), trials=3)
+    assert (planned.tried, planned.was_moved) == (3, True)
+    assert planned.together == pytest.approx(2.8)
+    planned = planner.plan(PlanGoal(bits_per_weight=6), trials=1)
+    assert (planned.tried, planned.was_moved, planned.together) == (1, False, 3.0)
 
 
 def test_what_is_predicted_is_what_the_very_mix_came_to(case: Case) -> None:
