@@ -114,6 +114,8 @@ def test_a_neighbour_is_better_by_the_lower_end_of_its_interval_alone(
     assert planned.together == pytest.approx(2.8)
     planned = planner.plan(PlanGoal(bits_per_weight=6), trials=1)
     assert (planned.tried, planned.was_moved, planned.together) == (1, False, 3.0)
+    monkeypatch.setattr(planning, "SLACK", 0.0)  # and now none
+    assert planner.plan(PlanGoal(bits_per_weight=6), trials=3).tried == 0
 
 
 def test_what_is_predicted_is_what_the_very_mix_came_to(case: Case) -> None:

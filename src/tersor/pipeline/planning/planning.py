@@ -122,14 +122,14 @@ class Planner:
             return found
         if goal.kl is not None:
             mix = self._held(mix, goal.kl, nbytes)
-        other, together = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials)
+        other, together, tried = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials)
         made = self._file(other, goal, together[other is not mix])
         if _keeps(made, goal):
-            return replace(made, tried=trials, was_moved=other is not mix)
+            return replace(made, tried=tried, was_moved=other is not mix)
         made = self._file(mix, goal, together[0])
         if not _keeps(made, goal):
             raise SchemeError(f"{goal.described()}: no mix was measured to keep it")
-        return replace(made, tried=trials)
+        return replace(made, tried=tried)
 
     def _unread(self, formats: Mapping[str, str]) -> int:
         """Return the bytes of a table of embeddings of its own, of which a token reads one row."""
@@ -238,11 +238,11 @@ class Planner:
             predicted["latency_ms"] = 1000 * (plan.nbytes - self._unread(whole.formats)) / goal.bandwidth
         return Planned(whole, replace(file, predicted=predicted), nbytes, kl, together)
 
-    def _searched(self, mix: Mix, nbytes: int, trials: int) -> tuple[Mix, tuple[float, float]]:
+    def _searched(self, mix: Mix, nbytes: int, trials: int) -> tuple[Mix, tuple[float, float], int]:
         """Measure neighbours of a mix beside it, and return one that is better beyond the noise, or the mix itself.
 
         nbytes  that none may go beyond
-        The numbers are what the mix given came to, and the one returned.
+        The numbers are what the mix given came to, and the one returned; and how many were measured beside it.
         """
         mixes = [mix, *self.frontier.neighbours(mix, nbytes, trials, SLACK)]
         found = self._measured(mixes)
@@ -251,7 +251,7 @@ class Planner:
             low = mean_interval(found[0] - one).low if number else 0.0
             if low > gain:
                 best, gain = number, low
-        return mixes[best], (float(found[0].mean()), float(found[best].mean()))
+        return mixes[best], (float(found[0].mean()), float(found[best].mean())), len(mixes) - 1
 
 
 def _keeps(made: Planned, goal: PlanGoal) -> bool:
