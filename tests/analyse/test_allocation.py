@@ -58,6 +58,38 @@ def test_a_coarse_table_still_never_exceeds_and_comes_within_half_a_percent(monk
         assert 0.995 * nbytes <= frontier.at(nbytes).nbytes <= nbytes
 
 
+def spent(options: dict[str, list[Option]], nbytes: int) -> dict[str, str]:
+    """From the smallest formats on, again and again the change that fits and helps most."""
+    mix = {name: min(rows, key=lambda one: (one.nbytes, one.loss)) for name, rows in options.items()}
+    while True:
+        left = nbytes - sum(one.nbytes for one in mix.values())
+        changes = [
+            (mix[name].loss - one.loss, name, one)
+            for name, rows in options.items()
+            for one in rows
+            if one.nbytes - mix[name].nbytes <= left and one.loss < mix[name].loss
+        ]
+        if not changes:
+            return {name: one.name for name, one in mix.items()}
+        _, name, option = max(changes, key=lambda change: change[0])
+        mix[name] = option
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bytes_that_the_table_leaves_over_are_spent_on_what_helps_most(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.analyse.allocation.STEPS", 1)  # one step, which nothing fits into: all is left over
+    monkeypatch.setattr("tersor.analyse.allocation.STEPS_A_TENSOR", 0)
+    options = options_of(seed, 7)
+    frontier = Frontier(options)
+    shares = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
+    sizes = [round(frontier.smallest + share * (frontier.largest - frontier.smallest)) for share in shares]
+    sizes += [frontier.smallest + front[-1].nbytes - front[0].nbytes for front in frontier.fronts.values()]
+    for nbytes in sizes:  # the latter to the last byte
+        assert dict(frontier.at(nbytes).formats) == spent(options, nbytes)
+
+
 def test_the_smallest_mix_that_is_good_enough_is_found() -> None:
     options = options_of(3, 5)
     frontier = Frontier(options)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_a_plan_for_a_net_is_written_explained_and_made(folder: Path, capsys: py
         "points of accuracy lost, on 128",
         "fp32",
         "chosen",
-        "next  tersor",
+        "next  tersor quantize net.onnx -o OUT.onnx --plan plan.yaml --calibration calibration.npz --data test.npz\n",
     ):
         assert words in out
     text = (folder / "plan.yaml").read_text()
@@ -237,6 +238,23 @@ def test_a_plan_for_a_net_is_written_explained_and_made(folder: Path, capsys: py
     assert len(json.loads(out)["rows"]) >= 2
 
 
+def test_a_plan_of_a_net_says_when_the_analysis_that_was_named_is_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "plan net.onnx -o plan.yaml --bits-per-weight 20 --trials 0 --formats int8,fp32 --threads 1"
+    asked += " --calibration calibration.npz --analysis"
+    code, _, err = run(f"{asked} no/such", capsys)
+    assert (code, "no: no such folder; create it first" in err) == (1, True)
+    code, _, err = run(f"{asked} costs", capsys)
+    assert (code, err) == (0, "costs: no analysis; a new one is made and kept there\n")
+    assert run(f"{asked} costs", capsys)[::2] == (0, "")
+    code, _, err = run(f"{asked} costs --data test.npz", capsys)
+    assert (code, err) == (
+        0,
+        "costs: the analysis is of another net, data or formats; a new one is made and kept there\n",
+    )
+
+
 def test_what_a_plan_of_a_net_cannot_mean_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "plan.yaml").write_text("schema: tersor.mix/2\ncontainer: onnx\ntensors: {first: int8}\n")
     for words, message in (
@@ -251,4 +269,47 @@ def test_what_a_plan_of_a_net_cannot_mean_is_refused(folder: Path, capsys: pytes
         ("quantize net.onnx -o s.onnx --plan plan.yaml --max-drop 1 --calibration calibration.npz", "max_drop would"),
     ):
         code, _, err = run(words, capsys)
+        assert (code, message in err) == (1, True), err
+
+
+BLOCK = re.compile(r"^```python\n(import numpy.*?)^```", re.DOTALL | re.MULTILINE)
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "quantize-a-net.md"
+
+
+def test_the_archives_of_the_how_to_calibrate_and_judge_as_it_says(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = BLOCK.findall(HOW_TO.read_text(encoding="utf-8"))
+    exec(block, {})
+    made = "-o {}.onnx --format int8 --threads 1"
+    assert run(f"quantize net.onnx --calibration fed.npz {made.format('fed')}", capsys)[::2] == (0, "")
+    both = "--calibration labelled.npz --data labelled.npz"
+    code, out, _ = run(f"quantize net.onnx {both} {made.format('images')} --json", capsys)
+    assert code == 0
+    assert {metric["units"] for metric in json.loads(out)["evaluations"][0]["metrics"]} == {128}
+    assert Path("fed.onnx").read_bytes() == Path("images.onnx").read_bytes()
+
+    with np.load("labelled.npz") as arrays:
+        pixels, labels = arrays["images"], arrays["labels"]
+    np.savez("floats.npz", images=pixels.astype(np.float64), x=np.load("fed.npz")["x"].astype(np.float64))
+    assert run(f"quantize net.onnx --calibration floats.npz --mean 9 --std 9 {made.format('x')}", capsys)[0] == 0
+    assert Path("x.onnx").read_bytes() == Path("fed.onnx").read_bytes()
+    np.savez("floats.npz", images=pixels.astype(np.float64))
+    assert run(f"quantize net.onnx --calibration floats.npz {made.format('floats')}", capsys)[0] == 0
+    assert Path("floats.onnx").read_bytes() == Path("fed.onnx").read_bytes()
+    for arrays, message in (
+        ({"x": pixels.transpose(0, 3, 1, 2)}, "x is uint8, the net takes float32"),
+        ({"images": pixels[..., :1]}, "images have 1 channels, mean and std have 3 values"),
+        ({"images": pixels.transpose(0, 3, 1, 2)}, "images have 8 channels, mean and std have 3 values"),
+    ):
+        np.savez("wrong.npz", **arrays)
+        code, _, err = run(f"quantize net.onnx --calibration wrong.npz {made.format('w')}", capsys)
+        assert (code, message in err) == (1, True), err
+    for arrays, message in (
+        ({"images": pixels}, "has no array 'labels'; there are images"),
+        ({"images": pixels, "labels": labels / 1}, "labels whole numbers [n], got (128, 8, 8, 3) and float64 (128,)"),
+        ({"x": np.load("fed.npz")["x"], "labels": labels}, "has no array 'images'; there are x, labels"),
+    ):
+        np.savez("wrong.npz", **arrays)
+        code, _, err = run(f"quantize net.onnx --calibration fed.npz --data wrong.npz {made.format('w')}", capsys)
         assert (code, message in err) == (1, True), err

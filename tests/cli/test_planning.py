@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -13,6 +18,20 @@ from tests.cli.conftest import Run
 from tersor.models import load
 
 TEXT = ("-c", "TEXT", "--calibration-sequences", "24", "--calibration-length", "32")
+
+
+def _neighbour(path: str) -> ModuleType:
+    name = "cli_sees_" + path.replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{path}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_planning = _neighbour("pipeline/planning/conftest")
+plain_tokenizer, build = _planning.plain_tokenizer, _planning.build
 FORMATS = ("--formats", "q4_0,q4_k,q8_0", "--method", "gptq")
 
 
@@ -45,6 +64,8 @@ def test_from_a_model_to_a_file_by_a_plan(run: Run, model: Path, text: Path, tmp
     assert "predicted divergence" in planned.out
     assert "chosen" in planned.out
     assert "a byte is worth" in planned.out
+    step = ["tersor", "quantize", str(model), "-o", "OUT.gguf", "--plan", str(plan), "--calibration", "TEXT"]
+    assert f"next  {shlex.join(step)}\n" in planned.out
     document = run("plan", model, *options, "--json").document
     assert document["predicted"]["bits_per_weight"] <= 6
 
@@ -73,6 +94,50 @@ def test_a_plan_analyses_first_and_a_second_one_does_not(run: Run, model: Path, 
     assert swept.code == 0, swept.err
     assert "tokens/s at most" in swept.out
     assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_an_analysis_that_is_not_there_is_made_only_where_a_text_was_given_for_it(
+    run: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    asked = ("plan", model, "-o", tmp_path / "plan.yaml", "--bits-per-weight", "6", "--trials", "0", "--analysis")
+    refused = run(*asked, tmp_path / "typo")
+    assert (refused.code, "typo: no such analysis; is the name right?" in refused.err) == (1, True), refused.err
+    (tmp_path / "empty").mkdir()
+    refused = run(*asked, tmp_path / "empty")
+    assert (refused.code, "empty: holds no finished analysis" in refused.err) == (1, True), refused.err
+    refused = run(*asked, tmp_path / "no" / "such", *words(text, TEXT))
+    assert (refused.code, f"{tmp_path / 'no'}: no such folder; create it first" in refused.err) == (1, True)
+    refused = run(*asked, text, *words(text, TEXT))
+    assert (refused.code, "text.txt: a file has this name, and a folder is needed" in refused.err) == (1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text.txt"]
+
+    made = run(*asked, tmp_path / "new", *words(text, TEXT), *FORMATS)
+    assert made.code == 0, made.err
+    assert "new: no such analysis; one is made now, and kept there\n" in made.err
+    again = run(*asked, tmp_path / "new")
+    assert (again.code, again.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("container", "formats", "made"),
+    [("gguf", "q4_0,q8_0", "OUT.gguf"), ("compressed-tensors", "int4-g32-asym,int8-channel-sym", "OUT/config.json")],
+)
+def test_the_next_step_works_as_it_is_printed(
+    run: Run, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, container: str, formats: str, made: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = build("LlamaConfig", **_planning.SHAPE).folder
+    Path("my words.txt").write_text(" ".join(_planning.WORDS * 300), encoding="utf-8")
+    cut = ("-c", "my words.txt", "--calibration-sequences", "40", "--calibration-length", "32")
+    options = ("--container", container, "--formats", formats, "--bits-per-weight", "24", "--trials", "0")
+    planned = run("plan", folder, "-o", "plan.yaml", "--method", "gptq", *cut, *options)
+    assert planned.code == 0, planned.err
+    step = shlex.split(planned.out.splitlines()[-1].removeprefix("next  tersor "))
+    result = run(*step)
+    assert result.code == 0, result.err
+    assert Path(made).is_file()
+    again = Path("plan.yaml").read_text(encoding="utf-8").splitlines()[1]
+    assert again == f"#   tersor quantize MODEL -o {Path(made).parts[0]} --plan plan.yaml --calibration TEXT"
 
 
 def test_what_cannot_be_meant_is_refused_before_any_work(run: Run, model: Path, text: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from tersor.deploy.running.opening import ENGINES
+
 from .conftest import Run
 
 
@@ -26,3 +28,8 @@ def test_a_deployment_that_is_wrong_ends_before_anything_starts(run: Run, tmp_pa
     assert outcome.code == 1
     assert "models.a.primary: no variant 'b'; there are none" in outcome.err
     assert run("serve").code == 2
+
+
+def test_the_help_names_every_engine(run: Run) -> None:
+    told = run("serve", "--help").out.replace(",", " ").replace(".\n", " ").replace(";", " ").split()
+    assert set(ENGINES) <= set(told)

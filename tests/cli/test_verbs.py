@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,28 @@ def test_doctor_finds_this_installation_healthy(run: Run) -> None:
     assert topics["openvino"] in ("ok", "absent")
     assert outcome.document["profile"] in PROFILES or topics["profile"] == "absent"
     assert outcome.document["roofs"]["read_bytes_per_s"] > 1e7
+
+
+def test_doctor_has_a_row_for_whatever_an_extra_brings(run: Run) -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = declared["project"]["optional-dependencies"]
+    wanted = {
+        f"{re.split('[><=!~;[ ]', requirement, maxsplit=1)[0]} [{extra}]"
+        for extra, requirements in extras.items()
+        if extra not in ("all", "dev")  # these are made of the others, and of what only tests need
+        for requirement in requirements
+    }
+    found = {row["topic"]: row for row in run("doctor", "--json").document["findings"]}
+    assert wanted == {topic for topic in found if topic.endswith("]")}
+    for topic in wanted:
+        name, extra = topic.removesuffix("]").split(" [")
+        try:
+            held = version(name)
+        except PackageNotFoundError:
+            assert found[topic]["state"] == "absent"
+            assert found[topic]["remedy"] == f"pip install 'tersor[{extra}]'"
+        else:
+            assert (found[topic]["state"], found[topic]["text"]) == ("ok", held)
 
 
 def test_doctor_fails_when_something_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

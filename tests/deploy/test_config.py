@@ -79,7 +79,7 @@ WRONG = {
         GOOD.replace("in_flight: 3", "in_flight: true"),
         "limits.in_flight: a whole number from 1 to 2147483647",
     ),
-    "a port": (GOOD + "port: 99999\n", "port: a whole number from 1 to 65535, not 99999"),
+    "a port": (GOOD.replace("9000", "99999"), "port: a whole number from 1 to 65535, not 99999"),
     "more than engines count": (
         GOOD.replace("in_flight: 3", "in_flight: 99999999999999999999"),
         "limits.in_flight: a whole number from 1 to",
@@ -194,6 +194,15 @@ def test_a_mistake_is_told_with_its_place(case: str, folder: Path) -> None:
 def test_what_is_no_deployment_is_refused(text: str | bytes, folder: Path) -> None:
     with pytest.raises(TersorError):
         read_deployment(written(folder, text))
+
+
+def test_a_name_that_stands_twice_is_told_with_both_lines(folder: Path) -> None:
+    text = GOOD + "port: 9001\n"
+    with pytest.raises(FormatError, match=r"deploy\.yaml: 'port' stands twice, in lines 2 and 11; keep one"):
+        read_deployment(written(folder, text))
+    twice = GOOD.replace("      full:", "      small: {engine: llama.cpp, embedded: f16}\n      full:")
+    with pytest.raises(FormatError, match="'small' stands twice, in lines 8 and 9"):
+        read_deployment(written(folder, twice))
 
 
 def test_yaml_that_grows_is_refused_in_time(folder: Path) -> None:

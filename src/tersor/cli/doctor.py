@@ -13,6 +13,8 @@ __all__ = ["doctor"]
 def doctor(as_json: JsonOption = False) -> None:
     """Show versions, kernels, what is absent and how to install it, and what this machine can do.
 
+    What an extra of tersor brings has its name in brackets behind it.
+
     The class of machines it belongs to (`tersor estimate --list`), and its roofs, measured in a second.
 
     Exit code 1 if something that is installed does not work.

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from and to JSON, strictly and by their type hints.
+"""Frozen dataclasses from and to JSON, strictly and by their type hints; and YAML that people write.
 
 A type may hold text, whole numbers, numbers, truth values, Literal, None, tuples of one type, mappings from text, and
 other such dataclasses. JSON has no word for infinity: those numbers are the texts "Infinity", "-Infinity" and "NaN".
@@ -15,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from tersor.core.errors import FormatError, MissingError
 
-__all__ = ["fields_of", "from_json_text", "plain", "read_record", "read_text", "to_json_text"]
+__all__ = ["fields_of", "from_json_text", "plain", "read_record", "read_text", "read_yaml", "to_json_text"]
 
 Row = TypeVar("Row")
 
@@ -144,6 +146,62 @@ def from_json_text(text: str, place: str) -> object:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{place}: not a JSON document ({error})") from error
+
+
+def read_yaml(text: str, place: str, *, depth: int | None = None) -> object:
+    """Parse a YAML document; FormatError names `place`, and the lines where one mapping has a name twice.
+
+    depth  refuse what a small text could be a huge or endless document with: aliases, and brackets deeper than this
+
+    >>> read_yaml("a: {b: 1}", "x.yaml")
+    {'a': {'b': 1}}
+    """
+    try:
+        if depth is not None:
+            _check_depth(text, depth)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_names(root)
+        found: object = loader.construct_document(root)
+    except FormatError as error:
+        raise FormatError(f"{place}: {error}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise FormatError(f"{place}: not a YAML document ({' '.join(str(error).split())[:300]})") from error
+    return found
+
+
+def _check_names(root: yaml.Node) -> None:
+    """Refuse a mapping with a name twice: YAML forbids it, and its reader takes the last."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # aliases are the same node: each is looked at once
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, value in node.value:
+            waiting += [key, value]
+            if isinstance(key, yaml.ScalarNode):
+                before = first.setdefault((key.tag, key.value), key)
+                if before is not key:
+                    lines = f"{before.start_mark.line + 1} and {key.start_mark.line + 1}"
+                    raise FormatError(f"{key.value!r:.100} stands twice, in lines {lines}; keep one of them")
+
+
+def _check_depth(text: str, depth: int) -> None:
+    found = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise FormatError("aliases have no place here; write every value out")
+        found += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+        found -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+        if found > depth:
+            raise FormatError(f"brackets within brackets, more than {depth} deep")
 
 
 def _refuse(word: str) -> float:

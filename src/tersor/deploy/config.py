@@ -7,20 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.core.records import read_text, read_yaml
 from tersor.deploy.alerting.plan import AUTO, MailPlan, MonitorPlan, Silence
 from tersor.deploy.load.exchange import Address
 from tersor.deploy.rollout.plan import RolloutPlan, read_plan
 from tersor.deploy.running.opening import BATCHING_ENGINES, ENGINES, TENSOR_ENGINES
 from tersor.deploy.running.remote.remote import REMOTES
-from tersor.kernels.lazy import LazyModule
-
-if TYPE_CHECKING:
-    import yaml
-else:
-    yaml = LazyModule("yaml", "serve")
 
 __all__ = ["LAYING_OUT", "Deployment", "Key", "Limits", "ModelPlan", "VariantPlan", "read_deployment"]
 
@@ -161,11 +156,7 @@ def read_deployment(path: Path) -> Deployment:
         raise MissingError(f"{path}: no such deployment")
     if path.stat().st_size > MAX_BYTES:
         raise FormatError(f"{path}: {path.stat().st_size} bytes are no deployment")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"{path}: no YAML: {' '.join(str(error).split())[:200]}") from error
-    given = _top(path.name, found)
+    given = _top(path.name, read_yaml(read_text(path), str(path)))
     models = {}
     for name, entry in _mapping("models", given.pop("models", None)).items():
         models[_name("models", name)] = _model(f"models.{name}", entry, path.parent)

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows has no advisory locks; two runs to one name are then not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer", "replace_folder"]
+__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer", "check_folder", "replace_folder"]
 
 
 @contextlib.contextmanager
@@ -102,6 +102,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse, before any work, a folder that could not be made: MissingError for its parent, FormatError for a file."""
+    if not path.parent.is_dir():
+        raise MissingError(f"{path.parent}: no such folder; create it first")
+    if path.exists() and not path.is_dir():
+        raise FormatError(f"{path}: a file has this name, and a folder is needed; choose another")
 
 
 def replace_folder(complete: Path, path: Path) -> None:

@@ -28,17 +28,29 @@ __all__ = ["Diagnosis", "Finding", "doctor"]
 
 State = Literal["ok", "absent", "broken"]
 
-_EXTRAS = (
-    ("torch", "torch", "reference kernels, logits parity", "tersor[torch]"),
-    ("transformers", "torch", "logits parity in `tersor verify`", "tersor[torch]"),
-    ("tokenizers", "torch", "token parity in `tersor verify`", "tersor[torch]"),
-    ("safetensors", "torch", "what transformers reads models with", "tersor[torch]"),
-    ("xllamacpp", "llama", "running a GGUF in llama.cpp", "tersor[llama]"),
-    ("onnxruntime", "onnx", "nets with quantized activations", "tersor[onnx]"),
-    ("openvino", "", "running nets in OpenVINO, often faster on x86", "openvino"),
-    ("huggingface_hub", "", "models by Hugging Face id", "huggingface_hub"),
+PACKAGES = (
+    ("torch", "torch", "calibration, plans, training, nets from PyTorch, reference kernels"),
+    ("transformers", "torch", "logits parity in `tersor verify`, quantized checkpoints"),
+    ("tokenizers", "torch", "token parity in `tersor verify`"),
+    ("safetensors", "torch", "what transformers reads models with"),
+    ("xllamacpp", "llama", "running a GGUF in llama.cpp"),
+    ("lm_eval", "lm-eval", "tasks of lm-evaluation-harness"),
+    ("onnx", "onnx", "nets with quantized activations"),
+    ("onnx-ir", "onnx", "nets with quantized activations"),
+    ("onnxruntime", "onnx", "running nets, and finding the ranges of their activations"),
+    ("onnxscript", "onnx", "nets from PyTorch"),
+    ("starlette", "serve", "`tersor serve`"),
+    ("uvicorn", "serve", "`tersor serve`"),
+    ("httptools", "serve", "`tersor serve`"),
+    ("prometheus_client", "serve", "/metrics of `tersor serve`"),
+    ("executorch", "mobile", "programs for phones (.pte)"),
+    ("pillow", "images", "nets on folders of image files"),
+    ("openvino", "", "running nets in OpenVINO, often faster on x86"),
+    ("huggingface_hub", "", "models by Hugging Face id"),
 )
-"""Package, extra, what it is for, what to install."""
+"""Distribution, the extra of ours that brings it, what it is for."""
+_MODULES = {"onnx-ir": "onnx_ir", "pillow": "PIL"}
+"""What is imported, where it is not called as its distribution."""
 _TRIED = "def read(path):\n    return open(path).read()\n"
 
 
@@ -94,7 +106,7 @@ def doctor() -> Diagnosis:
         Finding("roofs", "ok", _roofs(roofs, machine)),
         *_graphics(),
         _kernels(),
-        *(_package(*row) for row in _EXTRAS),
+        *(_package(*row) for row in PACKAGES),
         _engine(),
     ]
     return Diagnosis(tuple(findings), None if profile is None else profile.name, roofs)
@@ -154,10 +166,10 @@ def _kernels() -> Finding:
     return Finding("kernels", "absent", codec.backend(), remedy)
 
 
-def _package(name: str, extra: str, purpose: str, install: str) -> Finding:
+def _package(name: str, extra: str, purpose: str) -> Finding:
     topic = f"{name} [{extra}]" if extra else name
-    remedy = f"pip install '{install}'"
-    if importlib.util.find_spec(name) is None:
+    if importlib.util.find_spec(_MODULES.get(name, name)) is None:
+        remedy = f"pip install '{f'tersor[{extra}]' if extra else name}'"
         return Finding(topic, "absent", f"not installed; needed for {purpose}", remedy)
     try:
         return Finding(topic, "ok", version(name))

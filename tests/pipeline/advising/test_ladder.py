@@ -25,7 +25,7 @@ class Ladder:
         self.made: list[str] = []
 
     def add(
-        self, level: int, name: str, nbytes: int, loss: float, speed: float | None = None, *, error: float = 0.0,
+        self, level: int, name: str, nbytes: int, loss: float, speed: float | None = None, *, error: float | None = 0.0,
         expected: int | None = None, failure: Exception | None = None, is_bound: bool = True,
     ) -> None:  # fmt: skip
         def make(folder: Path) -> Made:
@@ -34,7 +34,8 @@ class Ladder:
             if failure is not None:
                 raise failure
             (folder / name).touch()
-            metric = Metric("kl_mean", loss, "nats", loss - error, loss + error, 10)
+            low, high = (None, None) if error is None else (loss - error, loss + error)
+            metric = Metric("kl_mean", loss, "nats", low, high, 10)
             return Made(name, nbytes, metric, None if speed is None else Metric("speed", speed))
 
         self.rungs.append(Rung(name, f"{name}'s gain", level, make, expected, is_bound))
@@ -136,6 +137,21 @@ def test_an_estimate_within_a_wide_interval_is_likely_and_asks_for_more_data(tmp
     ladder = Ladder(tmp_path)
     ladder.add(0, "int8 again", 10, 0.6, error=0.3)
     assert ladder.walked(Goal(0.5, "points", most_bytes=10)).chosen is None
+
+
+def test_the_loss_to_allow_is_that_which_the_interval_reaches(tmp_path: Path) -> None:
+    ladder = Ladder(tmp_path)
+    ladder.add(0, "unsure", 10, 0.6, error=0.5)
+    ladder.add(0, "sure", 10, 0.8, error=0.05)
+    ladder.add(0, "worse", 10, 0.9, error=0.01)
+    advice = ladder.walked(Goal(0.1, "nats", most_bytes=10))
+    assert advice.next == ("allow a loss of 0.85 nats: sure would do",)
+    ladder = Ladder(tmp_path)
+    ladder.add(0, "without an interval", 10, 0.7, error=None)
+    ladder.add(0, "sure again", 10, 0.8, error=0.05)
+    assert ladder.walked(Goal(0.1, "nats", most_bytes=10)).next == (
+        "allow a loss of 0.7 nats: without an interval would do",
+    )
 
 
 def test_what_cannot_be_made_is_told_and_its_cure_is_tried(tmp_path: Path) -> None:

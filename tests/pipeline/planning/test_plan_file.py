@@ -108,6 +108,11 @@ def test_a_tensor_that_the_model_does_not_have_is_named_with_near_ones(tiny_gguf
         ("schema: tersor.mix/1\ntensors: {a: q4_0}\nmethod: 3", "method must be text"),
         ("schema: tersor.mix/1\ntensors: {a: q4_0}\npredicted: {kl: .nan}", "is no name: number"),
         ("schema: tersor.mix/1\ntensors: {a: q4_0}\npredicted: 3", "must be name: number"),
+        (
+            "schema: tersor.mix/1\ntensors:\n  a: q4_0\n  b: q8_0\n  'a': q8_0",
+            r"yaml: 'a' stands twice, in lines 3 and 5",
+        ),
+        ("schema: tersor.mix/1\ntensors: {a: q4_0}\ntensors: {b: q4_0}", "'tensors' stands twice, in lines 2 and 3"),
         ("{", "not a YAML document"),
         ("schema: !!python/object/apply:os.system [true]", "not a YAML document"),
         ("\x00", "not a YAML document"),

@@ -17,9 +17,10 @@ from tests.pipeline.planning.conftest import Case
 from tersor.analyse.stitched import measure_mixes
 from tersor.core.errors import SchemeError
 from tersor.decoder import Decoder
+from tersor.formats import get
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.planning import planning
-from tersor.pipeline.planning.analysing import open_study
+from tersor.pipeline.planning.analysing import analyse, open_study
 from tersor.pipeline.planning.goals import PlanGoal, cache_bytes
 from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.planning import Planner, shares_of
@@ -53,6 +54,20 @@ def test_the_file_is_as_large_as_was_said_and_no_larger_than_asked(case: Case, t
     assert card.plan.nbytes == planned.file.predicted["tensor_bytes"]
 
 
+def test_the_file_fits_as_well_where_its_text_has_a_longer_name(case: Case, tmp_path: Path) -> None:
+    planner = Planner(case.model, case.studied)
+    limit = planner.plan(PlanGoal(bits_per_weight=6), trials=0).file_bytes  # a mix fills that to the last byte
+    planned = planner.plan(PlanGoal(max_bytes=limit), trials=0)
+    source = case.study.calibration.source
+    path = tmp_path / f"{'a' * 150}.txt"
+    path.write_bytes(Path(source).read_bytes())
+    how = How(method="gptq", calibration=replace(case.study.calibration, source=path), proof=False)
+    formats = planned.file.tensor_formats(case.model)
+    card = quantize_calibrated(case.model, planned.file.file_type, tmp_path / "m.gguf", how, tensor_formats=formats)
+    assert card is not None
+    assert planned.file_bytes < card.nbytes <= limit
+
+
 def test_a_divergence_is_met_by_the_smallest_mix_and_shares_add_up(case: Case) -> None:
     planner = Planner(case.model, case.studied)
     middle = planner.plan(PlanGoal(bits_per_weight=6), trials=0)
@@ -66,12 +81,14 @@ def test_a_divergence_is_met_by_the_smallest_mix_and_shares_add_up(case: Case) -
     assert rise.file.predicted["perplexity_increase_percent"] <= 5.0
 
 
-def test_a_neighbour_that_is_better_beyond_the_noise_is_taken(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def later_is_better(*given: Any) -> Any:  # each neighbour by more than the noise
-        sides = given[-1]
-        noise = np.random.default_rng(0).normal(scale=1e-3, size=(len(sides), 64))
-        return {side: SimpleNamespace(kl=1 - 0.1 * int(side) + noise[int(side)]) for side in sides}
+def later_is_better(*given: Any) -> Any:
+    """What measure_mixes would return if each neighbour were better by more than the noise."""
+    sides = given[-1]
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=(len(sides), 64))
+    return {side: SimpleNamespace(kl=1 - 0.1 * int(side) + noise[int(side)]) for side in sides}
 
+
+def test_a_neighbour_that_is_better_beyond_the_noise_is_taken(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     planner = Planner(case.model, case.studied)
     monkeypatch.setattr(planning, "measure_mixes", later_is_better)
     plans = [planner.plan(PlanGoal(bits_per_weight=bits)) for bits in (5.3, 5.6, 6.0, 6.5, 7.0)]
@@ -79,6 +96,26 @@ def test_a_neighbour_that_is_better_beyond_the_noise_is_taken(case: Case, monkey
     for planned in plans:
         assert planned.together is not None
         assert planned.was_moved == (planned.together < 0.95)  # what is predicted is what the mix taken came to
+
+
+def test_a_neighbour_is_better_by_the_lower_end_of_its_interval_alone(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*given: Any) -> Any:  # 1: better in the mean, by chance; 2: surely; 3: surely, by less
+        rough = np.where(np.arange(64) % 2, 2.0, -2.0)
+        gains = {"1": 0.3 + rough, "2": 0.2 + rough / 100, "3": 0.1 + rough / 1000}
+        return {side: SimpleNamespace(kl=3.0 - gains.get(side, np.zeros(64))) for side in given[-1]}
+
+    monkeypatch.setattr(planning, "measure_mixes", measured)
+    monkeypatch.setattr(planning, "SLACK", 100.0)  # so that there are three
+    planner = Planner(case.model, case.studied)
+    planned = planner.plan(PlanGoal(bits_per_weight=6), trials=3)
+    assert (planned.tried, planned.was_moved) == (3, True)
+    assert planned.together == pytest.approx(2.8)
+    planned = planner.plan(PlanGoal(bits_per_weight=6), trials=1)
+    assert (planned.tried, planned.was_moved, planned.together) == (1, False, 3.0)
+    monkeypatch.setattr(planning, "SLACK", 0.0)  # and now none
+    assert planner.plan(PlanGoal(bits_per_weight=6), trials=3).tried == 0
 
 
 def test_what_is_predicted_is_what_the_very_mix_came_to(case: Case) -> None:
@@ -147,6 +184,28 @@ def test_memory_and_latency_are_sizes(case: Case) -> None:
     # keys and values of two blocks, two heads of 16 numbers each, in 16 bits; float32 logits of 512 tokens
     rows = next(tensor.rows for tensor in case.model.tensors if tensor.name == "token_embd.weight")
     assert cache_bytes(case.model, 32) == 2 * (2 * 2 * 16) * 32 * 2 + rows * 512 * 4
+
+
+def test_a_table_of_embeddings_that_a_token_does_not_read_takes_no_time(
+    case: Case, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "measure_mixes", later_is_better)
+    monkeypatch.setattr(planning, "SLACK", 100.0)  # neighbours with another table too
+    model = make(tie_word_embeddings=False)
+    planner = Planner(model, analyse(model, tmp_path / "own", case.study))
+    table = next(tensor for tensor in model.tensors if tensor.name == "token_embd.weight")
+    kinds = set()
+    for bits in (5.0, 5.2, 5.6, 6.0, 6.5, 7.0, 8.0):
+        alike = planner.plan(PlanGoal(bits_per_weight=bits, max_latency_ms=1e9, bandwidth=1e9), trials=0)
+        kind = alike.mix.formats[table.name]
+        read = alike.file.predicted["tensor_bytes"] - table.rows * get(kind).row_bytes(table.columns)
+        assert alike.file.predicted["latency_ms"] == pytest.approx(read / 1e6)
+        for trials in (0, 1, 8, 64):
+            fast = planner.plan(PlanGoal(max_latency_ms=read / 1e6, bandwidth=1e9), trials=trials)
+            kinds.add(fast.mix.formats[table.name])
+            assert fast.file.predicted["latency_ms"] <= read / 1e6 * (1 + 1e-9)
+            assert fast.file.predicted["tensor_bytes"] > read  # the table comes on top
+    assert len(kinds) > 1
 
 
 def test_a_tensor_that_is_fixed_keeps_its_format(case: Case) -> None:

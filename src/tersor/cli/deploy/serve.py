@@ -12,6 +12,8 @@ import typer
 
 from tersor.cli.options.registries import WhoOption, who_or_user
 from tersor.deploy.config import Deployment
+from tersor.deploy.running.opening import ENGINES, TENSOR_ENGINES
+from tersor.deploy.running.remote.remote import REMOTES
 from tersor.pipeline.deploy import serve as pipeline
 
 __all__ = ["serve"]
@@ -19,7 +21,14 @@ __all__ = ["serve"]
 
 def serve(
     deployment: Annotated[
-        Path | None, typer.Argument(metavar="DEPLOY.YAML", help="Models, variants, limits and keys.")
+        Path | None,
+        typer.Argument(
+            metavar="DEPLOY.YAML",
+            help="Models, variants, limits and keys. A variant's engine is, for text, one of "
+            f"{', '.join(name for name in ENGINES if name not in TENSOR_ENGINES)}; for tensors, one of "
+            f"{', '.join(name for name in ENGINES if name in TENSOR_ENGINES)}. "
+            f"{' and '.join(REMOTES)} ask another server.",
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, metavar="N", help="Listen here instead; 0: any free port.")
@@ -32,10 +41,10 @@ def serve(
 ) -> None:
     """Serve models: the quantized variant answers, full precision where that one cannot.
 
-    Speaks OpenAI's protocol (/v1/completions, /v1/chat/completions, /v1/embeddings, /v1/models) for language models in
-    llama.cpp, and the Open Inference Protocol (/v2) with binary tensors for nets in ONNX Runtime. /healthz, /readyz and
-    /metrics tell how it is. /v1/rollout shows and changes what serves. SIGHUP reads the deployment anew, without a
-    failed request. SIGTERM ends it once every request that it took is answered.
+    Speaks OpenAI's protocol (/v1/completions, /v1/chat/completions, /v1/embeddings, /v1/models) for language models,
+    and the Open Inference Protocol (/v2) with binary tensors for nets. /healthz, /readyz and /metrics tell how it is.
+    /v1/rollout shows and changes what serves. SIGHUP reads the deployment anew, without a failed request. SIGTERM ends
+    it once every request that it took is answered.
 
     \b
     Example:

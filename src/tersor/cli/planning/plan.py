@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tersor.calibrate.text import BUILT_IN
 from tersor.cli.options.images import MeanOption, StdOption, preparation_of
 from tersor.cli.options.language import (
     OF_TEXT,
@@ -38,13 +40,14 @@ from tersor.cli.options.planning import (
 from tersor.cli.quantize import parse_size
 from tersor.cli.screen.analysis import explanation, named, plan_summary, show_curve
 from tersor.cli.screen.net_plans import NetPlanArguments, plan_net_command
-from tersor.cli.screen.output import JsonOption, print_json, refuse_given
+from tersor.cli.screen.output import JsonOption, is_given, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
-from tersor.core.errors import SchemeError
+from tersor.core.errors import MissingError, SchemeError
 from tersor.core.records import plain
+from tersor.files.atomic import check_folder
 from tersor.models import Model, load
 from tersor.pipeline.nets.quantizing import is_network
-from tersor.pipeline.planning.analysing import Studied, Study, analyse, open_study
+from tersor.pipeline.planning.analysing import ANALYSIS, Studied, Study, analyse, open_study
 from tersor.pipeline.planning.goals import PlanGoal, read_rate
 from tersor.pipeline.planning.measuring import measure_plan
 from tersor.pipeline.planning.planning import TRIALS, Planned, Planner, shares_of
@@ -63,6 +66,11 @@ OF_NETS = ("data", "weights", "max_drop", "engine", "kind", "mean", "std", "size
 """Parameters that mean nothing for a language model."""
 GOALS = ("max_size", "bits_per_weight", "max_kl", "max_perplexity_increase", "max_latency_ms", "max_drop", "memory")
 """Parameters that ask for one plan."""
+TOLD_AGAIN = (
+    *(*OF_TEXT, "calibration_chunk", "statistics", "ignore_config"),
+    *("weights", "data", "mean", "std", "size_of"),
+)
+"""Parameters that `tersor quantize --plan` takes too: what a plan was made on does not stand in it."""
 OF_STUDY = ("formats", "container", "method", "statistics", *OF_TEXT)
 """Parameters that shape an analysis: it has them already where one is given."""
 
@@ -116,7 +124,11 @@ def plan(
     explain: Annotated[str | None, typer.Option(metavar="LAYER", help="Say why this tensor gets its format.")] = None,
     analysis: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What tersor analyse has saved; left out: made beside OUT, and kept."),
+        typer.Option(
+            metavar="DIR",
+            help="What tersor analyse has saved; left out: made beside OUT, and kept. Where there is none yet, "
+            "--calibration makes it there.",
+        ),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Quantize by the plan and measure: minutes, and better predictions.")
@@ -174,20 +186,20 @@ def plan(
         given = NetPlanArguments(calibration, weights, data, engine, images, kind, threads, target, trials)
         limits |= {"max_bytes": None if max_size is None else parse_size(max_size), "max_drop": max_drop}
         given = replace(given, formats=kinds, fixed=fixed, sweep=sweep_range, explain=explain)
-        plan_net_command(model, output, given, limits, saved=analysis or _beside(output), as_json=as_json)
+        place, tell = analysis or _beside(output), None if analysis is None else _tell
+        again = _repeated(context)
+        plan_net_command(model, output, given, limits, saved=place, again=again, tell=tell, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
     row = target_named(target, kinds, container)
     limits |= _limits(row, max_size, memory, bandwidth, is_timed=max_latency_ms is not None)
     limits |= {"max_kl": max_kl, "max_perplexity_increase": max_perplexity_increase, "context": context_tokens}
     goal, sizes = (PlanGoal(**limits), []) if sweep_range is None else (None, parse_sweep(sweep_range))
+    saved = _saved(context, analysis)
     source = load(model, ignore_config=ignore_config or ())
-    if analysis is not None and (analysis / "analysis.json").is_file():
-        refuse_given(context, OF_STUDY, "a saved analysis")
-        studied = open_study(source, analysis)
+    if saved is not None:
+        studied = open_study(source, saved)
     else:
-        if statistics is not None:
-            refuse_given(context, OF_TEXT, "saved statistics")
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
         studied = _analysed(source, analysis or _beside(output), study)
@@ -202,7 +214,8 @@ def plan(
     if as_json:
         print_json(plain({**plain(planned.file), "tried": planned.tried, "moved": planned.was_moved}))
         return
-    sys.stdout.write(_told(planner, planned, model, output))
+    again = _repeated(context, without="TEXT" if saved is not None else BUILT_IN)
+    sys.stdout.write(_told(planner, planned, model, output, again))
     if explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, explain)))
 
@@ -238,20 +251,58 @@ def _beside(output: Path | None) -> Path:
     return output.with_suffix(".analysis")
 
 
+def _saved(context: typer.Context, analysis: Path | None) -> Path | None:
+    """Return where the analysis lies that is taken; None: one is made, beside the plan or where it was asked for.
+
+    What was typed of the text or of formats says which is meant; MissingError where nothing was and nothing is there.
+    """
+    if analysis is not None:
+        check_folder(analysis)
+        if (analysis / ANALYSIS).is_file():
+            refuse_given(context, OF_STUDY, "a saved analysis")
+            return analysis
+    if is_given(context, "statistics"):
+        refuse_given(context, OF_TEXT, "saved statistics")
+    if analysis is None:
+        return None
+    found = "holds no finished analysis" if analysis.is_dir() else "no such analysis"
+    if not any(is_given(context, name) for name in OF_STUDY):
+        raise MissingError(f"{analysis}: {found}; is the name right? With --calibration, one is made there")
+    _tell(f"{analysis}: {found}; one is made now, and kept there")
+    return None
+
+
 def _analysed(model: Model, folder: Path, study: Study) -> Studied:
-    def tell(line: str) -> None:
-        sys.stderr.write(f"{line}\n")
-
     with progress_bar(unit="weights") as progress:
-        return analyse(model, folder, study, progress=progress, tell=tell)
+        return analyse(model, folder, study, progress=progress, tell=_tell)
 
 
-def _told(planner: Planner, planned: Planned, model: str, output: Path | None) -> str:
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _repeated(context: typer.Context, without: str = "DATA") -> list[str]:
+    """Return the options that `tersor quantize` needs as well, as they were typed here.
+
+    without  what to calibrate on where nothing was typed
+    """
+    words = []
+    for option in context.command.params:
+        name = str(option.name)
+        if name in TOLD_AGAIN and is_given(context, name):
+            given = context.params[name]
+            words += [w for one in (given if isinstance(given, list) else [given]) for w in (option.opts[0], str(one))]
+    if not is_given(context, "calibration") and not is_given(context, "statistics"):
+        words += ["--calibration", without]
+    return words
+
+
+def _told(planner: Planner, planned: Planned, model: str, output: Path | None, again: Sequence[str]) -> str:
     text = plan_summary(planner.analysis, planned.mix, dict(planned.file.predicted), dict(planned.file.measured))
     if planned.tried:
         moved = "one was better beyond the noise and taken" if planned.was_moved else "none was better beyond the noise"
         text += f"{planned.tried} neighbours were measured beside it: {moved}\n"
     if output is not None:
-        command = ["tersor", "quantize", model, "-o", "OUT.gguf", "--plan", str(output), "--calibration", "TEXT"]
+        command = ["tersor", "quantize", model, "-o", planned.file.example, "--plan", str(output), *again]
         text += f"wrote {output}\nnext  {shlex.join(command)}\n"
     return text

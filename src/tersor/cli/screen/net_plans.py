@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,22 @@ class NetPlanArguments:
 
 
 def plan_net_command(
-    model: str, output: Path | None, given: NetPlanArguments, limits: Mapping[str, Any], *, saved: Path, as_json: bool
+    model: str,
+    output: Path | None,
+    given: NetPlanArguments,
+    limits: Mapping[str, Any],
+    *,
+    saved: Path,
+    again: Sequence[str],
+    tell: Callable[[str], None] | None,
+    as_json: bool,
 ) -> None:
     """Plan a net, write the plan, and tell what it costs.
 
     limits  as NetGoal takes them
     saved   folder that keeps what formats cost
+    again   options that `tersor quantize --plan` needs as well
+    tell    is told where nothing of use lies there
     """
     goal = None if given.sweep is not None else NetGoal(**limits)
     sizes = parse_sweep(given.sweep) if given.sweep is not None else []
@@ -81,6 +91,7 @@ def plan_net_command(
             needs_speed=goal is not None and goal.max_latency_ms is not None,
             fixed=given.fixed,
             saved=saved,
+            tell=tell,
         )
     if goal is None:
         show_curve(planner.analysis.model, sweep_net(planner, sizes), output, as_json=as_json)
@@ -91,12 +102,12 @@ def plan_net_command(
     if as_json:
         print_json(plain({**plain(planned.file), "tried": planned.tried}))
         return
-    sys.stdout.write(_told(planner, planned, model, output))
+    sys.stdout.write(_told(planner, planned, model, output, again))
     if given.explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, given.explain)))
 
 
-def _told(planner: NetPlanner, planned: NetPlanned, model: str, output: Path | None) -> str:
+def _told(planner: NetPlanner, planned: NetPlanned, model: str, output: Path | None, again: Sequence[str]) -> str:
     told, found = planned.file.predicted, planned.file.measured
     kinds = Counter(planned.file.formats.values())
     lines = [
@@ -112,6 +123,6 @@ def _told(planner: NetPlanner, planned: NetPlanned, model: str, output: Path | N
     lines.append(f"operators: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}")
     lines += protected(planner.analysis, planned.mix)
     if output is not None:
-        words = ["tersor", "quantize", model, "-o", "OUT.onnx", "--plan", str(output), "--calibration", "DATA"]
+        words = ["tersor", "quantize", model, "-o", planned.file.example, "--plan", str(output), *again]
         lines += [f"wrote {output}", f"next  {shlex.join(words)}"]
     return "\n".join(lines) + "\n"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tersor.analyse.analysis import Analysis
-from tersor.core.errors import MissingError, SchemeError, ShapeError
+from tersor.core.errors import SchemeError, ShapeError
 from tersor.evaluation.statistics import Interval
-from tersor.files.atomic import atomic_writer
+from tersor.files.atomic import atomic_writer, check_folder
 from tersor.graph.net import Net
 from tersor.graph.observe import batches_of
 from tersor.graph.sensitivity.rebuild import FORMATS, roundings_of
@@ -50,6 +50,7 @@ def open_net_planner(
     needs_speed: bool = False,
     fixed: Sequence[str] = (),
     saved: Path | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> NetPlanner:
     """Measure what each of `formats` costs each operator of `net`, and return what makes plans of it.
 
@@ -59,11 +60,14 @@ def open_net_planner(
     needs_speed  whether a goal will ask for it; that of this machine is measured
     fixed        "PATTERN=FORMAT": operators that have no choice
     saved        folder that keeps the costs: those of the same net, data and formats are taken from it
+    tell         is told when none can be taken from `saved`, and all are measured
     Raises SchemeError for formats, targets and patterns that are none, and what `quantize_network` raises.
     """
     wanted = _formats(formats)
     if target != HERE:
         profile(target)  # says what there is
+    if saved is not None:
+        check_folder(saved)
     source, files = open_source(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
@@ -80,6 +84,9 @@ def open_net_planner(
     about: dict[str, Any] = {"sources": sources, "calibration": told}
     analysis = _kept_analysis(operators, about, saved)
     if analysis is None:
+        if saved is not None and tell is not None:
+            what = "the analysis is of another net, data or formats" if (saved / ANALYSIS).is_file() else "no analysis"
+            tell(f"{saved}: {what}; a new one is made and kept there")
         yardstick = Yardstick.open(plain, few(judged), threads=how.threads)
         analysis = analyse_net(operators, yardstick, net=source, progress=how.progress, **about)
         if saved is not None:
@@ -144,8 +151,6 @@ def _kept_analysis(operators: Operators, about: Mapping[str, Any], saved: Path |
 
 
 def _keep(analysis: Analysis, folder: Path) -> None:
-    if not folder.parent.is_dir():
-        raise MissingError(f"{folder.parent}: no such folder; create it first")
     folder.mkdir(exist_ok=True)
     with atomic_writer(folder / ANALYSIS) as file:
         file.write(analysis.to_json().encode())

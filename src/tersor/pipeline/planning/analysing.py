@@ -26,7 +26,7 @@ from tersor.calibrate.stream import Needs, Setting, run_blocks
 from tersor.calibrate.workspace import Workspace
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.decoder import Decoder
-from tersor.files.atomic import atomic_writer
+from tersor.files.atomic import atomic_writer, check_folder
 from tersor.files.safetensors import SafetensorsFile
 from tersor.files.safetensors_writer import SafetensorsWriter, StoredTensor
 from tersor.formats import get
@@ -139,8 +139,7 @@ def analyse(
             f"a plan is made for one of {', '.join(METHODS)}, not for {study.method!r}: rewrites before a method "
             "change the weights whose sensitivity is measured"
         )
-    if not folder.parent.is_dir():
-        raise MissingError(f"{folder.parent}: no such folder; create it first")
+    check_folder(folder)
     texts = _texts(model, study)
     formats = candidate_formats(model, study.formats, study.container)
     about = _about(model, study, texts)

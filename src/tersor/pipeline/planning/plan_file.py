@@ -22,7 +22,7 @@ from tersor.containers.hf.table import container
 from tersor.containers.mixtures import file_type, tensor_format
 from tersor.core.errors import FormatError, SchemeError
 from tersor.core.quantities import size
-from tersor.core.records import read_text
+from tersor.core.records import read_text, read_yaml
 from tersor.files.atomic import atomic_writer
 from tersor.formats import get
 from tersor.graph.sensitivity.rebuild import FORMATS as NET_FORMATS
@@ -41,13 +41,13 @@ OF_NETS = ("engine", "activations")
 NUMBERS = ("predicted", "measured")
 HEAD = """\
 # Which format each tensor takes, by tersor plan. Edit it freely, keep it under version control, and then
-#   tersor quantize MODEL -o OUT.gguf --plan {name} --calibration TEXT
+#   tersor quantize MODEL -o {out} --plan {name} --calibration TEXT
 # Behind each tensor: its bytes, and the divergence that rounding it alone would cost, in nats per token.
 """
 
 NET_HEAD = """\
 # What each operator of the net becomes, by tersor plan. Edit it freely, keep it under version control, and then
-#   tersor quantize NET -o OUT.onnx --plan {name} --calibration DATA
+#   tersor quantize NET -o {out} --plan {name} --calibration DATA
 # Behind each operator: bytes of its weights, and the divergence that it alone would cost, in nats per item.
 """
 
@@ -109,6 +109,11 @@ class PlanFile:
         return self.container or GGUF
 
     @property
+    def example(self) -> str:
+        """A name for what is made: a file, or the folder of a checkpoint."""
+        return {GGUF: "OUT.gguf", ONNX: "OUT.onnx"}.get(self.where, "OUT")
+
+    @property
     def schema(self) -> str:
         """The oldest version that has words for it."""
         return NET_SCHEMA if self.where == ONNX else MIX_SCHEMA
@@ -154,7 +159,7 @@ class PlanFile:
     def to_yaml(self, shares: Mapping[str, Share] | None = None, *, name: str = "plan.yaml") -> str:
         """Return the file's text; `shares` stand behind the tensors as comments."""
         head = NET_HEAD if self.where == ONNX else HEAD
-        lines = [head.format(name=name), f"schema: {self.schema}\n"]
+        lines = [head.format(name=name, out=self.example), f"schema: {self.schema}\n"]
         lines += [f"{key}: {_text(getattr(self, key))}\n" for key in (*TEXTS, *OF_NETS) if getattr(self, key)]
         for key in NUMBERS:
             if values := getattr(self, key):
@@ -179,13 +184,7 @@ class PlanFile:
     def load(cls, path: Path) -> PlanFile:
         """Read a plan; MissingError, FormatError (what is wrong, where) or SchemeError (a format that is none)."""
         text = read_text(path, most=MAX_BYTES, too_large="no plan is that large")
-        try:
-            _check_shape(text)
-            document = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            if isinstance(error, FormatError):
-                raise FormatError(f"{path}: {error}") from error
-            raise FormatError(f"{path}: not a YAML document ({' '.join(str(error).split())})") from error
+        document = read_yaml(text, str(path), depth=MAX_DEPTH)
         try:
             return cls.from_object(document, place=str(path))
         except SchemeError as error:
@@ -227,18 +226,6 @@ def _numbers(value: object, place: str) -> dict[str, float]:
         if not isinstance(key, str) or not is_number:
             raise FormatError(f"{place}: {key!r:.60}: {figure!r:.60} is no name: number")
     return dict(value)
-
-
-def _check_shape(text: str) -> None:
-    """Refuse what a small file could be a huge or endless document with: aliases, and brackets within brackets."""
-    depth = 0
-    for token in yaml.scan(text):
-        if isinstance(token, yaml.AliasToken):
-            raise FormatError("aliases have no place in a plan; write every format out")
-        depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
-        depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
-        if depth > MAX_DEPTH:
-            raise FormatError(f"brackets within brackets, more than {MAX_DEPTH} deep")
 
 
 def _text(value: str) -> str:

@@ -38,6 +38,8 @@ MARGIN = 192
 """Bytes of the file kept free: the words in which another run describes its calibration text."""
 ROUNDS = 6
 """Corrections of the file's size beyond its tensors until it is known exactly, and of its divergence."""
+ROUNDING = 1e-9
+"""Of milliseconds made from whole bytes, relative."""
 NEAR = 0.97
 """Share of the divergence allowed from which on a plan is as small as can be told."""
 
@@ -105,24 +107,29 @@ class Planner:
             goal = replace(goal, bandwidth=read_rate())
         overhead, mix = 0, self.frontier.at(self.frontier.largest)
         nbytes: int | None = None
+        streamed = self._unread(mix.formats)  # by the least of all mixes so far: what is left out never grows again
         for _ in range(ROUNDS):
             overhead = self._file(mix, goal).file_bytes - mix.nbytes - self.analysis.kept_bytes + MARGIN
-            nbytes = self._budget(goal, mix, overhead)
+            nbytes = self._budget(goal, overhead, streamed)
             mix = self._within(goal.kl, goal, nbytes)
             found = self._file(mix, goal)
-            if goal.max_bytes is None or found.file_bytes <= goal.max_bytes:
+            if _keeps(found, goal):
                 break
+            streamed = min(streamed, self._unread(mix.formats))
         else:
-            raise SchemeError(f"no mix makes a file of at most {goal.max_bytes} bytes")
+            raise SchemeError(f"{goal.described()}: no mix was found that keeps it")
         if not trials:
             return found
         if goal.kl is not None:
             mix = self._held(mix, goal.kl, nbytes)
-        other, together = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials)
+        other, together, tried = self._searched(mix, mix.nbytes if nbytes is None else nbytes, trials)
         made = self._file(other, goal, together[other is not mix])
-        if goal.max_bytes is not None and made.file_bytes > goal.max_bytes:
-            return replace(self._file(mix, goal, together[0]), tried=trials)
-        return replace(made, tried=trials, was_moved=other is not mix)
+        if _keeps(made, goal):
+            return replace(made, tried=tried, was_moved=other is not mix)
+        made = self._file(mix, goal, together[0])
+        if not _keeps(made, goal):
+            raise SchemeError(f"{goal.described()}: no mix was measured to keep it")
+        return replace(made, tried=tried)
 
     def _unread(self, formats: Mapping[str, str]) -> int:
         """Return the bytes of a table of embeddings of its own, of which a token reads one row."""
@@ -133,8 +140,7 @@ class Planner:
         tensor = next(one for one in self.model.tensors if one.name == table)
         return tensor.rows * get(formats[table]).row_bytes(tensor.columns)
 
-    def _budget(self, goal: PlanGoal, mix: Mix, overhead: int) -> int | None:
-        streamed = self._unread(mix.formats)
+    def _budget(self, goal: PlanGoal, overhead: int, streamed: int) -> int | None:
         weights, kept = self.analysis.weights, self.analysis.kept_bytes
         return goal.nbytes(self.model, weights=weights, kept=kept, overhead=overhead, streamed=streamed)
 
@@ -232,11 +238,11 @@ class Planner:
             predicted["latency_ms"] = 1000 * (plan.nbytes - self._unread(whole.formats)) / goal.bandwidth
         return Planned(whole, replace(file, predicted=predicted), nbytes, kl, together)
 
-    def _searched(self, mix: Mix, nbytes: int, trials: int) -> tuple[Mix, tuple[float, float]]:
+    def _searched(self, mix: Mix, nbytes: int, trials: int) -> tuple[Mix, tuple[float, float], int]:
         """Measure neighbours of a mix beside it, and return one that is better beyond the noise, or the mix itself.
 
         nbytes  that none may go beyond
-        The numbers are what the mix given came to, and the one returned.
+        The numbers are what the mix given came to, and the one returned; and how many were measured beside it.
         """
         mixes = [mix, *self.frontier.neighbours(mix, nbytes, trials, SLACK)]
         found = self._measured(mixes)
@@ -245,7 +251,14 @@ class Planner:
             low = mean_interval(found[0] - one).low if number else 0.0
             if low > gain:
                 best, gain = number, low
-        return mixes[best], (float(found[0].mean()), float(found[best].mean()))
+        return mixes[best], (float(found[0].mean()), float(found[best].mean())), len(mixes) - 1
+
+
+def _keeps(made: Planned, goal: PlanGoal) -> bool:
+    """Whether a plan keeps the limits that its bytes alone do not tell: of the file, and of what a token reads."""
+    is_small = goal.max_bytes is None or made.file_bytes <= goal.max_bytes
+    limit = goal.max_latency_ms
+    return is_small and (limit is None or made.file.predicted["latency_ms"] <= limit * (1 + ROUNDING))
 
 
 def shares_of(analysis: Analysis, mix: Mix) -> dict[str, Share]:

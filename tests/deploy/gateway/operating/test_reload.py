@@ -164,7 +164,7 @@ def other_port(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (no_yaml, "no YAML"),
+        (no_yaml, "not a YAML document"),
         (no_file, "demo.variants.quantized: none.gguf is not there"),
         (no_model, "demo/full: "),
         (no_net, "twice/quantized: "),

@@ -45,6 +45,8 @@ def test_minutes_turn_into_days_and_nothing_is_counted_twice_or_kept_for_ever() 
     assert len(record.minutes) == 60
     assert sum(day.answered for day in record.days) + record.now.answered == 3 * 24 * 60
     assert record.since(clock.now - 301).answered == 5
+    began = record.minutes[-3].at
+    assert [record.since(moment).answered for moment in (began, began + 1)] == [4, 3]  # the minutes from there on
     clock.now += 90 * 86_400 * 60
     for _ in range(100):
         recorder.failed("m", "q")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -15,7 +17,7 @@ from tests.deploy.gateway.recording.test_recorder import Clock
 
 from tersor.core.errors import FormatError
 from tersor.deploy.gateway.recording.recorder import Recorder
-from tersor.deploy.gateway.recording.store import Happening, Store, read_days, read_happenings
+from tersor.deploy.gateway.recording.store import Happening, Store, read_cells, read_days, read_happenings
 
 COUNTING = """
 import itertools, sys
@@ -86,6 +88,73 @@ def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path, monk
     again = Recorder(clock)
     Store(path).fill(again)
     assert [one.answered for one in again.records["m", "q"].minutes] == [1, 1, 1, 1]
+
+
+def test_a_save_writes_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    recorder, store, written = Recorder(clock), Store(tmp_path / "record.db"), list[object]()
+
+    def told(document: object) -> str:
+        written.append(document)
+        return dumps(document)
+
+    dumps = json.dumps
+    monkeypatch.setattr("tersor.deploy.gateway.recording.store.json.dumps", told)
+    for _ in range(20 * 24):  # twenty days
+        recorder.answered("m", "q", 0.01, 0.02)
+        clock.now += 3600.0
+        store.save(recorder)
+    for _ in range(30):
+        clock.now += 60.0
+        recorder.answered("m", "q", 0.01, 0.02)
+        written.clear()
+        store.save(recorder)
+        assert len(written) <= 5  # this minute, the one before, and the days that they may be in
+
+
+def test_a_gateway_that_begins_takes_up_what_is_recent_and_not_yet_to_come(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "record.db"
+    began = clock.now
+    recorder, store = Recorder(clock), Store(path)
+    for _ in range(3):
+        recorder.answered("m", "q", 0.01, 0.02)
+        clock.now += 60.0
+        recorder.turn([("m", "q")])
+    store.save(recorder)
+
+    clock.now = began - 7200.0  # set back
+    again = Recorder(clock)
+    store.fill(again)
+    again.answered("m", "q", 0.01, 0.02)
+    assert again.records["m", "q"].now.at <= clock.now
+
+    clock.now = began + 60 * 86_400
+    late = Recorder(clock)
+    store.fill(late)
+    assert late.records == {}
+
+
+def test_a_record_without_a_minute_that_lasts_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "record.db"
+    recorder, store = Recorder(clock), Store(path)
+    for _ in range(4):
+        recorder.answered("m", "q", 0.01, 0.02)
+        clock.now += 60.0
+        recorder.turn([("m", "q")])
+    store.save(recorder)
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM cells WHERE kind = 'now'")
+    (day,) = read_days(path)["m", "q"]
+    assert (day.at, day.answered) == (1_800_000_000 // 86_400 * 86_400, 4)
+    found = read_cells(path)["m", "q"]
+    assert (found.now.at, [one.answered for one in found.minutes]) == (0, [1, 1, 1, 1])
+    again, store = Recorder(clock), Store(path)
+    store.fill(again)
+    again.answered("m", "q", 0.01, 0.02)
+    store.save(again)
+    store.close()
+    assert sum(one.answered for one in read_days(path)["m", "q"]) == 5
 
 
 def test_happenings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tersor.deploy.config import read_deployment
 from tersor.deploy.gateway.recording.recorder import Recorder
 from tersor.deploy.gateway.recording.store import Store
 from tersor.deploy.gateway.reporting.figures import FIGURES, Compared, Value
+from tersor.deploy.gateway.reporting.incidents import causes_of
 from tersor.deploy.gateway.reporting.rendering import markdown, page
 from tersor.deploy.gateway.reporting.report import Beside, DeploymentReport, Window, deployment_report
 from tersor.deploy.gateway.reporting.sections import figure_table
@@ -103,7 +106,31 @@ def test_a_record_of_minutes_has_one_window(tmp_path: Path) -> None:
     store.close()
     (window,) = deployment_report(read_deployment(deployed(tmp_path)), "x", NOW).models[0].windows
     assert [(one.variant, one.role) for one in window.variants] == [("q8", "primary"), ("q4", "candidate")]
-    assert window.seconds == pytest.approx(60, abs=60)
+    assert window.seconds == 60
+
+
+def test_a_record_without_a_minute_that_lasts_begins_where_it_was_first_counted(tmp_path: Path) -> None:
+    clock = [NOW - 7200]
+    store, recorder = Store(tmp_path / "deploy.record.db"), Recorder(lambda: clock[0])
+    for _ in range(3):
+        recorder.answered("chat", "q8", 0.1, 0.2)
+        clock[0] += 600
+    store.save(recorder)
+    store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "deploy.record.db")) as connection, connection:
+        connection.execute("DELETE FROM cells WHERE kind = 'now'")
+    report = deployment_report(read_deployment(deployed(tmp_path)), "x", NOW)
+    assert report.since == "2027-01-15T00:00:00.000000Z"  # nothing happened that says more than the day
+    today = report.models[0].windows[-1]
+    assert today.name == "today, UTC"
+    assert [(one.variant, one.figures[0].ours.of) for one in today.variants if one.figures[0].ours] == [("q8", 2)]
+
+
+def test_causes_are_those_of_the_day_that_a_report_begins_with_and_later() -> None:
+    causes = {day: {"chat": {"fallbacks": {"fault": day[-1:].count("5") + 1}}} for day in ("2027-01-14", "2027-01-15")}
+    told = causes_of("chat", {**causes, "2027-01-13": {"other": {"fallbacks": {"fault": 9}}}}, "2027-01-14T23:00:00Z")
+    assert [(one.day, one.count) for one in told] == [("2027-01-15", 2), ("2027-01-14", 1)]
+    assert [one.day for one in causes_of("chat", causes, "2027-01-15T00:00:00Z")] == ["2027-01-15"]
 
 
 def test_the_example_in_the_documentation_has_what_reports_have_now(report: DeploymentReport) -> None:

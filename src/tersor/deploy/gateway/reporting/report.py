@@ -214,7 +214,8 @@ def _begin(found: Evidence, moment: float) -> float:
     cells = [
         cell.at for record in found.records.values() for cell in (*record.days, *record.minutes, record.now) if cell.at
     ]
-    counted, happened = min(cells, default=moment), min((one.at for one in found.happenings), default=moment)
+    counted = min(cells, default=moment)
+    happened = min((one.at for one in found.happenings), default=counted)
     return happened if counted <= happened < counted + DAY_S else min(counted, happened)
 
 
