@@ -45,7 +45,7 @@ def build(folder: Path) -> Path:
         for level, options in levels.items()
         if x86 or level == "portable"
     ]
-    module = [*CHECKS, *flags, *(["-DTERSOR_X86"] if x86 else [])]
+    module = [*CHECKS, *flags, *(["-DTERSOR_X86", "-DTERSOR_AMX"] if x86 else [])]
     objects.append(compiled(folder, NATIVE / "module.cpp", "module", module))
     objects.append(compiled(folder, root / "src" / "nb_combined.cpp", "nanobind", [*flags, "-DNDEBUG"]))
     library = folder / "_native.so"

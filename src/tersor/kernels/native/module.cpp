@@ -40,7 +40,9 @@ namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable fee
 namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
 namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
 namespace avx512vnni { LinearTable linear(); }
+#if defined(TERSOR_AMX)
 namespace amx { LinearTable linear(); }
+#endif
 #elif defined(TERSOR_ARM)
 namespace dotprod { LinearTable linear(); }
 #endif
@@ -67,7 +69,7 @@ Level with_linear(Level level, const char* name, LinearTable linear) {
     return level;
 }
 
-#if defined(TERSOR_X86)
+#if defined(TERSOR_AMX)
 // Whether there is a matrix unit for bytes, and the system lets this process use it: its registers are saved on request.
 bool may_use_amx() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
@@ -80,7 +82,9 @@ bool may_use_amx() {
     return false;
 #endif
 }
-#elif defined(TERSOR_ARM)
+#endif
+
+#if defined(TERSOR_ARM)
 bool has_dotprod() {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
@@ -104,7 +108,9 @@ const std::vector<Level>& levels() {
             list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search(), avx512::linear()});
             if (__builtin_cpu_supports("avx512vnni")) {
                 list.push_back(with_linear(list.back(), "avx512vnni", avx512vnni::linear()));
+#if defined(TERSOR_AMX)
                 if (may_use_amx()) list.push_back(with_linear(list.back(), "amx", amx::linear()));
+#endif
             }
         }
 #elif defined(TERSOR_ARM)
