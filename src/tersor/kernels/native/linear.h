@@ -265,6 +265,22 @@ inline void sum_group(const uint8_t* const* codes, int64_t ahead, const int8_t* 
         }
 }
 
+// What the sums of a token's D digits, the high one first, are together.
+template <int D>
+inline vf product_of(const vi* digits) {
+    const vf low = to_float(digits[D - 1]);
+    if constexpr (D == 2) return to_float(digits[0]) * 256.0f + low;
+    return low;
+}
+
+// The results of one token in W rows, of which some may lie beyond the matrix.
+inline void store_rows(const LinearJob& job, int64_t token, int64_t row, vf total) {
+    for (int lane = 0; lane < W && row + lane < job.rows; ++lane) {
+        const float value = job.bias ? total[lane] + job.bias[row + lane] : total[lane];
+        store_real(job.y, job.y_type, token * job.rows + row + lane, value);
+    }
+}
+
 // Tokens of one tile times rows of B blocks.
 template <int BITS, int D, int B, int P>
 inline void multiply_tile(const LinearJob& job, int64_t block, Span span) {
@@ -287,20 +303,12 @@ inline void multiply_tile(const LinearJob& job, int64_t block, Span span) {
         sum_group<BITS, B, P>(codes, P == TILE ? B * block_bytes : job.ahead, x, group_bytes / (BLOCK * 4), sums);
         for (int v = 0; v < V; ++v) {
             const vf scale = load_reals(job.scales, job.scale_type, place(v));
-            for (int t = 0; t < T; ++t) {
-                vf product = to_float(sums[v][D * t + D - 1]);
-                if constexpr (D == 2) product = to_float(sums[v][2 * t]) * 256.0f + product;
-                total[v][t] += product * (scale * steps[t]);
-            }
+            for (int t = 0; t < T; ++t) total[v][t] += product_of<D>(&sums[v][D * t]) * (scale * steps[t]);
         }
     }
     for (int v = 0; v < V; ++v) {
         const int64_t row = (block + v / PARTS) * BLOCK + v % PARTS * W;
-        for (int t = 0; t < T; ++t)
-            for (int lane = 0; lane < W && row + lane < job.rows; ++lane) {
-                const float value = job.bias ? total[v][t][lane] + job.bias[row + lane] : total[v][t][lane];
-                store_real(job.y, job.y_type, (span.first / D + t) * job.rows + row + lane, value);
-            }
+        for (int t = 0; t < T; ++t) store_rows(job, span.first / D + t, row, total[v][t]);
     }
 }
 

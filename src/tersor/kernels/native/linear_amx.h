@@ -98,9 +98,7 @@ inline void add_group(const LinearJob& job, const int32_t* sums, const int32_t* 
                 std::memcpy(&digits[d], sums + (t * D + d) * SIDE, 64);
                 digits[d] += offset_of(offsets[t * D + d]);
             }
-            vf product = to_float(digits[D - 1]);
-            if constexpr (D == 2) product = to_float(digits[0]) * 256.0f + product;
-            total[t] += product * (scale * steps[t]);
+            total[t] += product_of<D>(digits) * (scale * steps[t]);
         }
     };
     if (!job.zeros) return add([](int32_t offset) { return splat(offset); });
@@ -132,11 +130,7 @@ inline void multiply_square(const LinearJob& job, int64_t block, int64_t tile) {
     for (int t = 0; t < T; ++t)
         for (int b = 0; b < B; ++b) {
             const int64_t row = (block + b) * BLOCK, first = (tile + t) * SIDE / D;
-            for (int k = 0; k < SIDE / D && first + k < job.tokens; ++k)
-                for (int lane = 0; lane < W && row + lane < job.rows; ++lane) {
-                    const float value = job.bias ? total[t][b][k][lane] + job.bias[row + lane] : total[t][b][k][lane];
-                    store_real(job.y, job.y_type, (first + k) * job.rows + row + lane, value);
-                }
+            for (int k = 0; k < SIDE / D && first + k < job.tokens; ++k) store_rows(job, first + k, row, total[t][b][k]);
         }
 }
 
