@@ -24,7 +24,7 @@ from tersor.pipeline.nets.mixing.divergence import Yardstick
 from tersor.pipeline.nets.mixing.goals import NetGoal
 from tersor.pipeline.nets.mixing.planner import NetPlanner
 from tersor.pipeline.nets.mixing.speed import Clock
-from tersor.pipeline.nets.quantizing import NetHow, described, few, labelled_data, one, open_source, recipe_of
+from tersor.pipeline.nets.quantizing import NetHow, described, few, one, open_source, recipe_of, with_data
 from tersor.pipeline.planning.sweep import Curve, CurveRow
 from tersor.targets.estimating.machine import Machine, of_profile, of_roofs
 from tersor.targets.profiles.table import profile
@@ -68,6 +68,7 @@ def open_net_planner(
         profile(target)  # says what there is
     if saved is not None:
         check_folder(saved)
+    labelled, how = how.data, with_data(how)
     source, files = open_source(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
@@ -79,8 +80,8 @@ def open_net_planner(
     plain = roundings.finest.source
     judged = _held(how, plain, batches)
     told = described(how, batches)
-    if how.data is not None:
-        told += f"; measured on {described(replace(how, calibration=how.data), judged)}"
+    if labelled is not None:
+        told += f"; measured on {described(replace(how, calibration=labelled), judged)}"
     about: dict[str, Any] = {"sources": sources, "calibration": told}
     analysis = _kept_analysis(operators, about, saved)
     if analysis is None:
@@ -160,12 +161,12 @@ def _held(how: NetHow, net: Net, batches: Sequence[Feeds]) -> list[Feeds]:
     """Return what plans are compared on: inputs of the labelled data, or what calibrates."""
     if how.data is None:
         return few(batches, MEASURED_ITEMS)
-    return few(batches_of(net, (batch for batch in labelled_data(how.data, how))), MEASURED_ITEMS)
+    return few(batches_of(net, how.data), MEASURED_ITEMS)
 
 
 def _judge(how: NetHow, net: Net, batches: Sequence[Feeds]) -> Judge | None:
     if how.data is not None:
-        return Judge.open(net, labelled_data(how.data, how), labelled=True)
+        return Judge.open(net, how.data, labelled=True)
     try:
         return Judge.open(net, batches, labelled=False)
     except ShapeError:

@@ -60,6 +60,7 @@ __all__ = [
     "open_source",
     "quantize_network",
     "recipe_of",
+    "with_data",
 ]
 
 FORMATS = ("int8", "int4", "int3", "int2")
@@ -171,9 +172,7 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     """
     began, plan = time.perf_counter(), _plan(how)
     name, recipe = (format, recipe_of(how, format)) if plan is None else (MIXED, _planned_recipe(how, plan))
-    how = replace(how, calibration=_kept(how.calibration, how.limit), data=_kept(how.data))
-    if how.data is not None:
-        labelled_data(how.data, how)  # what cannot be read is refused before minutes of work
+    how = with_data(replace(how, calibration=_kept(how.calibration, how.limit)))
     source, files = open_source(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
@@ -313,11 +312,16 @@ def labelled_data(data: Any, how: NetHow) -> Iterable[Any]:
     return open_images(Path(data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
 
 
+def with_data(how: NetHow) -> NetHow:
+    """Return the same with its labelled data opened, once: what cannot be read is refused before minutes of work."""
+    return how if how.data is None else replace(how, data=labelled_data(_kept(how.data), how))
+
+
 def _meeting(quantized: QuantizedNet, plain: Net, batches: Sequence[Feeds], how: NetHow, max_drop: float) -> Returned:
     if not 0 <= max_drop <= 100:
         raise SchemeError(f"max_drop is in percentage points, from 0 to 100, got {max_drop}")
     is_labelled = how.data is not None
-    judge = Judge.open(plain, labelled_data(how.data, how) if is_labelled else batches, labelled=is_labelled)
+    judge = Judge.open(plain, how.data if is_labelled else batches, labelled=is_labelled)
 
     def rank() -> tuple[Sensitivity, ...]:
         return sensitivities(quantized, few(batches), progress=how.progress)
@@ -352,7 +356,7 @@ def _evaluations(quantized: QuantizedNet, plain: Net, how: NetHow) -> Iterator[E
     if how.data is None:
         return
     pair = [scores_by(net, how.threads) for net in (quantized.net, plain)]
-    found = evaluate_net(pair[0], against=pair[1], data=labelled_data(how.data, how))
+    found = evaluate_net(pair[0], against=pair[1], data=how.data)
     engines = {"subject": "onnxruntime, integers", "reference": "onnxruntime, float32"}
     yield replace(found, reference=f"{quantized.source.name} in float", engines=engines, command=how.command)
 

@@ -27,7 +27,7 @@ from tersor.pipeline.nets.cards import card_of, relative_error
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.mobile.budget import ESTIMATED, Budget
 from tersor.pipeline.nets.mobile.programs import Made, engine_for, make_program
-from tersor.pipeline.nets.quantizing import NetHow, labelled_data, open_source, quantize_network
+from tersor.pipeline.nets.quantizing import NetHow, open_source, quantize_network, with_data
 from tersor.pipeline.steps.cards import save_card
 from tersor.targets.estimating.estimate import Unknown
 from tersor.targets.estimating.latency import estimate_energy, estimate_latency, estimate_sustained
@@ -100,9 +100,7 @@ def quantize_for_phone(net: Any, name: str | None, how: NetHow, *, suffix: str =
     made is taken), and the errors of `quantize_network`.
     """
     began, target = time.perf_counter(), engine_for(suffix)
-    how = replace(how, target=target, bench=False)
-    if how.data is not None:
-        labelled_data(how.data, how)  # what cannot be read is refused at once, not by every format in turn
+    how = with_data(replace(how, target=target, bench=False))  # refused at once, not by every format in turn
     source, files = open_source(net, how)
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
