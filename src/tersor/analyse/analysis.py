@@ -162,7 +162,9 @@ class Analysis:
             for one in tensor.candidates:
                 if one.nbytes < 0 or not one.kl >= 0:
                     raise FormatError(f"{place}: {tensor.name} as {one.format}: {one.nbytes} bytes, {one.kl} nats")
-        if any(not one.estimated > 0 or not one.measured >= 0 or (one.together or 0) < 0 for one in found.measured):
+        for row in found.measured:
+            if row.estimated > 0 and row.measured >= 0 and (row.together is None or row.together >= 0):
+                continue
             raise FormatError(f"{place}: a measured divergence is no positive number")
         return found
 

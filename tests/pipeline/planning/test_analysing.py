@@ -107,6 +107,8 @@ def test_a_damaged_analysis_is_refused_by_place(case: Case) -> None:
         ('"schema": "tersor.analysis/1"', '"schema": "x"', "schema 'x'"),
         ('"nbytes": ', '"nbytes": -', "bytes, "),
         ('"draws": ', '"drawn": ', "unknown keys"),
+        ('"together": null', '"together": "NaN"', "a measured divergence is no positive number"),
+        ('"together": null', '"together": -1.0', "a measured divergence is no positive number"),
         ("{", "", "not a JSON document"),
     ):
         with pytest.raises(FormatError, match=message):
