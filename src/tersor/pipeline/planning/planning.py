@@ -111,7 +111,7 @@ class Planner:
         for _ in range(ROUNDS):
             overhead = self._file(mix, goal).file_bytes - mix.nbytes - self.analysis.kept_bytes + MARGIN
             nbytes = self._budget(goal, overhead, streamed)
-            mix = self._within(goal.kl, goal, nbytes)
+            mix = self._within(goal, nbytes)
             found = self._file(mix, goal)
             if _keeps(found, goal):
                 break
@@ -144,8 +144,9 @@ class Planner:
         weights, kept = self.analysis.weights, self.analysis.kept_bytes
         return goal.nbytes(self.model, weights=weights, kept=kept, overhead=overhead, streamed=streamed)
 
-    def _within(self, kl: float | None, goal: PlanGoal, nbytes: int | None) -> Mix:
-        """Return the best mix of at most `nbytes`, or the smallest that is predicted to diverge by `kl` at most."""
+    def _within(self, goal: PlanGoal, nbytes: int | None) -> Mix:
+        """Return the best mix of at most `nbytes`, or the smallest that the curve predicts to keep the divergence."""
+        kl = goal.kl
         if nbytes is not None and nbytes < self.frontier.smallest:
             raise SchemeError(f"{goal.described()}: {self._too_small(nbytes)}")
         if kl is None:
@@ -186,6 +187,7 @@ class Planner:
         """Return the smallest mix that was measured to keep `kl`: the curve that led to `mix` may be off."""
         best: Mix | None = None
         broken = math.inf  # the least sum of divergences that was measured to break it
+        least = self.frontier.at(self.frontier.largest).loss
         for _ in range(ROUNDS):
             found = self.analysis.predicted(mix.loss, float(self._measured([mix])[0].mean()))
             if found > kl:
@@ -197,8 +199,7 @@ class Planner:
             wanted = mix.loss * (1 + NEAR) / 2 * kl / max(found, 1e-3 * kl)
             if not (0.0 if best is None else best.loss) < wanted < broken:
                 wanted = NEAR * broken if best is None else math.sqrt(best.loss * broken)
-            best_there_is = self.frontier.at(self.frontier.largest).loss
-            before, mix = mix, self.frontier.least(max(wanted, best_there_is))
+            before, mix = mix, self.frontier.least(max(wanted, least))
             if mix.nbytes == before.nbytes or (nbytes is not None and mix.nbytes > nbytes):
                 break
         if best is None:
