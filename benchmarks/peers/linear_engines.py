@@ -91,13 +91,16 @@ def ours(problem: Problem, spelled: str, digits: Digits, isa: str = "") -> Entry
 
 @contextlib.contextmanager
 def _instructions(isa: str) -> Iterator[None]:
-    """Compute by another instruction set than the best."""
-    module: Any = native() if isa else None
-    best = module.isa() if isa else ""
-    if isa:
-        module.set_isa(isa)
-    yield
-    if isa:
+    """Compute by another instruction set than the best, where one is named."""
+    if not isa:
+        yield
+        return
+    module: Any = native()
+    best = module.isa()
+    module.set_isa(isa)
+    try:
+        yield
+    finally:
         module.set_isa(best)
 
 
