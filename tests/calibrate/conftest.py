@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pytest
+from tests.neighbours import neighbour
 
 from tersor.calibrate.sequences import Sequences
 from tersor.calibrate.stream import Input, Needs, Setting, run_blocks
@@ -22,18 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _neighbour(path: str) -> ModuleType:
-    """Return a module of another folder of tests, so that tiny models are described in one place."""
-    name = "calibrate_sees_" + path.replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{path}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_models = _neighbour("models/conftest")
+_models = neighbour("models/conftest", "calibrate")
 plain_tokenizer, build = _models.plain_tokenizer, _models.build
 VOCABULARY: int = _models.VOCABULARY
 

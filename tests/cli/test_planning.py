@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,23 +11,14 @@ import pytest
 pytest.importorskip("torch", reason="the decoder computes with torch: pip install 'tersor[torch]'")
 
 from tests.cli.conftest import Run
+from tests.neighbours import neighbour
 
 from tersor.models import load
 
 TEXT = ("-c", "TEXT", "--calibration-sequences", "24", "--calibration-length", "32")
 
 
-def _neighbour(path: str) -> ModuleType:
-    name = "cli_sees_" + path.replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{path}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_planning = _neighbour("pipeline/planning/conftest")
+_planning = neighbour("pipeline/planning/conftest", "cli")
 plain_tokenizer, build = _planning.plain_tokenizer, _planning.build
 FORMATS = ("--formats", "q4_0,q4_k,q8_0", "--method", "gptq")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.neighbours import neighbour
 
 from tersor.decoder import Decoder, Observer
 from tersor.models import Model
@@ -21,18 +19,7 @@ else:
     torch = pytest.importorskip("torch", reason="the decoder computes with torch: pip install 'tersor[torch]'")
 
 
-def _neighbour(path: str) -> ModuleType:
-    """Return a module of another folder of tests, so that tiny models are described in one place."""
-    name = "decoder_sees_" + path.replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{path}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_models, _parity = _neighbour("models/conftest"), _neighbour("models/test_parity")
+_models, _parity = neighbour("models/conftest", "decoder"), neighbour("models/test_parity", "decoder")
 plain_tokenizer, build, write_f32 = _models.plain_tokenizer, _models.build, _models.write_f32
 VOCABULARY: int = _models.VOCABULARY
 

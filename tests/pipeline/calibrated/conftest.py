@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.neighbours import neighbour
 
 from tersor.models import Model, load
 
@@ -25,17 +23,7 @@ SHAPE = {
 SENTENCE = "the cat sat on mat and saw a dog that ran to its house by sea when rain fell over hill"
 
 
-def _neighbour(path: str) -> ModuleType:
-    name = "calibrated_sees_" + path.replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / f"{path}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_models = _neighbour("models/conftest")
+_models = neighbour("models/conftest", "calibrated")
 plain_tokenizer, build = _models.plain_tokenizer, _models.build
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.neighbours import neighbour
 
 from tersor.core.errors import SchemeError
 from tersor.decoder import Decoder
@@ -26,17 +23,7 @@ else:
     torch = pytest.importorskip("torch", reason="rotations are computed with torch: pip install 'tersor[torch]'")
 
 
-def _neighbour(path: str) -> ModuleType:
-    name = "rotated_sees_" + path.replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / f"{path}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_decoder = _neighbour("decoder/conftest")
+_decoder = neighbour("decoder/conftest", "rotated")
 tiny, ids, run, apart = _decoder.tiny, _decoder.ids, _decoder.run, _decoder.apart
 
 FOLDED = [

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.neighbours import neighbour
 
 from tersor.models import Model, load
 from tersor.pipeline.calibrated.run import Calibration
@@ -21,17 +19,7 @@ FORMATS = ("q4_0", "q5_0", "q8_0", "q2_k")
 """The last does not fit the rows of the tiny model."""
 
 
-def _neighbour(path: str) -> ModuleType:
-    name = "planning_sees_" + path.replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / f"{path}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_models, _calibrated = _neighbour("models/conftest"), _neighbour("pipeline/calibrated/conftest")
+_models, _calibrated = neighbour("models/conftest", "planning"), neighbour("pipeline/calibrated/conftest", "planning")
 plain_tokenizer, build = _models.plain_tokenizer, _models.build
 SHAPE: dict[str, Any] = _calibrated.SHAPE
 WORDS: list[str] = _calibrated.SENTENCE.split()
