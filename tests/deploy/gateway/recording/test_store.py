@@ -34,6 +34,13 @@ for number in itertools.count(1):
 """
 
 
+def a_minute(recorder: Recorder, clock: Clock) -> None:
+    """One answer, and the minute that it lies in is over."""
+    recorder.answered("m", "q", 0.01, 0.02)
+    clock.now += 60.0
+    recorder.turn([("m", "q")])
+
+
 def test_what_was_saved_is_there_again_once(tmp_path: Path) -> None:
     clock = Clock()
     recorder, path = Recorder(clock), tmp_path / "record.db"
@@ -74,9 +81,7 @@ def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path, monk
         raise sqlite3.OperationalError("database or disk is full")
 
     for minute in range(4):
-        recorder.answered("m", "q", 0.01, 0.02)
-        clock.now += 60.0
-        recorder.turn([("m", "q")])
+        a_minute(recorder, clock)
         with monkeypatch.context() as patch:
             if minute % 2 == 0:
                 patch.setattr("tersor.deploy.gateway.recording.store.json.dumps", full)
@@ -117,9 +122,7 @@ def test_a_gateway_that_begins_takes_up_what_is_recent_and_not_yet_to_come(tmp_p
     began = clock.now
     recorder, store = Recorder(clock), Store(path)
     for _ in range(3):
-        recorder.answered("m", "q", 0.01, 0.02)
-        clock.now += 60.0
-        recorder.turn([("m", "q")])
+        a_minute(recorder, clock)
     store.save(recorder)
 
     clock.now = began - 7200.0  # set back
@@ -138,9 +141,7 @@ def test_a_record_without_a_minute_that_lasts_is_read_and_gone_on_with(tmp_path:
     clock, path = Clock(), tmp_path / "record.db"
     recorder, store = Recorder(clock), Store(path)
     for _ in range(4):
-        recorder.answered("m", "q", 0.01, 0.02)
-        clock.now += 60.0
-        recorder.turn([("m", "q")])
+        a_minute(recorder, clock)
     store.save(recorder)
     store.close()
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
