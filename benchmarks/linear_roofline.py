@@ -202,7 +202,7 @@ def main() -> None:
     torchao, roofs = install_torchao(), measure_roofs(options.threads)
     about = {
         "machine": machine(), "threads": options.threads, "kernels": codec.backend(), "torch": torch.__version__,
-        "read GB/s": round(roofs.read_bytes_per_s / 1e9, 1), "int8 GOP/s": round((roofs.byte_ops or 0) / 1e9),
+        "read GB/s": round(roofs.read_bytes_per_s / 1e9, 1), "int8 GOP/s": round((roofs.int8_ops or 0) / 1e9),
         "load": busy_cores(), "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     if not options.json:

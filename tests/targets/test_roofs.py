@@ -23,6 +23,8 @@ def test_the_native_roofs_are_above_what_any_machine_of_today_lacks(monkeypatch:
     assert 1e8 < found.read_bytes_per_s < 1e13
     assert 1e8 < found.float_flops < 1e13
     assert found.byte_ops is None or 1e8 < found.byte_ops < 1e14
+    assert found.matrix_ops is None or (found.byte_ops or 0) < found.matrix_ops < 1e15  # what else would it be for?
+    assert found.int8_ops == (found.byte_ops if found.matrix_ops is None else found.matrix_ops)
 
 
 @needs_native
@@ -34,9 +36,10 @@ def test_every_instruction_set_has_loops_that_are_not_optimised_away() -> None:
     try:
         for name in native.isa_levels():
             native.set_isa(name)
-            assert 1e8 < native.multiply_rate(False, 1 << 16, 1, 3) < 1e13
+            assert 1e8 < native.multiply_rate("floats", 1 << 16, 1, 3) < 1e13
             assert 1e8 < native.read_rate(4 << 20, 2, 3) < 1e13
-            assert native.multiply_rate(True, 1 << 16, 1, 3) < 1e14
+            assert native.multiply_rate("bytes", 1 << 16, 1, 3) < 1e14
+            assert (native.multiply_rate("tiles", 1 << 12, 1, 3) > 0) == (name == "amx")
     finally:
         native.set_isa(usual)
 
@@ -47,7 +50,9 @@ def test_the_native_loops_refuse_nothing_to_do() -> None:
     with pytest.raises(ValueError, match="must be positive"):
         native.read_rate(0, 1, 1)
     with pytest.raises(ValueError, match="must be positive"):
-        native.multiply_rate(False, 1, 0, 1)
+        native.multiply_rate("floats", 1, 0, 1)
+    with pytest.raises(ValueError, match="'bits'; there are floats, bytes, tiles"):
+        native.multiply_rate("bits", 1, 1, 1)
 
 
 def test_without_native_kernels_numpy_measures_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

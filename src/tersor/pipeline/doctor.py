@@ -138,6 +138,8 @@ def _profile(found: Profile | None) -> Finding:
 def _roofs(found: Roofs, machine: Processor) -> str:
     parts = [f"reads {found.read_bytes_per_s / 1e9:.1f} GB/s", f"float32 {found.float_flops / 1e9:.0f} GFLOP/s"]
     parts.append("no int8 dot products" if found.byte_ops is None else f"int8 {found.byte_ops / 1e9:.0f} GOP/s")
+    if found.matrix_ops is not None:
+        parts.append(f"int8 in its matrix unit {found.matrix_ops / 1e9:.0f} GOP/s")
     return f"{', '.join(parts)}, with {found.threads} of {machine.cores} cores, by {found.method}"
 
 

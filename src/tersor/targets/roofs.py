@@ -28,6 +28,8 @@ TIMES_CACHE = 4
 PASSES = 8
 STEPS = 1 << 20
 """Of the arithmetic loops: about 3 ms a pass."""
+STEPS_OF_TILES = 16
+"""A step of the matrix unit takes so many times as long."""
 _SIDE = 768
 """Of the square matrices of the fallback."""
 
@@ -40,6 +42,7 @@ class Roofs:
     float_flops       float32 operations per second: two a multiply-add
     byte_ops          int8 operations per second, two a multiply-add; None where the processor has no instruction for
                       sums of int8 products, or nothing compiled could measure it
+    matrix_ops        the same by a unit for products of int8 matrices (Intel AMX); None: there is none
     method            what measured: the native kernels and their instruction set, or numpy
     """
 
@@ -50,11 +53,17 @@ class Roofs:
     buffer_bytes: int
     method: str
     seconds: float
+    matrix_ops: float | None = None
+
+    @property
+    def int8_ops(self) -> float | None:
+        """Int8 operations per second by whatever does most of them: the roof of an engine that may use all there is."""
+        return max((rate for rate in (self.byte_ops, self.matrix_ops) if rate is not None), default=None)
 
 
 class _Native(Protocol):
     def read_rate(self, bytes: int, threads: int, passes: int) -> float: ...  # noqa: A002 (the native name)
-    def multiply_rate(self, of_bytes: bool, steps: int, threads: int, passes: int) -> float: ...
+    def multiply_rate(self, what: str, steps: int, threads: int, passes: int) -> float: ...
     def isa(self) -> str: ...
 
 
@@ -71,9 +80,12 @@ def measure_roofs(threads: int, *, buffer_bytes: int | None = None) -> Roofs:
     if module is not None and hasattr(module, "read_rate"):
         native = cast("_Native", module)
         read = max(native.read_rate(size, threads, PASSES) for _ in range(2))
-        floats = 2 * native.multiply_rate(False, STEPS, threads, 2 * PASSES)
-        products = 2 * native.multiply_rate(True, STEPS, threads, 2 * PASSES)
-        return Roofs(threads, read, floats, products or None, size, f"native ({native.isa()})", perf_counter() - began)
+        floats, products, squares = (
+            2 * native.multiply_rate(what, STEPS // share, threads, 2 * PASSES)
+            for what, share in (("floats", 1), ("bytes", 1), ("tiles", STEPS_OF_TILES))
+        )
+        how, took = f"native ({native.isa()})", perf_counter() - began
+        return Roofs(threads, read, floats, products or None, size, how, took, squares or None)
     read, floats = _read_rate(size, threads), _product_rate()
     return Roofs(threads, read, floats, None, size, "numpy, which may reach less", perf_counter() - began)
 

@@ -144,7 +144,7 @@ def print_model(screen: Console, kernels: Sequence[Kernel]) -> None:
 def roof_line(scene: Scene) -> str:
     """Return the processor and its roofs."""
     roofs = scene.roofs
-    ints = "" if roofs.byte_ops is None else f", int8 {roofs.byte_ops / 1e9:.0f} GOP/s"
+    ints = "" if roofs.int8_ops is None else f", int8 {roofs.int8_ops / 1e9:.0f} GOP/s"
     return (
         f"{scene.machine.name}, {roofs.threads} threads: reads {roofs.read_bytes_per_s / 2**30:.1f} GiB/s, "
         f"float32 {roofs.float_flops / 1e9:.0f} GFLOP/s{ints}"

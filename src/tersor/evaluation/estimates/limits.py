@@ -55,7 +55,7 @@ def machine_here(name: str, roofs: Roofs, memory_bytes: int | None, flags: tuple
     """Return what this machine offers: roofs that were measured, memory and instruction sets that are there."""
     how = f"measured here with {roofs.threads} threads, {roofs.method}"
     peaks = {"float32": Figure(roofs.float_flops, how)}
-    if roofs.byte_ops is not None:
-        peaks["int8"] = Figure(roofs.byte_ops, how)
+    if roofs.int8_ops is not None:
+        peaks["int8"] = Figure(roofs.int8_ops, how)
     memory = None if memory_bytes is None else Figure(memory_bytes, "of this machine, as its system tells")
     return Machine(name, "cpu", memory, Figure(roofs.read_bytes_per_s, how), peaks, packs=flags)

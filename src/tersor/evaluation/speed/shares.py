@@ -36,8 +36,8 @@ def _share(metric: Metric, traffic: Traffic, roofs: Roofs, workload: Workload) -
 
 def _arithmetic(traffic: Traffic, roofs: Roofs) -> tuple[str, float]:
     """Return name and rate of the roof of a prompt: engines multiply quantized weights in int8 where they can."""
-    if traffic.is_integer and roofs.byte_ops is not None:
-        return "int8", roofs.byte_ops
+    if traffic.is_integer and roofs.int8_ops is not None:
+        return "int8", roofs.int8_ops
     return "float32", roofs.float_flops
 
 

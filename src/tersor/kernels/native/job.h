@@ -30,6 +30,8 @@ struct Roofs {
     int floats_per_step;  // multiply-adds
     int64_t (*multiply_bytes)(int64_t steps);  // null: no instruction for sums of int8 products
     int bytes_per_step;                        // multiply-adds
+    int64_t (*multiply_tiles)(int64_t steps) = nullptr;  // null: no unit for products of int8 matrices
+    int tiles_per_step = 0;                              // multiply-adds
 };
 
 struct CodecTable {

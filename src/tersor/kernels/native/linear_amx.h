@@ -147,6 +147,29 @@ inline void multiply_squares(const LinearJob& job, int64_t first, int64_t last) 
         }
 }
 
+// What the unit can do at most: four products of register tiles a step, all operands held.
+constexpr int TILE_PRODUCTS = 4 * SIDE * SIDE * DEPTH;
+inline int64_t multiply_tiles(int64_t steps) {
+    const TileConfig config;
+    _tile_loadconfig(&config);
+    alignas(64) int8_t ones[SIDE * DEPTH];
+    std::memset(ones, 1, sizeof ones);
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    _tile_loadd(4, ones, DEPTH); _tile_loadd(5, ones, DEPTH); _tile_loadd(6, ones, DEPTH); _tile_loadd(7, ones, DEPTH);
+    for (int64_t i = 0; i < steps; ++i) {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+    }
+    alignas(64) int32_t sums[SIDE * SIDE];
+    _tile_stored(0, sums, 64);
+    const int64_t seen = sums[0];
+    _tile_stored(3, sums, 64);
+    _tile_release();
+    return seen + sums[0];
+}
+
 inline void amx_multiply(const LinearJob& job, int64_t first, int64_t last) {
     if (!fills_tiles(job)) return multiply(job, first, last);
     const TileConfig config;

@@ -41,7 +41,7 @@ namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedbac
 namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
 namespace avx512vnni { LinearTable linear(); }
 #if defined(TERSOR_AMX)
-namespace amx { LinearTable linear(); }
+namespace amx { LinearTable linear(); Roofs with_tiles(Roofs roofs); }
 #endif
 #elif defined(TERSOR_ARM)
 namespace dotprod { LinearTable linear(); }
@@ -109,7 +109,10 @@ const std::vector<Level>& levels() {
             if (__builtin_cpu_supports("avx512vnni")) {
                 list.push_back(with_linear(list.back(), "avx512vnni", avx512vnni::linear()));
 #if defined(TERSOR_AMX)
-                if (may_use_amx()) list.push_back(with_linear(list.back(), "amx", amx::linear()));
+                if (may_use_amx()) {
+                    list.push_back(with_linear(list.back(), "amx", amx::linear()));
+                    list.back().table.roofs = amx::with_tiles(list.back().table.roofs);
+                }
 #endif
             }
         }
@@ -268,17 +271,22 @@ double read_rate(int64_t bytes, int threads, int passes) {
     return seen < 0 ? 0.0 : (double)total / seconds;
 }
 
-// Multiply-adds done in a second: of float32, or of int8 summed into int32 (0 without an instruction for it).
-double multiply_rate(bool of_bytes, int64_t steps, int threads, int passes) {
+// Multiply-adds done in a second: of float32 ("floats"), of int8 summed into int32 ("bytes"), or of the unit for int8
+// matrices ("tiles"); 0 where there is no such instruction.
+double multiply_rate(const std::string& what, int64_t steps, int threads, int passes) {
     if (threads < 1 || passes < 1 || steps < 1) throw std::invalid_argument("steps, threads and passes must be positive");
-    nb::gil_scoped_release release;
     const Roofs roofs = chosen()->table.roofs;
-    if (of_bytes && !roofs.multiply_bytes) return 0.0;
-    std::atomic<int64_t> seen{0};
-    const double seconds = shortest(threads, threads, passes, [&](int64_t, int64_t) {
-        seen += of_bytes ? roofs.multiply_bytes(steps) : (int64_t)roofs.multiply_floats(steps);
-    });
-    return (double)(of_bytes ? roofs.bytes_per_step : roofs.floats_per_step) * (double)steps * threads / seconds;
+    const auto rate = [&](auto multiply, int products) {
+        if (!multiply) return 0.0;
+        nb::gil_scoped_release release;
+        std::atomic<int64_t> seen{0};
+        const double seconds = shortest(threads, threads, passes, [&](int64_t, int64_t) { seen += (int64_t)multiply(steps); });
+        return (double)products * (double)steps * threads / seconds;
+    };
+    if (what == "floats") return rate(roofs.multiply_floats, roofs.floats_per_step);
+    if (what == "bytes") return rate(roofs.multiply_bytes, roofs.bytes_per_step);
+    if (what == "tiles") return rate(roofs.multiply_tiles, roofs.tiles_per_step);
+    throw std::invalid_argument("no rate of '" + what + "'; there are floats, bytes, tiles");
 }
 
 using Logits = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::device::cpu>;  // any step on axis 0
@@ -428,7 +436,7 @@ NB_MODULE(_native, m) {
           nb::arg("threads"), nb::arg("limit") = std::numeric_limits<float>::infinity());
     m.def("decode", &decode, nb::arg("name"), nb::arg("data"), nb::arg("columns"), nb::arg("threads"));
     m.def("read_rate", &read_rate, nb::arg("bytes"), nb::arg("threads"), nb::arg("passes"));
-    m.def("multiply_rate", &multiply_rate, nb::arg("of_bytes"), nb::arg("steps"), nb::arg("threads"), nb::arg("passes"));
+    m.def("multiply_rate", &multiply_rate, nb::arg("what"), nb::arg("steps"), nb::arg("threads"), nb::arg("passes"));
     m.def("compare_logits", &compare_logits);
     m.def("token_losses", &token_losses);
     m.def("top_k", &top_k);

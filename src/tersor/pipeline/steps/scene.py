@@ -35,8 +35,8 @@ class Scene:
             "float32_operations_per_s": self.roofs.float_flops,
             "roofs_measured_by": self.roofs.method,
         }
-        if self.roofs.byte_ops is not None:
-            found["int8_operations_per_s"] = self.roofs.byte_ops
+        if self.roofs.int8_ops is not None:
+            found["int8_operations_per_s"] = self.roofs.int8_ops
         if self.machine.cache_bytes is not None:
             found["last_level_cache_bytes"] = self.machine.cache_bytes
         if self.load is not None:
@@ -52,11 +52,15 @@ def look_around(threads: int) -> Scene:
 
 def highest(one: Roofs, other: Roofs) -> Roofs:
     """Return the better of two measurements, figure by figure: what disturbs the machine only ever lowers them."""
-    rates = [rate for rate in (one.byte_ops, other.byte_ops) if rate is not None]
+
+    def best(*rates: float | None) -> float | None:
+        return max((rate for rate in rates if rate is not None), default=None)
+
     return replace(
         one,
         read_bytes_per_s=max(one.read_bytes_per_s, other.read_bytes_per_s),
         float_flops=max(one.float_flops, other.float_flops),
-        byte_ops=max(rates, default=None),
+        byte_ops=best(one.byte_ops, other.byte_ops),
+        matrix_ops=best(one.matrix_ops, other.matrix_ops),
         seconds=one.seconds + other.seconds,
     )

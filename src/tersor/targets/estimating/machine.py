@@ -58,7 +58,7 @@ class Machine:
 
 
 def of_roofs(roofs: Roofs, name: str = "this machine") -> Machine:
-    """Return the machine that was measured."""
+    """Return the machine that was measured. A matrix unit is left out: the rates of int8 were fitted without one."""
     peaks = {"float32": roofs.float_flops, **({} if roofs.byte_ops is None else {"int8": roofs.byte_ops})}
     told = (f"measured with {roofs.threads} threads, {roofs.method}",)
     cache = processor().cache_bytes

@@ -124,7 +124,7 @@ def of_roof(
     """Hold what took `seconds` against the roof; of what is not known of it, nothing follows."""
     share, bound = None, UNKNOWN
     if operations is not None and nbytes is not None:
-        peak = roofs.byte_ops if is_integer and roofs.byte_ops is not None else roofs.float_flops
+        peak = roofs.int8_ops if is_integer and roofs.int8_ops is not None else roofs.float_flops
         computing, moving = operations / peak, nbytes / roofs.read_bytes_per_s
         bound = "arithmetic" if computing > moving else "memory"
         share = max(computing, moving) / seconds if seconds > 0 else None
