@@ -43,3 +43,17 @@ def test_attention_is_what_it_is_defined_as(cap: float | None, window: int | Non
     expected = defined(query, key, value, scale=1 / math.sqrt(6), cap=cap, window=window)
     made = attend(query, key, value, scale=1 / math.sqrt(6), cap=cap, window=window)
     torch.testing.assert_close(made.double(), expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_attention_is_made_in_full_precision_beside_products_that_are_not(window: int | None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(1, 20, 4, 6, generator=generator)
+    key, value = torch.randn(2, 1, 20, 2, 6, generator=generator)
+    wanted = attend(query, key, value, scale=0.4, window=window)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = attend(query, key, value.to(torch.bfloat16), scale=0.4, window=window)
+        exact = attend(query, key, value, scale=0.4, window=window)
+    assert made.dtype == exact.dtype == torch.float32
+    torch.testing.assert_close(exact, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=2e-2)

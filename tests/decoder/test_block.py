@@ -169,3 +169,14 @@ def test_the_activation_is_of_the_gate(activation: str) -> None:
     if activation == "gelu":
         expected = 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
     torch.testing.assert_close(activate(gate.clone(), up, activation), expected * up)
+
+
+def test_what_products_in_bfloat16_make_is_added_up_in_float32(tiny: Any, ids: Tensor) -> None:
+    decoder = Decoder(load(tiny(LLAMA).folder))
+    block, hidden = decoder.block(0), decoder.embed(ids)
+    wanted = block.forward(hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = block.forward(hidden)
+    assert made.dtype == torch.float32
+    assert not torch.equal(made, wanted)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=float(0.02 * (wanted - hidden).abs().max()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from tersor.kernels.lazy import LazyModule
@@ -58,15 +59,20 @@ def _visible(start: int, stop: int, first: int, window: int | None, device: torc
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, scale: float, visible: Tensor | None) -> Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=visible,
-        is_causal=visible is None,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    # Where products are made in bfloat16, this one is not on a processor: its gradient takes twice the time there.
+    is_reduced = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if is_reduced:
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False) if is_reduced else contextlib.nullcontext():
+        return torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=visible,
+            is_causal=visible is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, *, scale: float, cap: float) -> Tensor:

@@ -111,7 +111,7 @@ class Block:
     def attention(self, hidden: Tensor) -> Generator[Seen, None, Tensor]:
         """Mix the tokens; see Half."""
         made = yield from self._attention(self._normed(hidden, "attn_norm"), hidden)
-        return self._after(made, "post_attention_norm").add_(hidden)
+        return _added(self._after(made, "post_attention_norm"), hidden)
 
     def feed_forward(self, hidden: Tensor) -> Generator[Seen, None, Tensor]:
         """Feed every token through the wide layer, or through its experts; see Half."""
@@ -120,7 +120,7 @@ class Block:
             made = yield from self._experts(x)
         else:
             made = yield from self._dense(x, hidden)
-        return self._after(made, "post_ffw_norm").add_(hidden)
+        return _added(self._after(made, "post_ffw_norm"), hidden)
 
     def _name(self, stem: str, suffix: str = "weight") -> str:
         return f"blk.{self.layer}.{stem}.{suffix}"
@@ -189,6 +189,11 @@ class Block:
         inner = activate(x @ gate.T, x @ up.T, self._settings.family.activation)
         yield Seen(names[2:], inner, 1, expert)
         return inner @ down.T
+
+
+def _added(made: Tensor, hidden: Tensor) -> Tensor:
+    """Return the sum, in place where both are of a kind: what products in bfloat16 made is added up in float32."""
+    return made.add_(hidden) if made.dtype == hidden.dtype else made + hidden
 
 
 def _drained(walk: Generator[Seen, None, Tensor], observe: Observer | None) -> Tensor:

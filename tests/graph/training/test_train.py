@@ -13,6 +13,7 @@ import pytest
 from tersor.core.errors import FormatError, QualityError, SchemeError
 from tersor.graph.net import Net
 from tersor.graph.ptq import QuantizedNet
+from tersor.graph.training import distillation
 from tersor.graph.training.convert import convert
 from tersor.graph.training.distillation import divergence, squared_error
 from tersor.graph.training.prepare import prepare
@@ -112,6 +113,43 @@ def test_divergence_is_zero_for_equals_and_that_of_the_definition_else() -> None
     ours, theirs = torch.softmax(made / 3, -1), torch.softmax(taught / 3, -1)
     wanted = 9 * float((theirs * (theirs / ours).log()).sum(-1).mean())
     assert float(divergence(3.0)(made, taught)) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_gradient_of_the_divergence_is_that_of_its_formula(
+    monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(distillation, "AT_ONCE", 40)  # the 22 items go by threes, and one is left over
+    generator = torch.Generator().manual_seed(2)
+    made, taught = (torch.randn(11, 2, 11, generator=generator, dtype=torch.float32) for _ in range(2))
+    made.requires_grad_()
+    found = divergence(temperature)(made, taught.requires_grad_()) * 2.5
+    (slope,) = torch.autograd.grad(found, [made])
+    log_q, log_p = (torch.log_softmax(x.double() / temperature, -1) for x in (made, taught))
+    wanted = 2.5 * temperature**2 * (log_p.exp() * (log_p - log_q)).sum() / 22
+    (wanted_slope,) = torch.autograd.grad(wanted, [made])
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert torch.allclose(slope, wanted_slope.float(), rtol=1e-4, atol=1e-7)
+    halves = divergence(temperature)(made.to(torch.bfloat16), taught.to(torch.bfloat16))
+    assert halves.item() == pytest.approx(wanted.item() / 2.5, rel=0.02)
+
+
+def test_products_are_made_in_bfloat16_while_it_trains_and_never_where_it_is_judged(prepared: Any) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def told(name: str) -> Callable[..., None]:
+        return lambda *_: seen.append((name, torch.is_autocast_enabled("cpu")))
+
+    def judge(module: Any) -> float:
+        module(torch.zeros(1, 2, 6, 6))
+        return 0.0
+
+    teacher = copy.deepcopy(prepared)
+    prepared.register_forward_hook(told("learner"))
+    teacher.register_forward_hook(told("teacher"))
+    train(prepared, shuffled(), 1, options(teacher=teacher, validate=judge, products=torch.bfloat16))
+    assert seen == [("learner", True), ("teacher", True)] * 4 + [("learner", False)]
+    assert all(parameter.dtype == torch.float32 for parameter in prepared.parameters())
 
 
 def test_the_best_epoch_is_kept(prepared: Any) -> None:

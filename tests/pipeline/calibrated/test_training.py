@@ -21,9 +21,10 @@ from tersor.models import Model, load
 from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration, divided
-from tersor.pipeline.calibrated.training import result
+from tersor.pipeline.calibrated.training import part, result
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.settings import Training, split_training
+from tersor.targets.processor import processor
 
 if TYPE_CHECKING:
     import torch
@@ -206,7 +207,28 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_calibrated(
         Training(epochs=0, block_epochs=0)
     with pytest.raises(SchemeError, match="rates that are not below 0"):
         Training(rate=-1.0)
+    with pytest.raises(SchemeError, match="products in one of usual, float32, bfloat16, got 'int8'"):
+        Training(products="int8")
     assert split_training("awq+gptq+qat") == (True, "awq+gptq")
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "wanted"),
+    [
+        (("avx2", "avx512_bf16"), "usual", "bfloat16"),
+        (("asimd", "bf16"), "usual", "bfloat16"),
+        (("avx2", "avx512f"), "usual", None),
+        (("avx2",), "bfloat16", "bfloat16"),
+        (("avx512_bf16",), "float32", None),
+    ],
+)
+def test_products_are_made_in_bfloat16_where_the_processor_is_fast_at_it_unless_told(
+    flags: tuple[str, ...], asked: str, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = dataclasses.replace(processor(), flags=flags)
+    monkeypatch.setattr(part, "processor", lambda: here)
+    found = part.products_on("cpu", Training(products=asked))
+    assert found is (None if wanted is None else getattr(torch, wanted))
 
 
 def test_memory_that_is_not_there_is_told_before_training(

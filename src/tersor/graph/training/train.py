@@ -116,6 +116,7 @@ class Options:
     teacher       a net whose outputs are to be met: most often the float one
     distance      of (made, taught)
     weight        of the distance beside a loss of 1
+    products      in which matrix products are made while it trains, as torch.bfloat16; None: as the module has them
     damping       of `restless` beside a loss of 1 at the end; it grows as the learning rate falls
     restless      module → what tells how far its weights are from what they are rounded to
     validate      module at rest → score, higher is better; without it there is no best epoch and no early stop
@@ -132,6 +133,7 @@ class Options:
     teacher: Module | None = None
     distance: Distance = field(default_factory=divergence)
     weight: float = 1.0
+    products: torch.dtype | None = None
     damping: float = DAMPING
     restless: Callable[[Module], Callable[[], Tensor]] = restlessness
     validate: Callable[[Module], float] | None = None
@@ -201,13 +203,16 @@ class _Run:
             group["lr"] = group["initial_lr"] * share
         inputs, target = batch if self.options.loss is not None or isinstance(batch, (tuple, list)) else (batch, None)
         inputs = _moved(inputs if isinstance(inputs, (tuple, list)) else (inputs,), self.device)
-        made = self.module(*inputs)
+        kind, taught = self.options.products, None
+        with torch.autocast(self.device.type, kind, enabled=kind is not None):
+            made = self.module(*inputs)
+            if self.options.teacher is not None:
+                with torch.no_grad():
+                    taught = self.options.teacher(*inputs)
         loss = torch.zeros((), device=self.device)
         if self.options.loss is not None:
             loss = loss + self.options.loss(made, _moved(target, self.device))
-        if self.options.teacher is not None:
-            with torch.no_grad():
-                taught = self.options.teacher(*inputs)
+        if taught is not None:
             loss = loss + self.options.weight * self.options.distance(made, taught)
         told = loss.detach()
         if self.options.damping:

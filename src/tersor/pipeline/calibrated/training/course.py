@@ -60,12 +60,14 @@ class Course:
 
     folder    for checkpoints: one folder a part
     sequences how many there are to learn from
+    products  in which matrix products are made, None: in float32
     total     steps of all parts, for progress
     """
 
     training: Training
     folder: Path
     sequences: int
+    products: torch.dtype | None = None
     total: int = 0
     progress: Callable[[str, int, int], None] | None = None
     done: int = 0
@@ -111,6 +113,7 @@ class Course:
                 schedule=warmed,
                 teacher=teacher,
                 distance=divergence(),
+                products=self.products,
                 damping=self.training.damping,
                 restless=restless,
                 validate=lambda part: -validate(part),

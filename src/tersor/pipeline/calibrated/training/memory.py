@@ -19,8 +19,8 @@ __all__ = ["TrainingMemory", "plan_training"]
 OF_A_WEIGHT = 60
 """Bytes for each weight: full precision 4, trained 4, its gradient 4, Adam 8, two older states 8, what rounding keeps
 for the gradient 9 and makes on the way 16; the rest are scales and what the allocator holds."""
-LOGITS = 6
-"""Float32 copies of the logits of a step: student, teacher, both as logarithms, and two gradients."""
+LOGITS = 4
+"""Float32 copies of the logits of a step: student, teacher, and two gradients."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tersor.kernels.lazy import LazyModule
 from tersor.methods.solving.trainable import TrainableMatrix
 from tersor.pipeline.calibrated.training.settings import Training
+from tersor.targets.processor import processor
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Forward", "Trained", "made_trainable", "optimizer", "part", "restless"]
+__all__ = ["Forward", "Trained", "made_trainable", "optimizer", "part", "products_on", "restless"]
 
 Forward: TypeAlias = "Callable[[Mapping[str, Tensor], Tensor], Tensor]"
 """Weights by GGUF name and an input → an output."""
@@ -92,9 +93,23 @@ def optimizer(training: Training, rate: float, share: float = 1.0) -> Callable[[
                 "minimum": training.scale_rate * size,
             }.get(what, training.scale_rate / SHIFT_SHARE)
             groups.append({"params": [parameter], "lr": share * wanted})
-        return torch.optim.Adam(groups, lr=rate, betas=BETAS, eps=TINY)
+        return torch.optim.Adam(groups, lr=rate, betas=BETAS, eps=TINY, fused=True)
 
     return made
+
+
+def products_on(device: str, training: Training) -> torch.dtype | None:
+    """Return in which numbers a training makes its matrix products on a device; None: in float32.
+
+    On a processor without instructions for bfloat16, or with a GPU that lacks them, they would be slower than those.
+    """
+    if training.products != "usual":
+        return torch.bfloat16 if training.products == "bfloat16" else None
+    if device.startswith("cuda"):
+        has = torch.cuda.is_bf16_supported()
+    else:
+        has = device == "cpu" and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(processor().flags)
+    return torch.bfloat16 if has else None
 
 
 def restless(module: Any) -> Callable[[], Tensor]:

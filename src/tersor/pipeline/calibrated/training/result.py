@@ -23,7 +23,7 @@ from tersor.pipeline.calibrated.training.blocks import train_blocks
 from tersor.pipeline.calibrated.training.course import Course, Went
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.memory import plan_training
-from tersor.pipeline.calibrated.training.part import Trained
+from tersor.pipeline.calibrated.training.part import Trained, products_on
 from tersor.pipeline.calibrated.training.settings import QAT, Training
 from tersor.pipeline.calibrated.training.whole import train_whole
 
@@ -98,9 +98,10 @@ def train_prepared(
         visitor.sources.values(), visitor.decoder, training, sequences=len(learnt), length=int(learnt.shape[1])
     )
     memory.check(run.tell)
-    described = {"training": asdict(training), "trains_vectors": trains_vectors}
+    products = products_on(str(visitor.ranks.device), training)
+    described = {"training": {**asdict(training), "products": str(products)}, "trains_vectors": trains_vectors}
     workspace = Workspace(visitor.workspace.folder / FOLDER, described, resume=run.resume)
-    course = Course(training, workspace.folder, len(learnt), progress=run.progress)
+    course = Course(training, workspace.folder, len(learnt), products, progress=run.progress)
     course.total = course.steps(training.block_epochs) * visitor.decoder.layers + course.steps(training.epochs)
     with exact(), torch.enable_grad(), visitor.clock.stage("training"):
         language = Language(prepared, trains_vectors=trains_vectors)

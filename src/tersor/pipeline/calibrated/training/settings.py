@@ -18,6 +18,8 @@ QAT, START = "qat", "best"
 SEQUENCES = 2048
 """Of calibration text where none are asked for: training wants more of it than a Hessian."""
 
+PRODUCTS = ("usual", "float32", "bfloat16")
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -36,6 +38,8 @@ class Training:
     stretch       steps after which is looked whether held-out text gained, and from which a killed run goes on
     patience      stretches without a gain after which training ends; None: never before its time
     seed          of the order of sequences
+    products      in which matrix products are made: "float32", "bfloat16", or "usual": bfloat16 where the device has
+                  instructions for it. What is judged and written is float32 always
     """
 
     epochs: int = 2
@@ -49,8 +53,11 @@ class Training:
     stretch: int = 64
     patience: int | None = 4
     seed: int = 0
+    products: str = "usual"
 
     def __post_init__(self) -> None:
+        if self.products not in PRODUCTS:
+            raise SchemeError(f"training makes products in one of {', '.join(PRODUCTS)}, got {self.products!r}")
         if min(self.epochs, self.block_epochs) < 0 or self.epochs + self.block_epochs < 1:
             raise SchemeError(f"training takes at least one epoch, got {self.epochs} and {self.block_epochs} of blocks")
         if min(self.batch, self.stretch) < 1 or min(self.rate, self.block_rate, self.scale_rate, self.norm_rate) < 0:
