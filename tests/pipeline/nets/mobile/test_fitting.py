@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import tersor
-from tersor.core.errors import FormatError, QualityError, SchemeError
+from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError
 from tersor.engines.executorch.program import Program, has_executorch
 from tersor.graph.net import Net
 from tersor.graph.sessions import Session
+from tersor.pipeline.nets.mobile import fitting
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
 from tersor.pipeline.nets.quantizing import NetHow, quantize_network
@@ -95,6 +96,19 @@ def test_labelled_data_that_cannot_be_read_is_refused_before_any_format_is_tried
         quantize_for_phone(graph, None, how, suffix=".ort")
     with pytest.raises(FormatError, match="has no array 'images'"):
         quantize_network(graph, "int8", how)
+
+
+def test_what_is_not_installed_is_said_once_and_not_by_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def absent(*_: object, name: str, **__: object) -> None:
+        tried.append(name)
+        raise MissingError("programs for phones need executorch")
+
+    monkeypatch.setattr(fitting, "make_program", absent)
+    with pytest.raises(MissingError, match=r"^programs for phones need executorch$"):
+        made(perceptron(), None, ".pte", data=rows(), budget=Budget(max_file_mb=1))
+    assert tried == ["fp32"]
 
 
 def test_a_phone_is_estimated_with_an_interval_or_said_to_be_unknown(graph: Net) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tersor.core.card import Artefact, Card
-from tersor.core.errors import QualityError, SchemeError, TersorError
+from tersor.core.errors import MissingError, QualityError, SchemeError, TersorError
 from tersor.core.evaluation import Limit, Metric
 from tersor.files.atomic import atomic_writer
 from tersor.files.hashing import sha256
@@ -132,8 +132,8 @@ def _tried(source: Net, name: str, how: NetHow, sample: Feeds, suffix: str) -> T
         half = FLOATS.get(name, False)
         made = make_program(quantized, sample, suffix, half=half, threads=how.threads, name=name)
     except TersorError as error:
-        if how.budget is None or not how.budget.demands:
-            raise
+        if how.budget is None or not how.budget.demands or isinstance(error, MissingError):
+            raise  # what is not installed, no other format brings
         return Trial(name, error=str(error))
     if how.budget is not None:
         made, unknown = _estimated(made, how.budget, ENGINES[suffix])
