@@ -1,8 +1,7 @@
 // The integer linear kernels as Python sees them: memory by address, which kernels/linear has checked. Part of module.cpp.
 #pragma once
 
-// For each thread: few, for a stream is foreseen once it runs; more than one, or all wait for the slowest.
-constexpr int64_t PIECES = 3;
+constexpr int64_t PAIRS = 2;  // blocks of rows go to threads by twos: with many tokens two are multiplied together
 
 // With few tokens weights are read as fast as memory gives them. AMD's processors foresee a stream better than they can
 // be told; Intel's look no further than a page, and with codes to take apart too little of it is under way at once.
@@ -40,6 +39,5 @@ void linear(int64_t rows, int64_t columns, int64_t group, int bits, uintptr_t co
     take_turns(table.tiles(job), 1, threads, [&](int64_t first, int64_t last) {
         for (; first < last; ++first) table.round(job, first);
     });
-    const int64_t grain = std::max<int64_t>(2, blocks / (threads * PIECES) / 2 * 2);
-    take_turns(blocks, grain, threads, [&](int64_t first, int64_t last) { table.multiply(job, first, last); });
+    take_turns(blocks, PAIRS, threads, [&](int64_t first, int64_t last) { table.multiply(job, first, last); });
 }

@@ -19,20 +19,25 @@ inline std::atomic<Parallel>& team() {
     return found;
 }
 
-// Calls work(first, last) for pieces of [0, count) of `grain` units, each piece once, on whichever thread is free.
+// Calls work(first, last) for pieces of [0, count), each once, on whichever thread is free. A piece is half of what would
+// be left for each thread, in multiples of `grain` units: long streams at first, and in the end nobody waits for long.
 template <typename Work>
 void take_turns(int64_t count, int64_t grain, int threads, const Work& work) {
     struct Turns {
         const Work& work;
-        const int64_t count, grain;
+        const int64_t count, grain, shares;
         std::atomic<int64_t> next{0};
         void run() {
-            for (int64_t first; (first = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
-                work(first, first + grain < count ? first + grain : count);
+            for (int64_t first = next.load(std::memory_order_relaxed); first < count;) {
+                const int64_t piece = (count - first) / shares / grain * grain, last = first + (piece > grain ? piece : grain);
+                if (!next.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
+                work(first, last < count ? last : count);
+                first = next.load(std::memory_order_relaxed);
+            }
         }
-    } turns{work, count, grain};
+    } turns{work, count, grain, 2 * (int64_t)(threads > 1 ? threads : 1)};
     if (threads > (count + grain - 1) / grain) threads = (int)((count + grain - 1) / grain);
-    if (threads <= 1) return turns.run();
+    if (threads <= 1) return work(0, count);
     if (const Parallel parallel = team().load()) {
         parallel([](void* turns) { static_cast<Turns*>(turns)->run(); }, &turns, (unsigned)threads, 0);
         return;

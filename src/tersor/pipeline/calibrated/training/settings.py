@@ -36,7 +36,8 @@ class Training:
     norm_rate     the same for norms and biases, as a share of their size
     damping       weight at the end of how far weights are from what they are rounded to, as in Options; 0: none
     stretch       steps after which is looked whether held-out text gained, and from which a killed run goes on
-    patience      stretches without a gain after which training ends; None: never before its time
+    patience      stretches without a gain after which training ends; None: never before its time, for most is won as
+                  rates fall at the end
     seed          of the order of sequences
     products      in which matrix products are made: "float32", "bfloat16", or "usual": bfloat16 where the device has
                   instructions for it. What is judged and written is float32 always
@@ -44,14 +45,14 @@ class Training:
 
     epochs: int = 2
     block_epochs: int = 0
-    batch: int = 8
-    rate: float = 1e-3
+    batch: int = 4
+    rate: float = 2e-3
     block_rate: float = 5e-3
     scale_rate: float = 2e-3
     norm_rate: float = 4e-3
     damping: float = 0.0
-    stretch: int = 64
-    patience: int | None = 4
+    stretch: int = 128
+    patience: int | None = None
     seed: int = 0
     products: str = "usual"
 
