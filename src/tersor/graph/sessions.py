@@ -64,6 +64,11 @@ class Session:
             raise EngineError(f"ONNX Runtime failed: {_words(error)}") from error
         return dict(zip(names, made, strict=True))
 
+    def all(self, feeds: Feeds) -> list[Array]:
+        """Return the outputs in their order."""
+        made = self.run(feeds)
+        return [made[name] for name in self.outputs]
+
     def first(self, feeds: Feeds) -> Array:
         """Return the first output."""
         return self.run(feeds)[self.outputs[0]]

@@ -35,7 +35,7 @@ def differing(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     class Changed(real):  # type: ignore[misc,valid-type]
         def __init__(self, *given: Any, **more: Any) -> None:
             super().__init__(*given, **more)
-            self.outputs = [change(one) for one in self.wanted]
+            self.outputs = [[change(each) for each in one] for one in self.wanted]
 
     monkeypatch.setattr(programs, "_OnnxRuntime", Changed)
 
@@ -67,4 +67,35 @@ def test_what_is_another_computation_is_refused(
 ) -> None:
     differing(monkeypatch, change)
     with pytest.raises(EngineError, match=r"computes something else .* of what quantizing moved it by"):
+        make_program(quantized, sample, ".ort", threads=1)
+
+
+def test_every_output_is_compared_and_classes_are_not(sample: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx", reason="nets are ONNX graphs: pip install 'tersor[onnx]'")
+    make, random = onnx.helper, np.random.default_rng(0)
+    kernels = {name: random.standard_normal((4, 3, 3, 3)).astype(np.float32) / 5 for name in ("first", "second")}
+    nodes = [make.make_node("Conv", ["x", name], [f"y_{name}"], name=f"conv_{name}") for name in kernels]
+    nodes.append(make.make_node("ArgMax", ["y_first"], ["class"], name="likeliest", axis=1))
+    shape = ["n", *next(iter(sample.values())).shape[1:]]
+    rows, columns = (size - 2 for size in shape[2:])
+    ends = [make.make_tensor_value_info("class", 7, ["n", 1, rows, columns])]
+    ends += [make.make_tensor_value_info(f"y_{name}", 1, ["n", 4, rows, columns]) for name in kernels]
+    stored = [onnx.numpy_helper.from_array(values, name) for name, values in kernels.items()]
+    drawn = make.make_graph(nodes, "net", [make.make_tensor_value_info("x", 1, shape)], ends, stored)
+    model = make.make_model(drawn, opset_imports=[make.make_opsetid("", 21)], ir_version=10)
+    net = Net.parse(model.SerializeToString(), "net")
+    quantized = quantize_net(net, [sample], replace(Recipe(), engine="onnxruntime"))
+    assert metrics(quantized, sample)["runtime_difference"] <= AGREEMENT
+    real = programs._OnnxRuntime
+
+    class Changed(real):  # type: ignore[misc,valid-type]
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            self.outputs = [[one[0] + 1, one[1], one[2] if is_kept else changed(one[2])] for one in self.wanted]
+
+    monkeypatch.setattr(programs, "_OnnxRuntime", Changed)
+    is_kept = True
+    assert metrics(quantized, sample)["runtime_difference"] == 0
+    is_kept = False
+    with pytest.raises(EngineError, match="computes something else"):
         make_program(quantized, sample, ".ort", threads=1)
