@@ -129,7 +129,7 @@ def measured(shape: str, tokens: int, bits: int, options: argparse.Namespace, to
     x = random.standard_normal((tokens, columns), np.float32)
     cache = processor().cache_bytes or 32 << 20
     filled = min(4 * cache, max(MUCH, MORE * cache))
-    problem = Problem(weight, x, max(2, math.ceil(filled / (rows * columns / 2))), options.threads)
+    problem = Problem(weight, x, max(2, math.ceil(filled / (rows * columns * bits / 8))), options.threads)
     exact = x.astype(np.float64) @ weight.T.astype(np.float64)
     entries = [make(problem) for make in makers(bits, torchao, options.beside)]
     noise = [np.square(entry.result() - exact).sum() for entry in entries]
