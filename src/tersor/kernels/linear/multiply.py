@@ -42,8 +42,8 @@ def multiply(
     per_token  whether all activations of a token share a scale; else those of each group of the weight do
     Runs on as many threads as torch has; their number changes no bit. Raises ShapeError.
     """
-    kind, shape = _kind(x.dtype), x.shape
-    if kind < 0 or not shape or shape[-1] != weight.columns or x.device.type != "cpu":
+    kind, shape = _kinds().get(x.dtype, -1), x.shape
+    if kind < 0 or not shape or shape[-1] != weight.columns or not x.is_cpu:
         raise ShapeError(
             f"a weight [{weight.rows}, {weight.columns}] takes float32, float16 or bfloat16 [..., {weight.columns}] "
             f"on the CPU, got {x.dtype} {tuple(shape)} on {x.device}"
@@ -56,7 +56,7 @@ def multiply(
         made = definition.multiply(rows, *weight.unpacked(), bias, digits=digits, per_token=per_token)
         return made.to(x.dtype).reshape(*shape[:-1], weight.rows)
     y = x.new_empty((*shape[:-1], weight.rows))
-    tokens = y.numel() // weight.rows
+    tokens = x.numel() // weight.columns
     if not tokens:
         return y
     x = x.contiguous()
@@ -67,9 +67,9 @@ def multiply(
 
 
 @cache
-def _kind(dtype: torch.dtype) -> int:
-    """The place of `dtype` in REALS; -1: it is not there."""
-    return {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}.get(dtype, -1)
+def _kinds() -> dict[torch.dtype, int]:
+    """Types of numbers → their places in REALS."""
+    return {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 @cache
