@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration, divided
 from tersor.pipeline.calibrated.training import part, result
-from tersor.pipeline.calibrated.training.course import warmed
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.settings import Training, split_training
 from tersor.targets.processor import processor
@@ -212,20 +210,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_calibrated(
     with pytest.raises(SchemeError, match="products in one of usual, float32, bfloat16, got 'int8'"):
         Training(products="int8")
     assert split_training("awq+gptq+qat") == (True, "awq+gptq")
-
-
-def test_rates_rise_fall_and_go_on_falling_by_the_same_factor_to_the_end() -> None:
-    steps = [warmed(step / 1000) for step in range(1001)]
-    top = steps.index(max(steps))
-    assert steps[0] == 0
-    assert 40 <= top <= 60
-    assert all(after > before for before, after in pairwise(steps[:top]))
-    assert all(after <= before for before, after in pairwise(steps[top:]))
-    tail = steps[850:]
-    factors = [after / before for before, after in pairwise(tail)]
-    assert max(factors) / min(factors) == pytest.approx(1, abs=1e-9)
-    assert tail[0] == pytest.approx(2e-3)
-    assert tail[-1] == pytest.approx(2e-5)
 
 
 @pytest.mark.parametrize(

@@ -31,19 +31,9 @@ SHARES = (1.0, 1 / 3, 1 / 9)
 """Of the rates, one after the other until held-out text gains: how much a part bears differs from block to block."""
 
 
-SETTLING, SETTLED = 0.15, (2e-3, 2e-5)
-"""Share of the steps at the end over which rates fall by the same factor from step to step, and between what shares of
-themselves: whole numbers that have come to lie between two others fall to either side at any rate, thousands together,
-and settle only as it comes to nothing."""
-
-
 def warmed(done: float) -> float:
-    """Return the share of the rates when a share of the training is done: a rise, half a cosine, then a long fall."""
-    first, last = SETTLED
-    left = (done - 1 + SETTLING) / SETTLING
-    if left >= 0:
-        return float(first * (last / first) ** left)
-    return min(done / WARM, 1.0) * max(cosine(done / (1 - SETTLING)), first)
+    """Return the share of the rates when a share of the training is done: a rise, then half a cosine."""
+    return min(done / WARM, 1.0) * cosine(done)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,8 @@ class Training:
     block_epochs  passes of each block alone before; 0: none, since steps end to end win more in the same time
     batch         sequences of a step
     rate          of Adam at its highest, end to end: by how much of the distance of two values of its grid an update
-                  moves a weight about; it rises over the first steps, falls in half a cosine and then to nothing by
-                  the same factor from step to step. In such shares coarse and fine matrices
-                  learn alike. Codes cross once such steps add up to 0.2
+                  moves a weight about; it rises over the first steps and falls to nothing in half a cosine. In such
+                  shares coarse and fine matrices learn alike. Codes cross once such steps add up to 0.2
     block_rate    the same for blocks alone
     scale_rate    the same for scales: of the logarithm of a block's, and as a share of their size for whole multiples
     norm_rate     the same for norms and biases, as a share of their size
