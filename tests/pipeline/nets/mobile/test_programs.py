@@ -11,6 +11,7 @@ import pytest
 from tersor.core.errors import EngineError
 from tersor.graph.net import Net
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net
+from tersor.graph.sessions import Session
 from tersor.pipeline.nets.mobile import programs
 from tersor.pipeline.nets.mobile.programs import AGREEMENT, SHARE_OF_NOISE, make_program
 
@@ -99,3 +100,24 @@ def test_every_output_is_compared_and_classes_are_not(sample: dict[str, Any], mo
     is_kept = False
     with pytest.raises(EngineError, match="computes something else"):
         make_program(quantized, sample, ".ort", threads=1)
+
+
+def test_each_output_is_judged_by_itself(
+    quantized: QuantizedNet, sample: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that rounding moves a little beside one that no rounding reaches, and so has no noise to be a share of."""
+    monkeypatch.setattr(programs, "AGREEMENT", 1e-9)
+    real = programs._OnnxRuntime
+
+    class Twice(Session):
+        def all(self, feeds: Any) -> list[Any]:
+            return [*super().all(feeds), feeds["x"]]
+
+    class Moved(real):  # type: ignore[misc,valid-type]
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            self.outputs = [[one[0] + np.float32(1e-5), one[1]] for one in self.wanted]
+
+    monkeypatch.setattr(programs, "Session", Twice)
+    monkeypatch.setattr(programs, "_OnnxRuntime", Moved)
+    assert metrics(quantized, sample)["runtime_difference"] > 1e-9

@@ -96,9 +96,10 @@ def make_program(
         _floats(each) for each in ([source.all(each) for each in items], made.outputs, made.wanted)
     )
     limit = HALF_AGREEMENT if half else AGREEMENT
-    off = max(_difference(*pair) for one in zip(outputs, wanted, strict=True) for pair in zip(*one, strict=True))
-    share = max(_share_of_noise(*one) for one in zip(outputs, wanted, plain, strict=True))
-    if not (off <= limit or share <= SHARE_OF_NOISE):
+    each_off = [max(map(_difference, *one)) for one in zip(outputs, wanted, strict=True)]
+    shares = [_share_of_noise(*one) for one in zip(outputs, wanted, plain, strict=True)]
+    off, share = max(each_off), max(shares)
+    if not all(one <= limit or other <= SHARE_OF_NOISE for one, other in zip(each_off, shares, strict=True)):
         raise EngineError(
             f"{quantized.source.name}: {made.engine} computes something else than the same numbers in {made.judge}, by "
             f"{off:.2g} of the largest output, {share:.2g} of what quantizing moved it by; at most {limit:g}, or "
