@@ -25,8 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import quality_per_byte
-from quality_per_byte import BATCH, Subject, calibration_text
+from quality_per_byte import BATCH, DOCUMENT, Subject, calibration_text
 from tersor import reference_model
 from tersor.calibrate.encoders import open_encoder
 from tersor.calibrate.sequences import pack
@@ -119,8 +118,7 @@ def measured(chosen: argparse.Namespace, name: str, seed: int, place: Path) -> l
     with open_encoder(model) as encoder:
         corpus = read_corpus(reference_model.PATH / "held_out.txt")
         windows = torch.from_numpy(pack(corpus, encoder, count=chosen.windows, length=chosen.length).ids)
-    quality_per_byte.DOCUMENT = chosen.document
-    text = calibration_text(reference_model.PATH, place)
+    text = calibration_text(reference_model.PATH, place, chosen.document)
     calibration = Calibration(source=text, sequences=chosen.sequences, length=chosen.length, seed=seed + 1)
     training = Training(epochs=chosen.epochs, block_epochs=chosen.block_epochs, seed=seed)
     rows, every = [], {}
@@ -171,9 +169,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--sequences", type=int, default=512, help="of calibration text, for all methods")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence and of a window")
-    parser.add_argument(
-        "--document", type=int, default=quality_per_byte.DOCUMENT, help="characters of each file at most"
-    )
+    parser.add_argument("--document", type=int, default=DOCUMENT, help="characters of each file at most")
     parser.add_argument("--windows", type=int, default=64, help="of held-out text")
     parser.add_argument("--epochs", type=int, default=Training().epochs, help="end to end")
     parser.add_argument("--block-epochs", type=int, default=Training().block_epochs, help="of each block before")

@@ -131,7 +131,7 @@ def opened(folder: Path, text: Path, *, tokens: int, sequences: int, length: int
     yield Bench(folder, model, torch.from_numpy(windows), calibration, read_imatrix(found).values())
 
 
-def calibration_text(text: Path, place: Path) -> Path:
+def calibration_text(text: Path, place: Path, document: int = DOCUMENT) -> Path:
     """Return the file to calibrate on; for the reference model it is made of the standard library."""
     if (text / "calibration.txt").is_file():
         return text / "calibration.txt"
@@ -146,7 +146,7 @@ def calibration_text(text: Path, place: Path) -> Path:
             content = path.read_text(encoding="utf-8", errors="ignore")
             known = str(path.relative_to(library)) in unread or content[:400] in held_out
             if len(content) > 500 and not known:
-                file.write(json.dumps({"text": content[:DOCUMENT]}) + "\n")
+                file.write(json.dumps({"text": content[:document]}) + "\n")
     return out
 
 

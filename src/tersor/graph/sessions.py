@@ -71,7 +71,7 @@ class Session:
 
     def first(self, feeds: Feeds) -> Array:
         """Return the first output."""
-        return self.run(feeds)[self.outputs[0]]
+        return self.all(feeds)[0]
 
 
 def _watching(net: Net, names: Sequence[str]) -> Net:

@@ -19,7 +19,7 @@ from tersor.kernels import codec
 from tersor.targets.memory import available_bytes
 from tersor.targets.processor import processor
 
-__all__ = ["Roofs", "measure_roofs"]
+__all__ = ["Roofs", "fastest", "measure_roofs"]
 
 LEAST_BUFFER = 256 << 20
 MOST_BUFFER = 2 << 30
@@ -58,7 +58,12 @@ class Roofs:
     @property
     def int8_ops(self) -> float | None:
         """Int8 operations per second by whatever does most of them: the roof of an engine that may use all there is."""
-        return max((rate for rate in (self.byte_ops, self.matrix_ops) if rate is not None), default=None)
+        return fastest(self.byte_ops, self.matrix_ops)
+
+
+def fastest(*rates: float | None) -> float | None:
+    """Return the highest rate of those that are known; None where none is."""
+    return max((rate for rate in rates if rate is not None), default=None)
 
 
 class _Native(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from tersor.targets.energy import Meter, open_meter
 from tersor.targets.processor import Processor, busy_cores, processor
-from tersor.targets.roofs import Roofs, measure_roofs
+from tersor.targets.roofs import Roofs, fastest, measure_roofs
 
 __all__ = ["Scene", "highest", "look_around"]
 
@@ -52,15 +52,11 @@ def look_around(threads: int) -> Scene:
 
 def highest(one: Roofs, other: Roofs) -> Roofs:
     """Return the better of two measurements, figure by figure: what disturbs the machine only ever lowers them."""
-
-    def best(*rates: float | None) -> float | None:
-        return max((rate for rate in rates if rate is not None), default=None)
-
     return replace(
         one,
         read_bytes_per_s=max(one.read_bytes_per_s, other.read_bytes_per_s),
         float_flops=max(one.float_flops, other.float_flops),
-        byte_ops=best(one.byte_ops, other.byte_ops),
-        matrix_ops=best(one.matrix_ops, other.matrix_ops),
+        byte_ops=fastest(one.byte_ops, other.byte_ops),
+        matrix_ops=fastest(one.matrix_ops, other.matrix_ops),
         seconds=one.seconds + other.seconds,
     )
