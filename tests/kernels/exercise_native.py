@@ -106,6 +106,23 @@ def exercise_linear(native: Any, rows: int, columns: int, group: int, rng: np.ra
             native.linear(rows, columns, group, bits, *place, *how)
 
 
+def exercise_attention(  # noqa: PLR0917 (sizes)
+    native: Any, heads: int, key_heads: int, tokens: int, width: int, rng: np.random.Generator
+) -> None:
+    """Attend over arrays that end where their last element does, broken values among them, with a mask and without."""
+    for key, kind in itertools.product(inputs(rng, (key_heads * tokens, width)), range(3)):
+        stored = [key, key.astype(np.float16), rng.integers(0, 1 << 16, key.shape, dtype=np.uint16)][kind]
+        query = np.ascontiguousarray(stored[:1].repeat(heads, 0))
+        value = np.ascontiguousarray(stored[:, : width // 2 + 1])
+        mask = rng.random((heads, tokens), np.float32)
+        y = np.empty((heads, value.shape[1]), stored.dtype)
+        keys = (stored.ctypes.data, 0, tokens * width, width)
+        values = (value.ctypes.data, 0, tokens * value.shape[1], value.shape[1])
+        for place in ((0, 0, 0), (mask.ctypes.data, 0, tokens)):
+            sizes = (1, heads, key_heads, tokens, width, value.shape[1], kind)
+            native.attend(*sizes, query.ctypes.data, *keys, *values, *place, 0.5, y.ctypes.data, 3)
+
+
 def main() -> None:
     """Exercise every kernel on every instruction set."""
     native = load(Path(sys.argv[1]))
@@ -124,6 +141,8 @@ def main() -> None:
             exercise_scales(native, *shape, rng)
         for rows, columns, group in ((1, 16, 16), (16, 64, 32), (45, 96, 48), (70, 80, 80)):
             exercise_linear(native, rows, columns, group, rng)
+        for sizes in ((1, 1, 1, 1), (3, 1, 17, 15), (4, 2, 256, 33), (7, 7, 300, 64), (6, 1, 20, 512)):
+            exercise_attention(native, *sizes, rng)
         sys.stdout.write(f"{level} done\n")
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tersor.core.errors import ShapeError, UnsupportedError
-from tersor.kernels.linear import multiply as kernels
 from tersor.kernels.linear.multiply import multiply
 from tersor.kernels.linear.weights import PackedWeight, Real, pack_weight
+from tersor.kernels.on_torch import on_torch
 from tersor.kernels.reference import linear as definition
 from tersor.kernels.reference.linear import Digits
 
@@ -42,12 +42,12 @@ def test_without_compiled_kernels_the_reference_multiplies(
     x = activations(6, 64, torch.bfloat16).reshape(2, 3, 64)
     expected = multiply(x, weight, None, 2)
     monkeypatch.setenv("TERSOR_KERNELS", "reference")
-    kernels._loaded.cache_clear()
+    on_torch.cache_clear()
     try:
-        assert kernels._loaded() is None
+        assert on_torch() is None
         assert torch.equal(multiply(x, weight, None, 2), expected)
     finally:
-        kernels._loaded.cache_clear()
+        on_torch.cache_clear()
 
 
 @pytest.mark.parametrize("digits", [1, 2])
@@ -103,11 +103,11 @@ def test_neither_threads_nor_other_tokens_change_a_bit(
         threads(count)
         assert torch.equal(multiply(x, weight), expected)
         assert torch.equal(multiply(x[5:], weight), expected[5:])
-        module: Any = kernels._loaded()
+        module: Any = on_torch()
         if module is not None:
             module.use_team(0)  # threads of our own
             assert torch.equal(multiply(x, weight), expected)
-            kernels._share_team.cache_clear()
+            on_torch.cache_clear()
 
 
 def test_a_token_that_is_no_number_spoils_itself_alone(matrix: Callable[..., Arrays]) -> None:

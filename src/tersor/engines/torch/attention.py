@@ -1,7 +1,7 @@
-"""Attention of one new token to all before it, on the CPU: as two small products in float32.
+"""Models of transformers whose new token attends to those before it by our kernel, on the CPU.
 
-torch's own (scaled_dot_product_attention) is made for many queries. With one, in bfloat16, each layer takes it 3 ms for
-300 tokens and 20 ms for 1500, where the products take 0.1 and 1: more than all matrices of a layer on 4 bits.
+torch's own attention is made for many queries: how it takes one, in bfloat16, differs from processor to processor, up
+to more than all matrices of a layer on 4 bits take.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from tersor.kernels.attention import attend
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ else:
     torch = LazyModule("torch", "torch")
     transformers = LazyModule("transformers", "torch")
 
-__all__ = ["attend_by_products"]
+__all__ = ["attend_by_kernel"]
 
 NAME, REPLACED = "tersor", "sdpa"
 ODD = ("position_bias", "cache", "softcap", "s_aux")
 """Options of attention that are left to others."""
 
 
-def attend_by_products(model: Any) -> bool:
+def attend_by_kernel(model: Any) -> bool:
     """Have a model of transformers attend so wherever there is one query a sequence; False where it cannot be told to.
 
     Prompts, gradients, programs of torch.compile and other devices go on as before, and so does a model that was asked
@@ -64,7 +65,7 @@ def _registered() -> Any:
         is_one = query.shape[2] == 1 and query.device.type == "cpu" and not dropout
         is_plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         if is_one and is_plain and all(more.get(name) is None for name in ODD):
-            return attended(query, key, value, attention_mask, scaling), None
+            return attend(query, key, value, attention_mask, scaling), None
         made: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
@@ -73,26 +74,3 @@ def _registered() -> Any:
     AttentionInterface.register(NAME, forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return forward
-
-
-def attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Return softmax(query · keyᵀ · scaling + mask) · value: [batch, 1, heads, width of values], in query's type.
-
-    query    [batch, heads, 1, width]
-    key      [batch, key heads, tokens, width], of which heads is a multiple; `value` alike
-    mask     [batch or 1, heads or 1, 1, tokens]: True or 0 where a token is seen; None: all are
-    scaling  None: 1 / √width
-    """
-    batch, heads, _, width = query.shape
-    shape = (batch, key.shape[1], heads // key.shape[1], -1)
-    scores = query.reshape(shape).to(torch.float32) * (width**-0.5 if scaling is None else scaling)
-    scores = scores @ key.to(torch.float32).transpose(-1, -2)
-    if mask is not None:
-        if mask.shape[1] > 1:
-            mask = mask.expand(batch, -1, -1, -1).reshape(shape)
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
-        else:
-            scores = scores + mask
-    made = torch.softmax(scores, -1) @ value.to(torch.float32)
-    return made.reshape(batch, 1, heads, -1).to(query.dtype)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tersor.core.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from tersor.core.tensor import QuantizedTensor
-from tersor.engines.torch.attention import attend_by_products
+from tersor.engines.torch.attention import attend_by_kernel
 from tersor.engines.torch.layers import DECODED, SLOW, Activations, Kernels, Layers, layers_for
 from tersor.files.checkpoint import read_json
 from tersor.formats import get
@@ -90,7 +90,7 @@ def load_quantized(
     if round_head and isinstance(head, torch.nn.Linear):
         model.set_output_embeddings(_rounded(head, layers))
     if layers.device.type == "cpu":
-        attend_by_products(model)
+        attend_by_kernel(model)
     model.layer_operators = operators
     model.decoded_layers = tuple(name for name, operator in operators.items() if operator in SLOW)
     return model.to(layers.device).eval()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING
 
 from tersor.core.errors import ShapeError
-from tersor.kernels.codec import native
 from tersor.kernels.lazy import LazyModule
 from tersor.kernels.linear.weights import PackedWeight
+from tersor.kernels.on_torch import kinds, on_torch
 from tersor.kernels.reference import linear as definition
 from tersor.kernels.reference.linear import Digits
 
@@ -22,13 +18,6 @@ else:
     torch = LazyModule("torch", "torch")
 
 __all__ = ["multiply"]
-
-
-class Native(Protocol):
-    """What the compiled module offers; memory by address."""
-
-    def linear(self, *arguments: Any) -> None: ...
-    def use_team(self, address: int) -> None: ...
 
 
 def multiply(
@@ -42,7 +31,7 @@ def multiply(
     per_token  whether all activations of a token share a scale; else those of each group of the weight do
     Runs on as many threads as torch has; their number changes no bit. Raises ShapeError.
     """
-    kind, shape = _kinds().get(x.dtype, -1), x.shape
+    kind, shape = kinds().get(x.dtype, -1), x.shape
     if kind < 0 or not shape or shape[-1] != weight.columns or not x.is_cpu:
         raise ShapeError(
             f"a weight [{weight.rows}, {weight.columns}] takes float32, float16 or bfloat16 [..., {weight.columns}] "
@@ -50,7 +39,7 @@ def multiply(
         )
     if bias is not None and (bias.dtype != torch.float32 or bias.shape != (weight.rows,) or not bias.is_contiguous()):
         raise ShapeError(f"the bias must be contiguous float32 [{weight.rows}], got {bias.dtype} {tuple(bias.shape)}")
-    module = _loaded()
+    module = on_torch()
     if module is None:
         rows = x.reshape(-1, weight.columns)
         made = definition.multiply(rows, *weight.unpacked(), bias, digits=digits, per_token=per_token)
@@ -64,33 +53,3 @@ def multiply(
     how = (tokens, digits, per_token, x.data_ptr(), kind, y.data_ptr(), kind, torch.get_num_threads())
     module.linear(*weight.arguments, place, *how)
     return y
-
-
-@cache
-def _kinds() -> dict[torch.dtype, int]:
-    """Types of numbers → their places in REALS."""
-    return {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-
-@cache
-def _loaded() -> Native | None:
-    """The compiled kernels, asked for once: for small layers even that takes a share of the time."""
-    module = cast("Native | None", native())
-    if module is not None:
-        _share_team()
-    return module
-
-
-@cache
-def _share_team() -> None:
-    """Have the kernels run on torch's own OpenMP team, where torch brought one that can be called."""
-    module = cast("Native", native())
-    spec = importlib.util.find_spec("torch")
-    folder = Path((spec and spec.origin) or "").parent
-    for path in sorted((*folder.glob("lib/lib*omp*"), *folder.parent.glob("torch.libs/lib*omp*"))):
-        try:
-            parallel = ctypes.CDLL(str(path)).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        module.use_team(ctypes.cast(parallel, ctypes.c_void_p).value or 0)
-        return

@@ -7,6 +7,8 @@
 // after tables.h: uses IQ4 and power_of_e8m0
 #include "decode.h"
 #include "logits.h"
+// after logits.h: uses its exponential
+#include "attention.h"
 
 namespace tersor::TERSOR_ISA {
 

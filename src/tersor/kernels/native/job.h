@@ -127,6 +127,31 @@ struct LinearTable {
     int64_t (*planes)(const LinearJob& job);  // for which there has to be room: tokens · digits, or more
 };
 
+// One query of each head over all tokens before it; see attention.h. Strides in numbers; within a token they lie together.
+struct AttentionJob {
+    int64_t batch, heads, key_heads, tokens, width, value_width;  // key_heads divides heads
+    Real type;                                                    // of all but mask and partial
+    const void* query;                                            // [batch, heads, width]
+    const void* key;
+    int64_t key_batch, key_head, key_token;
+    const void* value;
+    int64_t value_batch, value_head, value_token;
+    const float* mask;              // what is added to scores, or null
+    int64_t mask_batch, mask_head;  // 0: shared
+    float scaling;
+    float* partial;  // [chunks, batch, heads, partial_size]: largest score, sum of weights, sums of values
+    int64_t partial_size;
+    void* y;  // [batch, heads, value_width]
+};
+
+constexpr int64_t CHUNK = 256;       // tokens of a task: a multiple of all vector widths
+constexpr int64_t MOST_WIDTH = 512;  // of a head
+
+struct AttentionTable {
+    void (*chunk)(const AttentionJob& job, int64_t unit);  // of batch · key heads · chunks
+    void (*merge)(const AttentionJob& job, int64_t row);   // of batch · heads
+};
+
 struct FeedbackTable {
     int tile;
     void (*settle)(const FeedbackJob& job, int64_t first, int64_t last, int64_t until, int64_t row, int64_t end);

@@ -35,10 +35,10 @@
 
 namespace tersor {
 
-namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
+namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); AttentionTable attention(); LinearTable linear(); }
 #if defined(TERSOR_X86)
-namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
-namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); LinearTable linear(); }
+namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); AttentionTable attention(); LinearTable linear(); }
+namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); AttentionTable attention(); LinearTable linear(); }
 namespace avx512vnni { LinearTable linear(); }
 #if defined(TERSOR_AMX)
 namespace amx { LinearTable linear(); Roofs with_tiles(Roofs roofs); }
@@ -60,6 +60,7 @@ struct Level {
     LogitTable logits;
     FeedbackTable feedback;
     ScaleSearch search_scales;
+    AttentionTable attention;
     LinearTable linear;
 };
 
@@ -98,14 +99,14 @@ bool has_dotprod() {
 const std::vector<Level>& levels() {
     static const std::vector<Level> found = [] {
         std::vector<Level> list;
-        list.push_back({"portable", portable::codecs(), portable::logits(), portable::feedback(), portable::scale_search(), portable::linear()});
+        list.push_back({"portable", portable::codecs(), portable::logits(), portable::feedback(), portable::scale_search(), portable::attention(), portable::linear()});
 #if defined(TERSOR_X86)
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
-            list.push_back({"avx2", avx2::codecs(), avx2::logits(), avx2::feedback(), avx2::scale_search(), avx2::linear()});
+            list.push_back({"avx2", avx2::codecs(), avx2::logits(), avx2::feedback(), avx2::scale_search(), avx2::attention(), avx2::linear()});
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c")) {
-            list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search(), avx512::linear()});
+            list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search(), avx512::attention(), avx512::linear()});
             if (__builtin_cpu_supports("avx512vnni")) {
                 list.push_back(with_linear(list.back(), "avx512vnni", avx512vnni::linear()));
 #if defined(TERSOR_AMX)
@@ -412,6 +413,7 @@ auto compare_to_top_k(Ids ids, Matrix log_p, Doubles mass, Doubles entropy, Logi
 }
 
 #include "bind_feedback.h"  // uses the array types and share_out above
+#include "bind_attention.h"
 #include "bind_linear.h"
 #include "bind_scales.h"
 
@@ -445,6 +447,7 @@ NB_MODULE(_native, m) {
     m.def("propagate", &propagate);
     m.def("search_scales", &search_scales);
     m.def("linear", &linear);
+    m.def("attend", &attend);
     m.def("use_team", [](uintptr_t parallel) { team() = (Parallel)parallel; });
     m.def("formats", &names);
     m.def("isa", [] { return chosen()->name; });

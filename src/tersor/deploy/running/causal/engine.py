@@ -20,7 +20,7 @@ from tersor.deploy.running.causal.asking import Asked, asked
 from tersor.deploy.running.causal.pieces import Held, Pieces
 from tersor.deploy.running.causal.sampling import Draw
 from tersor.deploy.running.worker import Emit, RefusedError
-from tersor.engines.torch.attention import attend_by_products
+from tersor.engines.torch.attention import attend_by_kernel
 from tersor.engines.torch.checkpoints import is_quantized, load_quantized
 
 __all__ = ["opened"]
@@ -66,7 +66,7 @@ class _Causal:
         else:
             load = transformers.AutoModelForCausalLM.from_pretrained
             self._model = load(folder, dtype="auto", use_safetensors=True, **source).eval()
-            attend_by_products(self._model)
+            attend_by_kernel(self._model)
         takes = inspect.signature(self._model.forward).parameters
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         text = self._model.config.get_text_config()
