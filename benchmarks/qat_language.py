@@ -1,12 +1,14 @@
 """What training on the grid is worth: divergence of rtn, gptq, best and qat from the unrounded model at the same bytes.
 
     python benchmarks/qat_language.py [--formats q2_k,q3_k_m,int3-g64] [--seeds 0,1] [--sequences 512] [--epochs 4]
-                                       [--document 10000000]
+                                       [--document 10000000] [--train-sequences 24000] [--rates 2e-3 1e-3 2e-3]
 
 The subject is the embedded reference model. All methods see the same calibration text, the standard library without
-the files of the held-out text; what is measured is that held-out text, read by no method, through tersor's own float32
-forward pass on the written file. Every GGUF goes through llama.cpp too: as it is, where activations are rounded to
-8 bits, and with its weights written out as float32, where logits must be equal but for the order of sums.
+the files of the held-out text; with `--train-sequences` training alone reads that library whole, and twice as much of
+the packages that are installed, but for copies of a held-out file. What is measured is that held-out text, read by no
+method, through tersor's own float32 forward pass on the written file. Every GGUF goes through llama.cpp too: as it is,
+where activations are rounded to 8 bits, and with its weights written out as float32, where logits must be equal but for
+the order of sums.
 A seed shuffles the documents and the order of training.
 """
 
@@ -14,9 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
+import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -44,6 +49,8 @@ from tersor.pipeline.calibrated.training.settings import Training
 METHODS = ("rtn", "gptq", "best", "qat")
 LLAMA = 2
 """Windows that go through llama.cpp."""
+COPIED, FILE = 3, 40_000
+"""Long lines of held-out text that make a file a copy of some of it; characters taken of a file of a package."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,43 @@ def written(model: Model, name: str, how: How, place: Path) -> tuple[Path, int, 
     nbytes = sum(tensor.nbytes for tensor in card.plan.tensors)
     notes = [note for note in card.notes if note.startswith("qat")]
     return output, nbytes, time.process_time() - began, notes
+
+
+def training_text(place: Path) -> Path:
+    """Write the whole standard library, without what is held out, and twice as much of installed packages."""
+    folder = place / "training"
+    folder.mkdir(exist_ok=True)
+    text = calibration_text(reference_model.PATH, folder, document=sys.maxsize)
+    held_out = long_lines((reference_model.PATH / "held_out.txt").read_text(encoding="utf-8"))
+    packages = Path(sysconfig.get_paths()["purelib"])
+    paths = [p for p in sorted(packages.rglob("*.py")) if not {"test", "tests"} & set(p.relative_to(packages).parts)]
+    random.Random(7).shuffle(paths)
+    with text.open("a", encoding="utf-8") as file:
+        wanted = 3 * file.tell()
+        for path in paths:
+            content = path.read_text(encoding="utf-8", errors="ignore")
+            if len(content) > 500 and len(long_lines(content) & held_out) < COPIED:
+                file.write(json.dumps({"text": content[:FILE]}) + "\n")
+            if file.tell() > wanted:
+                break
+    return text
+
+
+def long_lines(text: str) -> set[str]:
+    """Lines that say where a file comes from."""
+    return {line.strip() for line in text.splitlines() if len(line.strip()) >= 40}
+
+
+def told() -> Callable[[str, int, int], None]:
+    """Return what prints how far training is, every few minutes."""
+    last = [time.monotonic()]
+
+    def tell(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 120:
+            last[0] = time.monotonic()
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def divergences(reference: Subject, path: Path, windows: torch.Tensor) -> tuple[np.ndarray, float]:
@@ -120,10 +164,15 @@ def measured(chosen: argparse.Namespace, name: str, seed: int, place: Path) -> l
         windows = torch.from_numpy(pack(corpus, encoder, count=chosen.windows, length=chosen.length).ids)
     text = calibration_text(reference_model.PATH, place, chosen.document)
     calibration = Calibration(source=text, sequences=chosen.sequences, length=chosen.length, seed=seed + 1)
-    training = Training(epochs=chosen.epochs, block_epochs=chosen.block_epochs, seed=seed)
+    more = None
+    if chosen.train_sequences:
+        more = replace(calibration, source=training_text(place), sequences=chosen.train_sequences)
+    rates = dict(zip(("rate", "scale_rate", "norm_rate"), chosen.rates, strict=True))
+    training = Training(epochs=chosen.epochs, block_epochs=chosen.block_epochs, seed=seed, **rates)
     rows, every = [], {}
     for method in chosen.methods.split(","):
         how = How(method=method, calibration=calibration, training=training, proof=method == "qat", threads=1)
+        how = replace(how, train=more if method == "qat" else None, progress=told())
         path, nbytes, seconds, notes = written(model, name, how, place)
         for note in notes:
             print(note, file=sys.stderr)
@@ -170,8 +219,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=512, help="of calibration text, for all methods")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence and of a window")
     parser.add_argument("--document", type=int, default=DOCUMENT, help="characters of each file at most")
+    parser.add_argument("--train-sequences", type=int, default=0, help="of text that training alone reads")
     parser.add_argument("--windows", type=int, default=64, help="of held-out text")
     parser.add_argument("--epochs", type=int, default=Training().epochs, help="end to end")
+    rates = [Training().rate, Training().scale_rate, Training().norm_rate]
+    parser.add_argument("--rates", nargs=3, type=float, default=rates, help="of weights, scales and norms")
     parser.add_argument("--block-epochs", type=int, default=Training().block_epochs, help="of each block before")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser.parse_args()
@@ -188,7 +240,7 @@ def main() -> None:
                 rows += measured(chosen, name, seed, Path(place))
     settings = (
         f"{chosen.sequences} × {chosen.length} calibration tokens, {chosen.windows} held-out windows, "
-        f"{chosen.block_epochs} + {chosen.epochs} epochs"
+        f"{chosen.block_epochs} + {chosen.epochs} epochs, {chosen.train_sequences} sequences more to train on"
     )
     if chosen.json:
         print(json.dumps({"settings": settings, "rows": [asdict(row) for row in rows]}, indent=2))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tersor.calibrate.sequences import pack
+from tersor.calibrate.sequences import SHARED, pack, without_shared
 from tersor.calibrate.text import Corpus, Document
 from tersor.core.errors import MissingError, SchemeError
 
@@ -89,3 +89,27 @@ def test_too_little_text_is_cut_shorter_where_that_is_allowed() -> None:
     assert pack(corpus(TEXT), Letters(), count=10, length=50, shortest=8).ids.shape == (10, 50)
     with pytest.raises(MissingError, match="needs at least 8"):
         pack(corpus(TEXT), Letters(), count=16, length=512, shortest=127)
+
+
+@pytest.mark.parametrize("length", [8, SHARED, 50])
+def test_sequences_that_share_a_stretch_with_what_judges_are_left_out(length: int) -> None:
+    rng, width = np.random.default_rng(length), min(SHARED, length)
+    unseen = rng.integers(0, 4096, (3, length))
+    ids = rng.integers(0, 4096, (40, length))
+    for row, at in ((3, 0), (17, length - width), (18, (length - width) // 2)):
+        start = int(rng.integers(0, length - width + 1))
+        ids[row, at : at + width] = unseen[row % 3, start : start + width]
+    ids[30, : width - 1] = unseen[1, : width - 1]  # one token too few
+    ids[30, width - 1] = unseen[1, width - 1] + 1
+    known = {tuple(row[at : at + width]) for row in unseen.tolist() for at in range(length - width + 1)}
+    wanted = [
+        row for row in ids.tolist() if not any(tuple(row[at : at + width]) in known for at in range(length - width + 1))
+    ]
+    assert len(wanted) == 37
+    np.testing.assert_array_equal(without_shared(ids, unseen), wanted)
+
+
+def test_orders_of_the_same_tokens_are_other_text() -> None:
+    unseen = np.arange(40)[None]
+    assert len(without_shared(unseen[:, ::-1].copy(), unseen)) == 1
+    assert len(without_shared(unseen[:0], unseen)) == 0

@@ -6,7 +6,7 @@ import random
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,15 @@ import numpy.typing as npt
 from tersor.calibrate.text import Corpus, Document
 from tersor.core.errors import MissingError, SchemeError
 
-__all__ = ["LEAST_SEQUENCES", "Encoder", "Sequences", "pack"]
+__all__ = ["LEAST_SEQUENCES", "Encoder", "Sequences", "TokenIds", "pack", "without_shared"]
+
+TokenIds: TypeAlias = npt.NDArray[np.int64]
+"""[sequences, length]"""
 
 LEAST_SEQUENCES = 8
 """Fewer say too little about a model to quantize by."""
+SHARED = 32
+"""Tokens in a row that two texts do not have in common by chance."""
 
 
 class Encoder(Protocol):
@@ -39,7 +44,7 @@ class Encoder(Protocol):
 class Sequences:
     """Token ids, int64 [sequences, length], with what the Card says of them."""
 
-    ids: npt.NDArray[np.int64]
+    ids: TokenIds
     corpus: str
     sha256: str
     notes: tuple[str, ...] = ()
@@ -101,3 +106,19 @@ def pack(
 
 def _ids(document: Document, encoder: Encoder) -> Sequence[int]:
     return encoder.encode_chat(document.messages) if document.messages else encoder.encode(document.text)
+
+
+def without_shared(ids: TokenIds, unseen: TokenIds) -> TokenIds:
+    """Return the sequences of `ids` that have no SHARED tokens in a row that a sequence of `unseen` has too.
+
+    Where sequences are shorter, all of their tokens count as a row.
+    """
+    width = min(SHARED, ids.shape[1], unseen.shape[1])
+    factors = np.random.default_rng(SHARED).integers(1, 1 << 63, width, dtype=np.uint64) | np.uint64(1)
+
+    def hashes(rows: TokenIds) -> npt.NDArray[np.uint64]:
+        runs = np.lib.stride_tricks.sliding_window_view(rows.astype(np.uint64), width, axis=1)
+        return sum((runs[..., k] * factors[k] for k in range(width)), np.zeros(runs.shape[:2], np.uint64))
+
+    known = np.unique(hashes(unseen))
+    return ids[~np.isin(hashes(ids), known).any(axis=1)]

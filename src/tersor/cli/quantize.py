@@ -57,6 +57,7 @@ from tersor.cli.options.nets import (
     PhoneOption,
     TargetOption,
     TrainOption,
+    TrainSequencesOption,
     WeightsOption,
 )
 from tersor.cli.screen.nets import NetArguments, quantize_net_command
@@ -70,7 +71,13 @@ from tersor.models import Model, load
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
-from tersor.pipeline.calibrated.training.settings import SEQUENCES, Training, of_epochs, split_training
+from tersor.pipeline.calibrated.training.settings import (
+    SEQUENCES,
+    TRAINING_SEQUENCES,
+    Training,
+    of_epochs,
+    split_training,
+)
 from tersor.pipeline.conversion import plainly
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.quantizing import is_network
@@ -144,6 +151,7 @@ def quantize(
     data: DataOption = None,
     max_drop: MaxDropOption = None,
     train: TrainOption = None,
+    train_sequences: TrainSequencesOption = None,
     epochs: EpochsOption = None,
     kind: ActivationsOption = None,
     engine: EngineOption = "onnxruntime",
@@ -208,6 +216,7 @@ def quantize(
         save_imatrix=save_imatrix,
         device=device,
         training=_training(method, epochs),
+        train=_train(train, train_sequences, calibration_field, seed),
         threads=threads,
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         split_max_tensors=split_max_tensors,
@@ -256,6 +265,15 @@ def _training(method: str | None, epochs: int | None) -> Training | None:
             raise SchemeError("--epochs means nothing for a language model unless the method is qat")
         return None
     return of_epochs(epochs)
+
+
+def _train(source: Path | None, sequences: int | None, field: str | None, seed: int) -> Calibration | None:
+    """What training alone reads."""
+    if source is None:
+        if sequences is not None:
+            raise SchemeError("--train-sequences says how much of --train is read: give that too")
+        return None
+    return Calibration(source, TRAINING_SEQUENCES if sequences is None else sequences, field=field, seed=seed)
 
 
 def _net_format(context: typer.Context, file_type: str) -> str | None:

@@ -36,7 +36,7 @@ __all__ = ["NetOptions", "Options", "plainly", "quantize"]
 class Options(UserChoices, total=False):
     """What `tersor.quantize` takes beyond the model and the method; see `tersor.pipeline.quantize.quantize`.
 
-    container, activations, resume, force, proof, save_imatrix, device, statistics, training  see
+    container, activations, resume, force, proof, save_imatrix, device, statistics, training, train  see
     `tersor.pipeline.calibrated.quantize.How`
     """
 
@@ -56,6 +56,7 @@ class Options(UserChoices, total=False):
     device: str
     statistics: Path | None
     training: settings.Training | None
+    train: Calibration | None
 
 
 class NetOptions(TypedDict, total=False):
@@ -199,4 +200,5 @@ _CALIBRATED = (
     "device",
     "statistics",
     "training",
+    "train",
 )

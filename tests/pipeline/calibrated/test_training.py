@@ -137,6 +137,38 @@ def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_pat
     assert all(done < total for _, done, total in steps)
 
 
+def test_text_to_train_on_is_learnt_from_beside_that_of_the_calibration(
+    make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text(" ".join(reversed(text.read_text().split())))
+    learnt: list[Any] = []
+    train = result.train_whole  # type: ignore[attr-defined]  # as it is called there
+
+    def seen(language: Language, taken: Any, kept: Any, course: Any) -> Any:
+        learnt.append((taken.numpy(), kept.numpy(), course.sequences))
+        return train(language, taken, kept, course)
+
+    monkeypatch.setattr(result, "train_whole", seen)
+    quick = dataclasses.replace(QUICK, block_epochs=0, epochs=1)
+    without = how(text, training=quick)
+    cards = [
+        quantized(make(), tmp_path / f"{number}.gguf", settings)
+        for number, settings in enumerate(
+            (without, *(dataclasses.replace(without, train=Calibration(file, 40)) for file in (more, text)))
+        )
+    ]
+    (plain, kept, _), (both, same_kept, count), (again, _, _) = learnt
+    np.testing.assert_array_equal(both[: len(plain)], plain)
+    np.testing.assert_array_equal(kept, same_kept)
+    assert (both.shape, count) == ((len(plain) + 40, 16), len(plain) + 40)
+    judging = {tuple(row) for row in kept.tolist()}
+    assert not judging & {tuple(row) for row in again.tolist()}, "of the same text only what does not judge is read"
+    assert len(again) == 2 * len(plain)
+    told = [card.plan.recipe.calibration for card in cards]
+    assert told[1].startswith(f"{told[0]}, and to train on more.txt: 40 sequences, sha256 ")
+
+
 def test_what_training_makes_worse_is_written_as_it_was_before(make: Make, text: Path, tmp_path: Path) -> None:
     model = make()
     wild = dataclasses.replace(QUICK, rate=90.0, block_rate=90.0, scale_rate=20.0, norm_rate=90.0)
@@ -203,6 +235,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_calibrated(
         quantized(make(), tmp_path / "m.gguf", how(text, "qat"), "bf16")
     with pytest.raises(SchemeError, match="unknown method 'qat\\+gptq'"):
         quantized(make(), tmp_path / "m.gguf", how(text, "qat+gptq"))
+    with pytest.raises(SchemeError, match="text to train on means nothing to gptq: the method must be qat"):
+        quantized(make(), tmp_path / "m.gguf", how(text, "gptq", train=Calibration(text)))
     with pytest.raises(SchemeError, match="training takes at least one epoch"):
         Training(epochs=0, block_epochs=0)
     with pytest.raises(SchemeError, match="rates that are not below 0"):

@@ -23,6 +23,7 @@ __all__ = [
     "PhoneOption",
     "TargetOption",
     "TrainOption",
+    "TrainSequencesOption",
     "WeightsOption",
 ]
 
@@ -47,7 +48,11 @@ MaxDropOption = Annotated[
 ]
 TrainOption = Annotated[
     Path | None,
-    typer.Option(metavar="DATA", help="Nets, --method qat: labelled images to train on, as --data takes them."),
+    typer.Option(
+        metavar="DATA",
+        help="--method qat: what to train on. For a net labelled images, as --data takes them; for a language model "
+        "text beside that of --calibration: steps on new text win more than passes over the same.",
+    ),
 ]
 EpochsOption = Annotated[
     int | None,
@@ -117,8 +122,13 @@ MaxFileOption = Annotated[
     ),
 ]
 
+TrainSequencesOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="How many sequences of the text of --train. Default: 8192."),
+]
+
 OF_NETS = (
-    *("weights", "data", "max_drop", "train", "kind", "engine", "leave", "mean", "std", "size_of", "target"),
+    *("weights", "data", "max_drop", "kind", "engine", "leave", "mean", "std", "size_of", "target"),
     *("max_memory_mb", "max_latency_ms", "max_file_mb", "phone"),
 )
 """Parameters that mean nothing for a language model."""
@@ -126,5 +136,6 @@ OF_LANGUAGE = (
     *("tensor_format", "output_format", "embedding_format", "search", "fallback", "dry_run", "split_max_size"),
     *("split_max_tensors", "ignore_config", "container", "activations", "calibration_sequences", "calibration_length"),
     *("calibration_field", "calibration_chunk", "seed", "statistics", "imatrix", "save_imatrix", "proof", "device"),
+    "train_sequences",
 )
 """Parameters that mean nothing for a net."""

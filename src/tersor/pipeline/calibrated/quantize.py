@@ -50,6 +50,7 @@ class How:
     save_imatrix  write what was seen as an importance matrix for llama.cpp too
     device        of torch
     training      how to train where the method says so; None: the usual way
+    train         text that training alone learns from, beside that of the calibration, in sequences as long as those
     tell          is told the plan of memory before anything runs
     """
 
@@ -64,6 +65,7 @@ class How:
     save_imatrix: Path | None = None
     device: str = "cpu"
     training: Training | None = None
+    train: Calibration | None = None
     threads: int = 0
     split_max_bytes: int | None = None
     split_max_tensors: int | None = None
@@ -84,7 +86,10 @@ def quantize_calibrated(
     Raises QualityError where the result would be worse than plain rounding on held-out text, and what `prepare` and
     the writers raise; the finished blocks are kept then.
     """
-    is_turned, method = split_rotation(split_training(how.method)[1])
+    is_trained, method = split_training(how.method)
+    if how.train is not None and not is_trained:
+        raise SchemeError(f"text to train on means nothing to {how.method}: the method must be qat, or end in +qat")
+    is_turned, method = split_rotation(method)
     parse_method(method)  # an unknown one ends here, before any text is read
     if is_turned:
         if how.container != "gguf":
@@ -101,9 +106,12 @@ def _in_ranks(
     statistics = None if how.statistics is None else open_statistics(how.statistics, model)
     text = read_sequences(model, calibration) if statistics is None else statistics.sequences
     count, length = text.ids.shape
+    learnt = None if how.train is None else read_sequences(model, replace(how.train, length=length))
     told = f", seed {calibration.seed}" if calibration.seed else ""
     told = ", saved statistics" if statistics is not None else told
     described = f"{text.corpus}: {count} sequences of {length} tokens{told}, sha256 {text.sha256}"
+    if learnt is not None:
+        described += f", and to train on {learnt.corpus}: {len(learnt.ids)} sequences, sha256 {learnt.sha256}"
     choices = Choices(**{**choices, "method": how.method, "calibration": described})
     is_gguf = how.container == "gguf"
     if how.activations:
@@ -119,12 +127,15 @@ def _in_ranks(
         return None
     report = None
     if is_trained:
-        prepared, report = train_prepared(prepared, how.training or Training(), run, trains_vectors=is_gguf)
+        more = text.ids[:0] if learnt is None else learnt.ids
+        training = how.training or Training()
+        prepared, report = train_prepared(prepared, training, run, more=more, trains_vectors=is_gguf)
     if prepared.gain is not None and prepared.gain.is_worse and not how.force:
         raise QualityError(_worse(prepared.gain, how.method))
     if how.save_imatrix is not None:
         write_imatrix(how.save_imatrix, _importances(prepared))
-    more = _Findings(prepared, text.notes + _told(calibration, how), how, report)
+    noted = text.notes + (() if learnt is None else learnt.notes) + _told(calibration, how)
+    findings = _Findings(prepared, noted, how, report)
     if is_gguf:
         card = plainly.quantize(
             model,
@@ -134,12 +145,12 @@ def _in_ranks(
             split_max_bytes=how.split_max_bytes,
             split_max_tensors=how.split_max_tensors,
             command=how.command,
-            made=more,
+            made=findings,
             **choices,
         )
     else:
         card = write_quantized(
-            model, plan, output, how.container, more, activations=how.activations, command=how.command
+            model, plan, output, how.container, findings, activations=how.activations, command=how.command
         )
     prepared.done()
     return card

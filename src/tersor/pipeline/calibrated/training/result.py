@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.calibrate.sequences import Sequences
+from tersor.calibrate.sequences import Sequences, TokenIds, without_shared
 from tersor.calibrate.workspace import Finished, Workspace
 from tersor.core.arrays import Float32
 from tersor.core.errors import SchemeError
@@ -85,21 +86,26 @@ class Report:
 
 
 def train_prepared(
-    prepared: Prepared, training: Training, run: Run, *, trains_vectors: bool
+    prepared: Prepared, training: Training, run: Run, *, more: TokenIds, trains_vectors: bool
 ) -> tuple[Prepared, Report]:
     """Return what the run has prepared with trained weights in it, or as it was where they are no better.
 
+    more            sequences [any number, length] to learn from beside those of the calibration; those that have text
+                    of what judges are left out
     trains_vectors  whether norms and biases are trained too: the container must hold them as float32
     A run that was killed goes on from its last stretch with `run.resume`, and ends with the same bytes.
     """
     visitor = prepared.visitor
     learnt, looked_at, unseen = _texts(prepared.text, is_proved=run.proof)
+    more = without_shared(more, np.concatenate([looked_at.numpy(), unseen.numpy()]))
+    learnt = torch.cat([learnt, torch.from_numpy(more)])
     memory = plan_training(
         visitor.sources.values(), visitor.decoder, training, sequences=len(learnt), length=int(learnt.shape[1])
     )
     memory.check(run.tell)
     products = products_on(str(visitor.ranks.device), training)
     described = {"training": {**asdict(training), "products": str(products)}, "trains_vectors": trains_vectors}
+    described["more"] = hashlib.sha256(more.tobytes()).hexdigest()
     workspace = Workspace(visitor.workspace.folder / FOLDER, described, resume=run.resume)
     course = Course(training, workspace.folder, len(learnt), products, progress=run.progress)
     course.total = course.steps(training.block_epochs) * visitor.decoder.layers + course.steps(training.epochs)

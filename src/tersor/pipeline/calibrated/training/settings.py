@@ -12,11 +12,13 @@ from tersor.methods.solving.trainable import check_trainable
 from tersor.pipeline.calibrated.rewrites import ROTATION
 from tersor.pipeline.calibrated.visitor import PLAIN
 
-__all__ = ["QAT", "SEQUENCES", "Training", "check_training", "of_epochs", "split_training"]
+__all__ = ["QAT", "SEQUENCES", "TRAINING_SEQUENCES", "Training", "check_training", "of_epochs", "split_training"]
 
 QAT, START = "qat", "best"
 SEQUENCES = 2048
 """Of calibration text where none are asked for: training wants more of it than a Hessian."""
+TRAINING_SEQUENCES = 8192
+"""Of text that training alone reads where none are asked for."""
 
 PRODUCTS = ("usual", "float32", "bfloat16")
 
