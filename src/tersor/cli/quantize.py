@@ -71,13 +71,7 @@ from tersor.models import Model, load
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
-from tersor.pipeline.calibrated.training.settings import (
-    SEQUENCES,
-    TRAINING_SEQUENCES,
-    Training,
-    of_epochs,
-    split_training,
-)
+from tersor.pipeline.calibrated.training import settings
 from tersor.pipeline.conversion import plainly
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.quantizing import is_network
@@ -197,9 +191,7 @@ def quantize(
     choices = Choices(output_format=output_format, embedding_format=embedding_format, search=search, fallback=fallback)
     source = load(model, ignore_config=ignore_config or ())
     planned, file_type, container = _planned(context, plan, file_type, container)
-    choices["tensor_formats"] = (*(tensor_format or ()), *(planned.tensor_formats(source) if planned else ()))
-    if imatrix is not None:
-        choices["importance"] = importance_from(imatrix, source)
+    choices.update(_of_tensors(source, tensor_format, planned, imatrix))
     cut = _count(context, method, calibration_sequences), calibration_length, calibration_field, seed, calibration_chunk
     if statistics is not None:
         refuse_given(context, OF_TEXT, "saved statistics")
@@ -243,6 +235,12 @@ def _planned(
     return planned, planned.file_type, planned.where
 
 
+def _of_tensors(source: Model, given: list[str] | None, planned: PlanFile | None, imatrix: Path | None) -> Choices:
+    """Return what is chosen for single tensors, and what is known of them."""
+    made = Choices(tensor_formats=(*(given or ()), *(planned.tensor_formats(source) if planned else ())))
+    return made if imatrix is None else {**made, "importance": importance_from(imatrix, source)}
+
+
 def _method(given: str | None, planned: PlanFile | None, *, is_calibrated: bool) -> str:
     """What was asked for, else what the plan was made for, else what the calibration allows."""
     if given is not None:
@@ -258,13 +256,13 @@ def _method(given: str | None, planned: PlanFile | None, *, is_calibrated: bool)
     return "best" if is_calibrated else "rtn"
 
 
-def _training(method: str | None, epochs: int | None) -> Training | None:
+def _training(method: str | None, epochs: int | None) -> settings.Training | None:
     """How a language model is trained; None: the method does not train."""
-    if method is None or not split_training(method)[0]:
+    if method is None or not settings.split_training(method)[0]:
         if epochs is not None:
             raise SchemeError("--epochs means nothing for a language model unless the method is qat")
         return None
-    return of_epochs(epochs)
+    return settings.of_epochs(epochs)
 
 
 def _train(source: Path | None, sequences: int | None, field: str | None, seed: int) -> Calibration | None:
@@ -273,7 +271,7 @@ def _train(source: Path | None, sequences: int | None, field: str | None, seed: 
         if sequences is not None:
             raise SchemeError("--train-sequences says how much of --train is read: give that too")
         return None
-    return Calibration(source, TRAINING_SEQUENCES if sequences is None else sequences, field=field, seed=seed)
+    return Calibration(source, settings.TRAINING_SEQUENCES if sequences is None else sequences, field=field, seed=seed)
 
 
 def _net_format(context: typer.Context, file_type: str) -> str | None:
@@ -283,8 +281,8 @@ def _net_format(context: typer.Context, file_type: str) -> str | None:
 
 def _count(context: typer.Context, method: str | None, asked: int) -> int:
     """How many sequences of text are read: training wants more where none are asked for."""
-    is_trained = method is not None and split_training(method)[0]
-    return SEQUENCES if is_trained and not is_given(context, "calibration_sequences") else asked
+    is_trained = method is not None and settings.split_training(method)[0]
+    return settings.SEQUENCES if is_trained and not is_given(context, "calibration_sequences") else asked
 
 
 def _made(
