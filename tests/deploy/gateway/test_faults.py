@@ -238,10 +238,14 @@ def test_keys_are_asked_for_and_limit_how_often(deployed: Callable[[str], Path])
         ("/v2/models/twice/infer", b"{}", {"Inference-Header-Content-Length": "9999"}, 400, "is no part of"),
         ("/v2/models/demo/infer", b"{}", {}, 404, "no model 'demo'"),
         ("/v2/models/twice/versions/9/infer", b"{}", {}, 404, "no version '9'"),
+        ("/v1/complete", b"{}", {}, 404, "nothing is at /v1/complete; /openapi.json lists what there is"),
+        ("/v2/models/twice/predict", b"{}", {}, 404, "nothing is at /v2/models/twice/predict"),
+        ("/v1/models", b"{}", {}, 405, "/v1/models takes GET, not POST"),
+        ("/v2/models/twice/infer", None, {}, 405, "/v2/models/twice/infer takes POST, not GET"),
     ],
 )
 def test_a_wrong_request_is_told_why(  # noqa: PLR0917 (a table)
-    path: str, data: bytes, headers: dict[str, str], status: int, words: str, gateway: Live
+    path: str, data: bytes | None, headers: dict[str, str], status: int, words: str, gateway: Live
 ) -> None:
     found, made, _ = asked(gateway.address, path, data=data, headers=headers)
     assert found == status, made

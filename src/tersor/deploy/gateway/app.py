@@ -15,7 +15,7 @@ from tersor.core.errors import EngineError, SchemeError
 from tersor.deploy.config import Deployment
 from tersor.deploy.gateway import openai, tensors
 from tersor.deploy.gateway.admission import BusyError
-from tersor.deploy.gateway.bodies import as_json, json_of, read_body
+from tersor.deploy.gateway.bodies import as_error, as_json, json_of, read_body
 from tersor.deploy.gateway.dashboard.pulse import Pulse
 from tersor.deploy.gateway.dashboard.routes import DashboardRoutes
 from tersor.deploy.gateway.dashboard.watched import Watched
@@ -51,13 +51,8 @@ else:
 
 __all__ = ["Gateway"]
 
-BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, TOO_MANY = 400, 401, 403, 404, 429
-FAILED, UNAVAILABLE, LATE = 500, 503, 504
-KINDS = {
-    UNAUTHORIZED: "authentication_error", FORBIDDEN: "permission_error", NOT_FOUND: "not_found_error",
-    TOO_MANY: "rate_limit_error", UNAVAILABLE: "overloaded_error", FAILED: "server_error", LATE: "timeout_error",
-}  # fmt: skip
-"""Status → what OpenAI's protocol calls it; others are an invalid_request_error."""
+BAD_REQUEST, NOT_FOUND, WRONG_METHOD, UNAVAILABLE, LATE = 400, 404, 405, 503, 504
+_METHODS = {row.path: sorted(other.method for other in ROUTES if other.path == row.path) for row in ROUTES}
 VERSION = "1"
 _log = logging.getLogger(__name__)
 
@@ -153,7 +148,21 @@ class Gateway:
             routing.Route(row.path, _Asgi(self._guarded(handlers[row.operation], row)), methods=[row.method])
             for row in sorted(ROUTES, key=lambda row: row.operation not in ("infer", *openai.OPERATIONS))
         ]
-        return routing.Router(routes)
+        router = routing.Router([*routes, *(routing.Route(path, _Asgi(self._wrong_method)) for path in _METHODS)])
+        router.default = self._nowhere
+        return router
+
+    async def _wrong_method(self, request: Request) -> Response:
+        allowed = _METHODS[request.scope["route"].path]
+        reason = f"{request.url.path} takes {' or '.join(allowed)}, not {request.method:.20}"
+        return as_error(request, WRONG_METHOD, reason, {"Allow": ", ".join(allowed)})
+
+    async def _nowhere(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await routing.Router().not_found(scope, receive, send)
+        request = requests.Request(scope, receive, send)
+        reason = f"nothing is at {request.url.path:.200}; /openapi.json lists what there is"
+        return await as_error(request, NOT_FOUND, reason)(scope, receive, send)
 
     def _handlers(self) -> dict[str, Endpoint]:
         """Operation of `ROUTES` → what answers it."""
@@ -183,16 +192,16 @@ class Gateway:
                 return await endpoint(request)
             except DeniedError as error:
                 self.metrics.refused.labels(error.cause).inc()
-                return self._error(request, error.status, str(error), error.headers)
+                return as_error(request, error.status, str(error), error.headers)
             except RequestError as error:
-                return self._error(request, error.status, str(error), error.headers)
+                return as_error(request, error.status, str(error), error.headers)
             except BusyError as error:
                 self.metrics.refused.labels("busy").inc()
-                return self._error(request, UNAVAILABLE, str(error), {"Retry-After": str(error.retry_after)})
+                return as_error(request, UNAVAILABLE, str(error), {"Retry-After": str(error.retry_after)})
             except TooLateError as error:
-                return self._error(request, LATE, str(error))
+                return as_error(request, LATE, str(error))
             except EngineError as error:
-                return self._error(request, UNAVAILABLE, str(error).split("\n", maxsplit=1)[0], {"Retry-After": "1"})
+                return as_error(request, UNAVAILABLE, str(error).split("\n", maxsplit=1)[0], {"Retry-After": "1"})
 
         return through
 
@@ -203,14 +212,6 @@ class Gateway:
             subject = request.path_params.get("model")
             await self.operator.refused(self.access.author(request), f"{row.method} {row.path}", subject, str(error))
             raise
-
-    @staticmethod
-    def _error(request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
-        if request.url.path.startswith("/v2"):
-            return as_json({"error": reason}, status, headers)
-        kind = KINDS.get(status, "invalid_request_error")
-        told = {"error": {"message": reason, "type": kind, "param": None, "code": None}}
-        return as_json(told, status, headers)
 
     def _once(self, endpoint: Endpoint) -> Endpoint:
         """Answer what is sent again under the same name as it was answered before."""

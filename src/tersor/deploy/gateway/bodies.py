@@ -1,4 +1,7 @@
-"""Bodies: of requests, read within bounds of size and time, unpacked within the same, parsed; of responses in JSON."""
+"""Bodies: of requests, read within bounds of size and time, unpacked within the same, parsed; of responses in JSON.
+
+Errors are told as the protocol that was asked tells them.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,14 @@ if TYPE_CHECKING:
 else:
     responses = LazyModule("starlette.responses", "serve")
 
-__all__ = ["as_json", "json_of", "read_body"]
+__all__ = ["as_error", "as_json", "json_of", "read_body"]
 
 BAD_REQUEST, TIMEOUT, TOO_LARGE = 400, 408, 413
+KINDS = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
+    500: "server_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+"""Status → what OpenAI's protocol calls it; others are an invalid_request_error."""
 
 
 async def read_body(request: Request, most: int, seconds: float) -> bytes:
@@ -83,3 +91,14 @@ def _unpacked(body: bytes, encoding: str, too_large: str, most: int) -> bytes:
     if not unpacker.eof:
         raise RequestError(f"the body is no {name}: it breaks off", BAD_REQUEST)
     return made
+
+
+def as_error(
+    request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None
+) -> responses.Response:
+    """Return what is told of an error, in the form of the protocol of the request's path."""
+    if request.url.path.startswith("/v2"):
+        return as_json({"error": reason}, status, headers)
+    kind = KINDS.get(status, "invalid_request_error")
+    told = {"error": {"message": reason, "type": kind, "param": None, "code": None}}
+    return as_json(told, status, headers)
