@@ -32,3 +32,16 @@ def test_no_public_name_loads_an_optional_dependency(name: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["formats"], ["formats", "--files", "--json"], ["verify", "--help"]])
 def test_looking_around_loads_no_optional_dependency(arguments: list[str]) -> None:
     assert not set(HEAVY) & modules_after(f"from tersor.cli.main import main; main({arguments!r})")
+
+
+def test_help_loads_no_verb() -> None:
+    loaded = modules_after("from tersor.cli.main import main; main(['--help'])")
+    assert not [name for name in loaded if name.startswith(("tersor.pipeline", "tersor.deploy", "tersor.cli.quantize"))]
+    assert "numpy" not in loaded
+
+
+@pytest.mark.parametrize("verb", ["formats", "inspect", "quantize", "verify"])
+def test_a_verb_loads_nothing_of_what_others_serve_with(verb: str) -> None:
+    loaded = modules_after(f"from tersor.cli.main import main; main(['{verb}', '--help'])")
+    assert f"tersor.cli.{verb}" in loaded
+    assert not [name for name in loaded if name.startswith(("tersor.deploy", "tersor.cli.deploy", "starlette"))]

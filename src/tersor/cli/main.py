@@ -14,28 +14,8 @@ from typing import Annotated
 import typer
 
 from tersor import __version__
-from tersor.cli.bench import bench
-from tersor.cli.calibrate import calibrate
-from tersor.cli.demo import demo
-from tersor.cli.deploy.alerts import alerts
-from tersor.cli.deploy.gate import gate
-from tersor.cli.deploy.loadtest import loadtest
-from tersor.cli.deploy.refresh import refresh
-from tersor.cli.deploy.registry import registry
-from tersor.cli.deploy.serve import serve
-from tersor.cli.doctor import doctor
-from tersor.cli.evaluate import evaluate
-from tersor.cli.formats import formats
-from tersor.cli.inspect import inspect
-from tersor.cli.planning.advise import advise
-from tersor.cli.planning.analyse import analyse
-from tersor.cli.planning.plan import plan
-from tersor.cli.quantize import quantize
-from tersor.cli.report import report
 from tersor.cli.screen.output import print_json
-from tersor.cli.targets.estimate import estimate
-from tersor.cli.targets.optimize import optimize
-from tersor.cli.verify import verify
+from tersor.cli.verbs import Verbs
 from tersor.core.errors import TersorError
 
 __all__ = ["app", "main"]
@@ -44,6 +24,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 app = typer.Typer(
     name="tersor",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -51,27 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage, 3 inconclusive.",
 )
-app.command(short_help="Turn a model into a GGUF that llama.cpp runs.")(quantize)
-app.command(short_help="Find out which way to make a model small is enough.")(advise)
-app.command(short_help="Save what a model sees, for many quantizations.")(calibrate)
-app.command(short_help="Measure how sensitive each tensor is to rounding.")(analyse)
-app.command(short_help="Choose the best format for every tensor.")(plan)
-app.command(short_help="Prove that a GGUF is sound and is its source.")(verify)
-app.command(short_help="Measure how far a GGUF is from its source.")(evaluate)
-app.command(short_help="Measure speed, memory and energy, beside another.")(bench)
-app.command(short_help="Choose what runs an artefact fastest here.")(optimize)
-app.command(short_help="Tell what fits where, and how fast it can be.")(estimate)
-app.command(short_help="Send load to a server and judge its answers.")(loadtest)
-app.command(short_help="Write a page on artefacts, beside each other.")(report)
-app.command(short_help="Judge whether an artefact may serve.")(gate)
-app.command(short_help="Serve models, with full precision behind each.")(serve)
-app.command(short_help="List alerts, write them for Prometheus and Grafana.")(alerts)
-app.command(short_help="Make what serves anew from recent traffic.")(refresh)
-app.add_typer(registry, short_help="Keep what serves, what it passed, and since when.")
-app.command(short_help="Show what is inside a model.")(inspect)
-app.command(short_help="List number formats and file types.")(formats)
-app.command(short_help="Show what is installed and works.")(doctor)
-app.add_typer(demo, short_help="Go the whole way on an embedded model.")
 
 
 def _print_version(wanted: bool) -> None:
