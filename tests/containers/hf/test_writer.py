@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.containers.hf.convert import convert_checkpoint
 from tersor.containers.hf.writer import write_checkpoint
 from tersor.containers.lossless import gathered_codes
 from tersor.core.errors import FormatError, SchemeError, ShapeError
@@ -92,12 +92,20 @@ def test_a_quantized_folder_loads_as_the_model_with_its_weights_rounded(
     assert any("the source is quantized already" in note for note in model.notes)
 
 
+def convert(folder: Path, output: Path, name: str) -> None:
+    """Write a quantized checkpoint as another container: the same codes under the same scales."""
+    with contextlib.closing(open_quantized(folder)) as source:
+        formats = {tensor: source.format(tensor) for tensor in source.quantized_names}
+        tensors = ((tensor, source.quantized(tensor)) for tensor in formats)
+        write_checkpoint(folder, source, formats, tensors, output, name=name)
+
+
 def test_containers_convert_into_each_other_and_back_without_a_change(write: Any, tmp_path: Path) -> None:
     first = write("gptq_v2", "int4-g32-asym-bf16", "first")
     chain = ["awq", "compressed-tensors", "gptq_v2"]
     folder = first
     for place, container in enumerate(chain):
-        convert_checkpoint(folder, tmp_path / f"step{place}", container)
+        convert(folder, tmp_path / f"step{place}", container)
         folder = tmp_path / f"step{place}"
     for name in ("model.safetensors", "config.json"):
         assert (folder / name).read_bytes() == (first / name).read_bytes()
@@ -108,22 +116,22 @@ def test_four_bit_floats_of_another_tool_keep_their_global_scales(write: Any, tm
     layer = "model.layers.0.mlp"
     some = {f"{layer}.{m}.weight": name for m, name in zip(("up_proj", "gate_proj", "down_proj"), names, strict=True)}
     first = write("compressed-tensors", some)
-    convert_checkpoint(first, tmp_path / "again", "compressed-tensors")
+    convert(first, tmp_path / "again", "compressed-tensors")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (first / name).read_bytes()
     stored = safetensors.load_file(first / "model.safetensors")
     scales = [stored[name.replace("weight", "weight_global_scale")].tolist() for name in some]
     assert scales == [[256], [300], [float(np.float32(0.3))]]
     with pytest.raises(SchemeError, match="gptq stores integer groups, not nvfp4"):
-        convert_checkpoint(write("compressed-tensors", "nvfp4", "third"), tmp_path / "other", "gptq")
+        convert(write("compressed-tensors", "nvfp4", "third"), tmp_path / "other", "gptq")
 
 
 def test_what_a_container_cannot_hold_is_refused_in_a_conversion(write: Any, source: Path, tmp_path: Path) -> None:
     folder = write("gptq", "int3-g32-sym-f16")
     with pytest.raises(SchemeError, match=r"down_proj.weight .* as int3-g32-sym-f16 in awq: awq stores 4 bits"):
-        convert_checkpoint(folder, tmp_path / "other", "awq")
+        convert(folder, tmp_path / "other", "awq")
     with pytest.raises(SchemeError, match="has no quantization_config, so the checkpoint is not quantized"):
-        convert_checkpoint(source, tmp_path / "other", "awq")
+        convert(source, tmp_path / "other", "awq")
     assert not (tmp_path / "other").exists()
 
 
