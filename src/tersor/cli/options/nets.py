@@ -59,8 +59,8 @@ EpochsOption = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="--method qat: passes over --train for a net (usually 10), or over the calibration text for a language "
-        "model (2).",
+        help="--method qat: passes over --train for a net (usually 10), or over all text that a language "
+        "model learns from (2).",
     ),
 ]
 ActivationsOption = Annotated[
