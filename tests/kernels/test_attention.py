@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tersor.core.errors import ShapeError
 from tersor.kernels import attention, codec
 from tersor.kernels.attention import attend
 from tersor.kernels.on_torch import on_torch
@@ -177,6 +178,38 @@ def test_it_is_nearer_to_the_truth_than_what_it_stands_for() -> None:
     errors = [float((one.double() - truth).square().mean()) for one in (ours, theirs)]
     assert errors[0] <= errors[1] * 1.01
     assert errors[0] < 1e-5 * float(truth.square().mean())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 1, 1), (1, 4, 1, 21), (2, 4, 1, 1)])
+def test_masks_are_shared_as_torch_shares_them(kernel: str, shape: tuple[int, ...]) -> None:
+    query, key, value = case(4, 2, 21, 16, 16)
+    mask = numbers(*shape, seed=7)
+    expected = attend(query, key, value, mask.expand(2, 4, 1, 21).contiguous(), None)
+    assert torch.equal(attend(query, key, value, mask, None), expected)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "mask", "words"),
+    [
+        (((2, 4, 1, 16), (1, 2, 9, 16), (1, 2, 9, 16)), None, "takes one query"),
+        (((2, 4, 1, 16), (2, 3, 9, 16), (2, 3, 9, 16)), None, "takes one query"),
+        (((2, 4, 1, 16), (2, 2, 9, 8), (2, 2, 9, 8)), None, "takes one query"),
+        (((2, 4, 1, 16), (2, 2, 9, 16), (2, 2, 8, 16)), None, "takes one query"),
+        (((2, 4, 3, 16), (2, 2, 9, 16), (2, 2, 9, 16)), None, "takes one query"),
+        (((2, 4, 1, 16), (2, 2, 9, 16), (2, 2, 9, 16)), (2, 1, 1, 8), "says nothing of scores"),
+        (((2, 4, 1, 16), (2, 2, 9, 16), (2, 2, 9, 16)), (3, 1, 1, 9), "says nothing of scores"),
+        (((2, 4, 1, 16), (2, 2, 9, 16), (2, 2, 9, 16)), (2, 9), "says nothing of scores"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    shapes: tuple[tuple[int, ...], ...], mask: tuple[int, ...] | None, words: str
+) -> None:
+    with pytest.raises(ShapeError, match=words):
+        attend(*map(torch.zeros, shapes), None if mask is None else torch.zeros(mask), None)
+
+
+def test_of_no_sequence_nothing_is_made() -> None:
+    assert attend(*case(4, 2, 9, 16, 8, batch=0), None, None).shape == (0, 1, 4, 8)
 
 
 def test_the_kernel_is_what_runs() -> None:

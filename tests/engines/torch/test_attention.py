@@ -67,6 +67,23 @@ def test_a_model_that_was_asked_for_another_attention_keeps_it() -> None:
     assert net.config._attn_implementation == "eager"
 
 
+SPARSE = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12,
+    "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32, "index_topk": 4, "index_head_dim": 16, "index_n_heads": 2, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+def test_a_model_that_leaves_out_tokens_by_the_name_of_its_attention_keeps_it() -> None:
+    if "deepseek_v32" not in transformers.CONFIG_MAPPING:
+        pytest.skip("this transformers has no DeepSeek-V3.2")
+    net = model("deepseek_v32", **SPARSE)
+    ids = torch.arange(3, 23)[None]
+    before = net(ids).logits
+    assert not attend_by_kernel(net)
+    assert torch.equal(net(ids).logits, before)
+
+
 def test_gradients_go_through_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "attend", lambda *_: pytest.fail("not for gradients"))
     net = model("llama")

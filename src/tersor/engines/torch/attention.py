@@ -6,11 +6,15 @@ to more than all matrices of a layer on 4 bits take.
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tersor.kernels.attention import attend
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.on_torch import kinds
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +27,7 @@ else:
 __all__ = ["attend_by_kernel"]
 
 NAME, REPLACED = "tersor", "sdpa"
+_COMPARED = re.compile(r"_attn_implementation\s*(==|!=|in\b|not in\b)")
 ODD = ("position_bias", "cache", "softcap", "s_aux")
 """Options of attention that are left to others."""
 
@@ -31,13 +36,23 @@ def attend_by_kernel(model: Any) -> bool:
     """Have a model of transformers attend so wherever there is one query a sequence; False where it cannot be told to.
 
     Prompts, gradients, programs of torch.compile and other devices go on as before, and so does a model that was asked
-    for another attention than transformers takes by itself.
+    for another attention than transformers takes by itself, or whose own code goes by the name of that: some leave out
+    tokens only where it is called "sdpa".
     """
     config = model.config.get_text_config()
-    if getattr(config, "_attn_implementation", None) != REPLACED or _registered() is None:
+    if getattr(config, "_attn_implementation", None) != REPLACED or _asks_for_the_name(model) or _registered() is None:
         return False
     model.set_attn_implementation(NAME)
     return bool(config._attn_implementation == NAME)
+
+
+def _asks_for_the_name(model: Any) -> bool:
+    """Whether the code of a model compares the name of its attention with others."""
+    try:
+        source = inspect.getsource(sys.modules[type(model).__module__])
+    except (KeyError, OSError, TypeError):  # written in no file: nothing is known of it
+        return True
+    return _COMPARED.search(source) is not None
 
 
 @cache
@@ -63,7 +78,9 @@ def _registered() -> Any:
         **more: Any,
     ) -> tuple[Tensor, None]:
         is_one = query.shape[2] == 1 and query.device.type == "cpu" and not dropout
-        is_plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        is_traced = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]  # torch has no types here
+        is_watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_traced
+        is_plain = not is_watched and query.dtype in kinds()
         if is_one and is_plain and all(more.get(name) is None for name in ODD):
             return attend(query, key, value, attention_mask, scaling), None
         made: tuple[Tensor, None] = sdpa_attention_forward(

@@ -20,14 +20,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
 
     query  [batch, heads, 1, width]
     key    [batch, key heads, tokens, width], of which heads is a multiple; `value` alike
-    mask   [batch or 1, heads or 1, 1, tokens], added to scores; None: all tokens are seen
+    mask   [batch, heads, 1, tokens], added to scores; None: all tokens are seen
     """
-    batch, heads, _, _ = query.shape
-    shape = (batch, key.shape[1], heads // key.shape[1], -1)
-    scores = query.reshape(shape).to(torch.float32) * scaling
+    batch, heads, _, width = query.shape
+    shape = (batch, key.shape[1], heads // key.shape[1])
+    scores = query.reshape(*shape, width).to(torch.float32) * scaling
     scores = scores @ key.to(torch.float32).transpose(-1, -2)
     if mask is not None:
-        scores = scores + (mask.expand(batch, -1, -1, -1).reshape(shape) if mask.shape[1] > 1 else mask)
+        scores = scores + mask.reshape(*shape, key.shape[2])
     sees_nothing = (scores == float("-inf")).all(-1, keepdim=True)  # its weights are 0, not 0 / 0
     made = torch.softmax(scores, -1).masked_fill(sees_nothing, 0.0) @ value.to(torch.float32)
-    return made.reshape(batch, 1, heads, -1).to(query.dtype)
+    return made.reshape(batch, 1, heads, value.shape[3]).to(query.dtype)
