@@ -240,7 +240,7 @@ def test_keys_are_asked_for_and_limit_how_often(deployed: Callable[[str], Path])
         ("/v2/models/twice/versions/9/infer", b"{}", {}, 404, "no version '9'"),
         ("/v1/complete", b"{}", {}, 404, "nothing is at /v1/complete; /openapi.json lists what there is"),
         ("/v2/models/twice/predict", b"{}", {}, 404, "nothing is at /v2/models/twice/predict"),
-        ("/v1/models", b"{}", {}, 405, "/v1/models takes GET, not POST"),
+        ("/v1/models", b"{}", {}, 405, "/v1/models takes GET or HEAD, not POST"),
         ("/v2/models/twice/infer", None, {}, 405, "/v2/models/twice/infer takes POST, not GET"),
     ],
 )

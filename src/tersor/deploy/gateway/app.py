@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tersor import __version__
@@ -20,7 +21,7 @@ from tersor.deploy.gateway.dashboard.pulse import Pulse
 from tersor.deploy.gateway.dashboard.routes import DashboardRoutes
 from tersor.deploy.gateway.dashboard.watched import Watched
 from tersor.deploy.gateway.description.document import description
-from tersor.deploy.gateway.description.routes import ROUTES, Route
+from tersor.deploy.gateway.description.routes import METHODS, ROUTES, Route
 from tersor.deploy.gateway.heads import header
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
@@ -52,7 +53,6 @@ else:
 __all__ = ["Gateway"]
 
 BAD_REQUEST, NOT_FOUND, WRONG_METHOD, UNAVAILABLE, LATE = 400, 404, 405, 503, 504
-_METHODS = {row.path: sorted(other.method for other in ROUTES if other.path == row.path) for row in ROUTES}
 VERSION = "1"
 _log = logging.getLogger(__name__)
 
@@ -148,20 +148,20 @@ class Gateway:
             routing.Route(row.path, _Asgi(self._guarded(handlers[row.operation], row)), methods=[row.method])
             for row in sorted(ROUTES, key=lambda row: row.operation not in ("infer", *openai.OPERATIONS))
         ]
-        router = routing.Router([*routes, *(routing.Route(path, _Asgi(self._wrong_method)) for path in _METHODS)])
+        others = [routing.Route(path, _Asgi(partial(self._wrong_method, path))) for path in METHODS]
+        router = routing.Router([*routes, *others])
         router.default = self._nowhere
         return router
 
-    async def _wrong_method(self, request: Request) -> Response:
-        allowed = _METHODS[request.scope["route"].path]
-        reason = f"{request.url.path} takes {' or '.join(allowed)}, not {request.method:.20}"
-        return as_error(request, WRONG_METHOD, reason, {"Allow": ", ".join(allowed)})
+    async def _wrong_method(self, path: str, request: Request) -> Response:
+        reason = f"{request.scope['path']:.200} takes {' or '.join(METHODS[path])}, not {request.method:.20}"
+        return as_error(request, WRONG_METHOD, reason, {"Allow": ", ".join(METHODS[path])})
 
     async def _nowhere(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await routing.Router().not_found(scope, receive, send)
         request = requests.Request(scope, receive, send)
-        reason = f"nothing is at {request.url.path:.200}; /openapi.json lists what there is"
+        reason = f"nothing is at {scope['path']:.200}; /openapi.json lists what there is"
         return await as_error(request, NOT_FOUND, reason)(scope, receive, send)
 
     def _handlers(self) -> dict[str, Endpoint]:

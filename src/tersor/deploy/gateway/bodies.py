@@ -97,7 +97,7 @@ def as_error(
     request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None
 ) -> responses.Response:
     """Return what is told of an error, in the form of the protocol of the request's path."""
-    if request.url.path.startswith("/v2"):
+    if request.scope["path"].startswith("/v2"):
         return as_json({"error": reason}, status, headers)
     kind = KINDS.get(status, "invalid_request_error")
     told = {"error": {"message": reason, "type": kind, "param": None, "code": None}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["ROUTES", "Guard", "Route"]
+__all__ = ["METHODS", "ROUTES", "Guard", "Route"]
 
 Guard: TypeAlias = Literal["open", "key", "admin", "page", "form"]
 """Who may: anybody, whoever has a key (anybody on this machine where there are none), who may change what serves.
@@ -107,3 +107,10 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/dashboard/sign-out", "dashboard_sign_out", "form", "End it.", "Page"),
 )  # fmt: skip
 """In the order in which they are tried."""
+
+_ANSWERED = {"GET": ("GET", "HEAD"), "POST": ("POST",)}
+METHODS = {
+    place.path: tuple(method for row in ROUTES if row.path == place.path for method in _ANSWERED[row.method])
+    for place in ROUTES
+}
+"""Path → what it takes; whatever answers GET answers HEAD."""
