@@ -240,7 +240,8 @@ def main() -> None:
                 rows += measured(chosen, name, seed, Path(place))
     settings = (
         f"{chosen.sequences} × {chosen.length} calibration tokens, {chosen.windows} held-out windows, "
-        f"{chosen.block_epochs} + {chosen.epochs} epochs, {chosen.train_sequences} sequences more to train on"
+        f"{chosen.block_epochs} + {chosen.epochs} epochs, {chosen.train_sequences} sequences more to train on, "
+        f"rates {' / '.join(f'{rate:g}' for rate in chosen.rates)}"
     )
     if chosen.json:
         print(json.dumps({"settings": settings, "rows": [asdict(row) for row in rows]}, indent=2))

@@ -53,6 +53,8 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_quantize_takes_a_path_as_text_and_plans_without_writing(tmp_path: Path) -> None:
     source = Path(tersor.__file__).parent / "reference_model"
+    with pytest.raises(errors.SchemeError, match="text to train on means nothing to rtn"):
+        tersor.quantize(source, output=tmp_path / "m.gguf", train="text.txt")
     card = tersor.quantize(str(source), "q4_k_m", output=str(tmp_path / "m.gguf"), dry_run=True)
     again = tersor.quantize(tersor.load(source), output=tmp_path / "m.gguf", dry_run=True)
     assert card.plan == again.plan

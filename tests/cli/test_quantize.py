@@ -110,6 +110,7 @@ def test_parts_are_written_and_named(run: Run, model: Path, tmp_path: Path) -> N
         (("--split-max-size", "much"), "'much' is not a size"),
         (("--epochs", "2", "--method", "best"), "--epochs means nothing for a language model unless the method is qat"),
         (("--train-sequences", "9", "--method", "qat"), "--train-sequences says how much of --train is read"),
+        (("--train", "README.md"), "text to train on means nothing to plain rounding: the method must be qat"),
         (
             ("--train", "README.md", "--method", "best"),
             "text to train on means nothing to best: the method must be qat",

@@ -16,7 +16,7 @@ from typing import Any
 
 from tersor.core.errors import FormatError, MissingError
 
-__all__ = ["BUILT_IN", "Corpus", "Document", "read_corpus"]
+__all__ = ["BUILT_IN", "MAX_BYTES", "Corpus", "Document", "read_corpus"]
 
 BUILT_IN = "builtin"
 """The name of the text that needs no file: source and reference pages of the Python that runs."""

@@ -15,6 +15,7 @@ import typer
 from tersor.calibrate.text import BUILT_IN
 from tersor.cli.options.images import MeanOption, StdOption, preparation_of
 from tersor.cli.options.language import (
+    OF_CALIBRATION,
     OF_TEXT,
     CalibrationOption,
     ChunkOption,
@@ -57,9 +58,9 @@ from tersor.cli.options.nets import (
     PhoneOption,
     TargetOption,
     TrainOption,
-    TrainSequencesOption,
     WeightsOption,
 )
+from tersor.cli.options.training import TrainSequencesOption, sequences_of, train_of, training_of
 from tersor.cli.screen.nets import NetArguments, quantize_net_command
 from tersor.cli.screen.output import JsonOption, is_given, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
@@ -71,7 +72,6 @@ from tersor.models import Model, load
 from tersor.pipeline.calibrated.checkpoint import convert
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
-from tersor.pipeline.calibrated.training import settings
 from tersor.pipeline.conversion import plainly
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.quantizing import is_network
@@ -192,9 +192,15 @@ def quantize(
     source = load(model, ignore_config=ignore_config or ())
     planned, file_type, container = _planned(context, plan, file_type, container)
     choices.update(_of_tensors(source, tensor_format, planned, imatrix))
-    cut = _count(context, method, calibration_sequences), calibration_length, calibration_field, seed, calibration_chunk
+    cut = (
+        sequences_of(context, method, calibration_sequences),
+        calibration_length,
+        calibration_field,
+        seed,
+        calibration_chunk,
+    )
     if statistics is not None:
-        refuse_given(context, OF_TEXT, "saved statistics")
+        refuse_given(context, OF_TEXT if train is None else OF_CALIBRATION, "saved statistics")
     is_calibrated = calibration is not None or statistics is not None
     how = How(
         method=_method(method, planned, is_calibrated=is_calibrated),
@@ -207,8 +213,8 @@ def quantize(
         proof=proof,
         save_imatrix=save_imatrix,
         device=device,
-        training=_training(method, epochs),
-        train=_train(train, train_sequences, calibration_field, seed),
+        training=training_of(method, epochs),
+        train=train_of(method, train, train_sequences, calibration_field, seed),
         threads=threads,
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         split_max_tensors=split_max_tensors,
@@ -256,33 +262,9 @@ def _method(given: str | None, planned: PlanFile | None, *, is_calibrated: bool)
     return "best" if is_calibrated else "rtn"
 
 
-def _training(method: str | None, epochs: int | None) -> settings.Training | None:
-    """How a language model is trained; None: the method does not train."""
-    if method is None or not settings.split_training(method)[0]:
-        if epochs is not None:
-            raise SchemeError("--epochs means nothing for a language model unless the method is qat")
-        return None
-    return settings.of_epochs(epochs)
-
-
-def _train(source: Path | None, sequences: int | None, field: str | None, seed: int) -> Calibration | None:
-    """What training alone reads."""
-    if source is None:
-        if sequences is not None:
-            raise SchemeError("--train-sequences says how much of --train is read: give that too")
-        return None
-    return Calibration(source, settings.TRAINING_SEQUENCES if sequences is None else sequences, field=field, seed=seed)
-
-
 def _net_format(context: typer.Context, file_type: str) -> str | None:
     """What a net becomes; None: nothing was asked for."""
     return file_type if is_given(context, "file_type") else None
-
-
-def _count(context: typer.Context, method: str | None, asked: int) -> int:
-    """How many sequences of text are read: training wants more where none are asked for."""
-    is_trained = method is not None and settings.split_training(method)[0]
-    return settings.SEQUENCES if is_trained and not is_given(context, "calibration_sequences") else asked
 
 
 def _made(

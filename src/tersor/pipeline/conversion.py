@@ -56,7 +56,7 @@ class Options(UserChoices, total=False):
     device: str
     statistics: Path | None
     training: settings.Training | None
-    train: Calibration | None
+    train: str | Path | Calibration | None
 
 
 class NetOptions(TypedDict, total=False):
@@ -158,6 +158,8 @@ def _quantized_model(
     is_calibrated = calibration is not None or options.get("statistics") is not None
     chosen = method or ("best" if is_calibrated else "rtn")
     where, is_rounded = options.get("container", "gguf"), chosen == "rtn" and not is_calibrated
+    if options.get("train") is not None and not settings.split_training(chosen)[0]:
+        raise SchemeError(settings.UNTRAINED.format(chosen))
     if (is_rounded and where == "gguf") or options.get("dry_run"):
         plain: dict[str, Any] = {key: value for key, value in options.items() if key not in _CALIBRATED}
         return plainly(source, format, Path(output), **plain)
@@ -167,6 +169,8 @@ def _quantized_model(
     if settings.split_training(chosen)[0] and not isinstance(calibration, Calibration):
         text = replace(text, sequences=settings.SEQUENCES)
     given: dict[str, Any] = {key: value for key, value in options.items() if key in How.__dataclass_fields__}
+    if isinstance(given.get("train"), str | Path):
+        given["train"] = Calibration(given["train"], settings.TRAINING_SEQUENCES)
     how = How(method=chosen, calibration=text, **given)
     choices: dict[str, Any] = {key: value for key, value in options.items() if key in UserChoices.__annotations__}
     card = quantize_calibrated(source, format, Path(output), how, **choices)

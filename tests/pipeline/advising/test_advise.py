@@ -14,7 +14,7 @@ import pytest
 from tersor import reference_model
 from tersor.calibrate.workspace import workspace_path
 from tersor.core.card import Card, card_path
-from tersor.core.errors import SchemeError
+from tersor.core.errors import MissingError, SchemeError
 from tersor.files.hashing import sha256
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
@@ -211,6 +211,25 @@ def test_a_mix_and_training_are_the_last_cures_of_a_language_model() -> None:
     assert names == ["q3_k_m, rtn", "q3_k_m, gptq", "q3_k_m, best", "mixed precision, best", "q3_k_m, qat"]
     assert [rung.name for rung in rungs if rung.name.startswith("mixed")] == ["mixed precision, best"]
     assert not any(rung.name.startswith("mixed") for rung in rungs_of_language(language(source), Goal(0.01, "nats")))
+
+
+@pytest.mark.parametrize(("train", "wanted"), [(None, ("builtin", 2048, 2)), (Path("more.txt"), ("more.txt", 8192, 5))])
+def test_training_reads_more_text_than_is_calibrated_on(
+    train: Path | None, wanted: tuple[str, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task(load(reference_model.PATH), "builtin", train=train, epochs=None if train is None else 5)
+    (rung,) = (one for one in rungs_of_language(task, Goal(0.01, "nats")) if one.name == "q2_k, qat")
+    seen: list[Any] = []
+
+    def noted(*_: Any, **given: Any) -> Any:
+        seen.append(given)
+        raise MissingError("only looked at")
+
+    monkeypatch.setattr("tersor.pipeline.advising.language.quantize", noted)
+    with pytest.raises(MissingError):
+        rung.make(tmp_path)
+    (given,) = seen
+    assert (str(given["train"].source), given["train"].sequences, given["training"].epochs) == wanted
 
 
 @pytest.mark.slow

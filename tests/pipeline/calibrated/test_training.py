@@ -165,6 +165,8 @@ def test_text_to_train_on_is_learnt_from_beside_that_of_the_calibration(
     judging = {tuple(row) for row in kept.tolist()}
     assert not judging & {tuple(row) for row in again.tolist()}, "of the same text only what does not judge is read"
     assert len(again) == 2 * len(plain)
+    left = [[note for note in card.notes if "left out" in note] for card in cards]
+    assert left == [[], [], ["qat: 4 sequences to train on left out: they share text with those that judge"]]
     told = [card.plan.recipe.calibration for card in cards]
     assert told[1].startswith(f"{told[0]}, and to train on more.txt: 40 sequences, sha256 ")
 
@@ -202,6 +204,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     other = how(text, resume=True, training=dataclasses.replace(QUICK, epochs=3))
     with pytest.raises(SchemeError, match="the unfinished work was made with another training"):
         quantized(model, path, other)
+    with pytest.raises(SchemeError, match="the unfinished work was made with another more"):
+        quantized(model, path, how(text, resume=True, train=Calibration(text, 20)))
     quantized(model, path, how(text, resume=True))
     assert path.read_bytes() == wanted
     assert not workspace_path(path).exists()

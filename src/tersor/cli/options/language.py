@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "OF_CALIBRATION",
     "OF_TEXT",
     "CalibrationOption",
     "ChunkOption",
@@ -135,12 +136,13 @@ LengthOption = Annotated[
     int | None, typer.Option(min=8, metavar="N", help="Tokens in each. Default: 512, or what the model takes.")
 ]
 FieldOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Field of a row that holds the text or the messages.")
+    str | None,
+    typer.Option(metavar="NAME", help="Field of a row of text that holds it or the messages, for training too."),
 ]
 ChunkOption = Annotated[
     int, typer.Option(min=1, metavar="N", help="Sequences that go through a block at once: memory against speed.")
 ]
-SeedOption = Annotated[int, typer.Option(metavar="N", help="Shuffles the calibration documents; 0: their own order.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="Shuffles the documents of text; 0: their own order.")]
 SaveImatrixOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Save what calibration saw as an imatrix file for llama.cpp.")
 ]
@@ -155,5 +157,7 @@ PlanOption = Annotated[
     ),
 ]
 
-OF_TEXT = ("calibration", "calibration_sequences", "calibration_length", "calibration_field", "seed")
-"""Parameters that say which text is read and how it is cut."""
+OF_CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
+"""Parameters that say which text is calibrated on and how it is cut."""
+OF_TEXT = (*OF_CALIBRATION, "calibration_field", "seed")
+"""Parameters that say which text is read and how it is cut; the last two hold for text to train on as well."""

@@ -23,7 +23,6 @@ __all__ = [
     "PhoneOption",
     "TargetOption",
     "TrainOption",
-    "TrainSequencesOption",
     "WeightsOption",
 ]
 
@@ -120,11 +119,6 @@ MaxFileOption = Annotated[
         help="Nets, --target mobile: what the file may take of the app. Given a limit and no --format, fp32, fp16, "
         "int8 and int4-g32 are tried in turn until one fits; exit code 1 where none does.",
     ),
-]
-
-TrainSequencesOption = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="How many sequences of the text of --train. Default: 8192."),
 ]
 
 OF_NETS = (

@@ -108,7 +108,7 @@ def advise(
         )
 
     def language(source: Model) -> Task:
-        return Task(source, calibration or "builtin", text, windows, threads=threads)
+        return Task(source, calibration or "builtin", text, windows, threads=threads, train=train, epochs=epochs)
 
     advice = advised(model, goal, output=output, target=target, how=how, language=language, resume=resume, tell=_tell)
     if report is not None:

@@ -20,6 +20,7 @@ from tersor.pipeline.advising.ladder import Goal, Rung
 from tersor.pipeline.advising.made import Made
 from tersor.pipeline.bench import bench
 from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.training import settings
 from tersor.pipeline.conversion import quantize
 from tersor.pipeline.evaluate import evaluate
 from tersor.pipeline.planning import goals as plans
@@ -70,6 +71,8 @@ class Task:
     data         held-out text to judge by; None: that of the embedded model
     windows      of text at most
     needs_speed  whether the goal asks for it; it is measured beside 16 bits
+    train        text to train on, beside that to calibrate with; None: more of that
+    epochs       passes over it; None: as many as usual
     """
 
     model: Model
@@ -79,6 +82,8 @@ class Task:
     needs_speed: bool = False
     threads: int = 0
     is_gpu: bool = False
+    train: str | Path | None = None
+    epochs: int | None = None
 
 
 def rungs_of_language(task: Task, goal: Goal) -> tuple[Rung, ...]:
@@ -140,6 +145,10 @@ def _measured(task: Task, folder: Path, name: str, method: str, formats: Sequenc
     kind = f"{name}-mix" if formats else name
     path = folder / f"{task.model.name}-{kind}-{method}.gguf"
     more: dict[str, Any] = {"tensor_formats": tuple(formats)} if formats else {}
+    if method == "qat":
+        source = task.calibration if task.train is None else task.train
+        count = settings.SEQUENCES if task.train is None else settings.TRAINING_SEQUENCES
+        more |= {"train": Calibration(source, count), "training": settings.of_epochs(task.epochs)}
     card = quantize(
         task.model,
         name,

@@ -29,7 +29,7 @@ from tersor.pipeline.calibrated.rotated import rotated
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
 from tersor.pipeline.calibrated.statistics import open_statistics
 from tersor.pipeline.calibrated.training.result import Report, train_prepared
-from tersor.pipeline.calibrated.training.settings import Training, check_training, split_training
+from tersor.pipeline.calibrated.training.settings import UNTRAINED, Training, check_training, split_training
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
 __all__ = ["How", "importance_from", "quantize_calibrated"]
@@ -37,7 +37,7 @@ __all__ = ["How", "importance_from", "quantize_calibrated"]
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to go about it; nothing here but `method` and `calibration` shapes the bytes.
+    """How to go about it; method, calibration, statistics, training and train shape the bytes.
 
     method        a key of METHODS, or rewrites before one: "awq+gptq", "hadamard+best"; "qat" behind either trains on
     calibration   the text; None: the built-in one
@@ -88,7 +88,7 @@ def quantize_calibrated(
     """
     is_trained, method = split_training(how.method)
     if how.train is not None and not is_trained:
-        raise SchemeError(f"text to train on means nothing to {how.method}: the method must be qat, or end in +qat")
+        raise SchemeError(UNTRAINED.format(how.method))
     is_turned, method = split_rotation(method)
     parse_method(method)  # an unknown one ends here, before any text is read
     if is_turned:
@@ -110,8 +110,6 @@ def _in_ranks(
     told = f", seed {calibration.seed}" if calibration.seed else ""
     told = ", saved statistics" if statistics is not None else told
     described = f"{text.corpus}: {count} sequences of {length} tokens{told}, sha256 {text.sha256}"
-    if learnt is not None:
-        described += f", and to train on {learnt.corpus}: {len(learnt.ids)} sequences, sha256 {learnt.sha256}"
     choices = Choices(**{**choices, "method": how.method, "calibration": described})
     is_gguf = how.container == "gguf"
     if how.activations:
@@ -123,6 +121,9 @@ def _in_ranks(
         check_training(plan, ranks)
     method = split_rotation(method)[1]  # the model is turned by now, and the plan names the whole
     prepared = prepare(model, plan, output, text=text, method=method, calibration=calibration, ranks=ranks, run=run)
+    if learnt is not None:  # the method before training has not read it: what that has made stays, whatever follows
+        described += f", and to train on {learnt.corpus}: {len(learnt.ids)} sequences, sha256 {learnt.sha256}"
+        choices["calibration"], plan = described, replace(plan, recipe=replace(plan.recipe, calibration=described))
     if not ranks.is_first:
         return None
     report = None

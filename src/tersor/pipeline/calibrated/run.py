@@ -19,7 +19,7 @@ from tersor.calibrate.ranks import Ranks
 from tersor.calibrate.sequences import Sequences, pack
 from tersor.calibrate.statistics import Statistics, run_statistics
 from tersor.calibrate.stream import PAIRED, Needs, Setting, run_blocks
-from tersor.calibrate.text import BUILT_IN, read_corpus
+from tersor.calibrate.text import BUILT_IN, MAX_BYTES, read_corpus
 from tersor.calibrate.workspace import Finished, Workspace, workspace_path
 from tersor.core.arrays import Bytes
 from tersor.core.errors import SchemeError, ShapeError
@@ -46,6 +46,8 @@ else:
 __all__ = ["Calibration", "Prepared", "Run", "by_block", "divided", "exact", "prepare", "read_sequences"]
 
 LENGTH = 512
+BYTES_READ = 32
+"""Of text for each token that is asked for, where that is more than is usually read: documents are chosen from it."""
 HELD_OUT = (4, 16)
 """Fewest and most sequences that are kept back for the proof; one in sixteen otherwise."""
 
@@ -249,7 +251,8 @@ def read_sequences(model: Model, calibration: Calibration) -> Sequences:
         raise SchemeError(
             f"{model.name} takes {context} tokens at most, calibration sequences of {length} are asked for"
         )
-    corpus = read_corpus(calibration.source, field=calibration.field)
+    most = max(MAX_BYTES, BYTES_READ * calibration.sequences * length)
+    corpus = read_corpus(calibration.source, field=calibration.field, max_bytes=most)
     with open_encoder(model) as encoder:
         return pack(
             corpus,

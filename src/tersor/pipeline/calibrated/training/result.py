@@ -46,6 +46,7 @@ class Report:
     """How training went.
 
     start, trained  divergence from full precision on the sequences that decide, nats per token
+    left_out        sequences of the text to train on that were not, since they share text with those that decide
     is_proved       whether those are sequences that neither training nor choosing has seen; else that choosing has seen
     same_top        share of those tokens whose likeliest continuation stays, trained
     """
@@ -57,6 +58,7 @@ class Report:
     trained: Interval
     is_proved: bool
     same_top: float
+    left_out: int = 0
 
     @property
     def is_kept(self) -> bool:
@@ -77,6 +79,8 @@ class Report:
                 f"best stretch, loss {went.losses[0]:.4g} → {went.losses[-1]:.4g}, {went.steps} steps of "
                 f"{self.training.batch} sequences in at most {self.training.epochs} epochs{_told(went)}"
             )
+        if self.left_out:
+            told.append(f"{QAT}: {self.left_out} sequences to train on left out: they share text with those that judge")
         where = "text that nothing has seen" if self.is_proved else "the text that chose the best stretch"
         verdict = "trained weights" if self.is_kept else "no gain, so what training started from"
         told.append(
@@ -97,15 +101,15 @@ def train_prepared(
     """
     visitor = prepared.visitor
     learnt, looked_at, unseen = _texts(prepared.text, is_proved=run.proof)
-    more = without_shared(more, np.concatenate([looked_at.numpy(), unseen.numpy()]))
-    learnt = torch.cat([learnt, torch.from_numpy(more)])
+    new = without_shared(more, np.concatenate([looked_at.numpy(), unseen.numpy()]))
+    learnt = torch.cat([learnt, torch.from_numpy(new)])
     memory = plan_training(
         visitor.sources.values(), visitor.decoder, training, sequences=len(learnt), length=int(learnt.shape[1])
     )
     memory.check(run.tell)
     products = products_on(str(visitor.ranks.device), training)
     described = {"training": {**asdict(training), "products": str(products)}, "trains_vectors": trains_vectors}
-    described["more"] = hashlib.sha256(more.tobytes()).hexdigest()
+    described["more"] = hashlib.sha256(new.tobytes()).hexdigest()
     workspace = Workspace(visitor.workspace.folder / FOLDER, described, resume=run.resume)
     course = Course(training, workspace.folder, len(learnt), products, progress=run.progress)
     course.total = course.steps(training.block_epochs) * visitor.decoder.layers + course.steps(training.epochs)
@@ -120,7 +124,7 @@ def train_prepared(
     with exact(), visitor.clock.stage("proof"):
         start, _ = _divergence(language, _decoded(prepared), judge)
         found, same_top = _divergence(language, _decoded(after), judge)
-    report = Report(training, blocks, whole, start, found, is_proved=bool(len(unseen)), same_top=same_top)
+    report = Report(training, blocks, whole, start, found, bool(len(unseen)), same_top, len(more) - len(new))
     if not report.is_kept:
         return prepared, report
     if after.gain is not None:

@@ -12,7 +12,16 @@ from tersor.methods.solving.trainable import check_trainable
 from tersor.pipeline.calibrated.rewrites import ROTATION
 from tersor.pipeline.calibrated.visitor import PLAIN
 
-__all__ = ["QAT", "SEQUENCES", "TRAINING_SEQUENCES", "Training", "check_training", "of_epochs", "split_training"]
+__all__ = [
+    "QAT",
+    "SEQUENCES",
+    "TRAINING_SEQUENCES",
+    "UNTRAINED",
+    "Training",
+    "check_training",
+    "of_epochs",
+    "split_training",
+]
 
 QAT, START = "qat", "best"
 SEQUENCES = 2048
@@ -20,6 +29,7 @@ SEQUENCES = 2048
 TRAINING_SEQUENCES = 8192
 """Of text that training alone reads where none are asked for."""
 
+UNTRAINED = "text to train on means nothing to {}: the method must be qat, or end in +qat"
 PRODUCTS = ("usual", "float32", "bfloat16")
 
 
@@ -27,7 +37,7 @@ PRODUCTS = ("usual", "float32", "bfloat16")
 class Training:
     """How to train; everything here shapes the bytes.
 
-    epochs        passes over the calibration text end to end; 0: blocks only
+    epochs        passes over all text that it learns from, end to end; 0: blocks only
     block_epochs  passes of each block alone before; 0: none, since steps end to end win more in the same time
     batch         sequences of a step
     rate          of Adam at its highest, end to end: by how much of the distance of two values of its grid an update

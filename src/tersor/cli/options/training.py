@@ -1,0 +1,52 @@
+"""How a language model is trained, as it is asked for on the command line; nets are asked for in nets.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.cli.screen.output import is_given
+from tersor.core.errors import SchemeError
+from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.training import settings
+
+__all__ = ["TrainSequencesOption", "sequences_of", "train_of", "training_of"]
+
+TrainSequencesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Language models: how many sequences of --train, as long as those of --calibration. Default: 8192.",
+    ),
+]
+
+
+def training_of(method: str | None, epochs: int | None) -> settings.Training | None:
+    """How a language model is trained; None: the method does not train."""
+    if method is None or not settings.split_training(method)[0]:
+        if epochs is not None:
+            raise SchemeError("--epochs means nothing for a language model unless the method is qat")
+        return None
+    return settings.of_epochs(epochs)
+
+
+def train_of(
+    method: str | None, source: Path | None, sequences: int | None, field: str | None, seed: int
+) -> Calibration | None:
+    """What training alone reads."""
+    if source is not None and (method is None or not settings.split_training(method)[0]):
+        raise SchemeError(settings.UNTRAINED.format(method or "plain rounding"))
+    if source is None:
+        if sequences is not None:
+            raise SchemeError("--train-sequences says how much of --train is read: give that too")
+        return None
+    return Calibration(source, settings.TRAINING_SEQUENCES if sequences is None else sequences, field=field, seed=seed)
+
+
+def sequences_of(context: typer.Context, method: str | None, asked: int) -> int:
+    """How many sequences of text are read: training wants more where none are asked for."""
+    is_trained = method is not None and settings.split_training(method)[0]
+    return settings.SEQUENCES if is_trained and not is_given(context, "calibration_sequences") else asked
