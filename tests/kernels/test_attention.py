@@ -204,12 +204,14 @@ def test_masks_are_shared_as_torch_shares_them(kernel: str, shape: tuple[int, ..
 def test_what_does_not_belong_together_is_refused(
     shapes: tuple[tuple[int, ...], ...], mask: tuple[int, ...] | None, words: str
 ) -> None:
+    query, key, value = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(ShapeError, match=words):
-        attend(*map(torch.zeros, shapes), None if mask is None else torch.zeros(mask), None)
+        attend(query, key, value, None if mask is None else torch.zeros(mask), None)
 
 
 def test_of_no_sequence_nothing_is_made() -> None:
-    assert attend(*case(4, 2, 9, 16, 8, batch=0), None, None).shape == (0, 1, 4, 8)
+    query, key, value = case(4, 2, 9, 16, 8, batch=0)
+    assert attend(query, key, value, None, None).shape == (0, 1, 4, 8)
 
 
 def test_the_kernel_is_what_runs() -> None:
