@@ -60,7 +60,7 @@ from tersor.cli.options.nets import (
     TrainOption,
     WeightsOption,
 )
-from tersor.cli.options.training import TrainSequencesOption, sequences_of, train_of, training_of
+from tersor.cli.options.training import TrainSequencesOption, taken, train_of, training_of
 from tersor.cli.screen.nets import NetArguments, quantize_net_command
 from tersor.cli.screen.output import JsonOption, is_given, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
@@ -192,19 +192,13 @@ def quantize(
     source = load(model, ignore_config=ignore_config or ())
     planned, file_type, container = _planned(context, plan, file_type, container)
     choices.update(_of_tensors(source, tensor_format, planned, imatrix))
-    cut = (
-        sequences_of(context, method, calibration_sequences),
-        calibration_length,
-        calibration_field,
-        seed,
-        calibration_chunk,
-    )
+    cut = calibration_length, calibration_field, seed, calibration_chunk
     if statistics is not None:
         refuse_given(context, OF_TEXT if train is None else OF_CALIBRATION, "saved statistics")
     is_calibrated = calibration is not None or statistics is not None
     how = How(
         method=_method(method, planned, is_calibrated=is_calibrated),
-        calibration=Calibration(calibration or BUILT_IN, *cut),
+        calibration=Calibration(calibration or BUILT_IN, taken(context, method, calibration_sequences), *cut),
         statistics=statistics,
         container=container,
         activations=activations,

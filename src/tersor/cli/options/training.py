@@ -12,7 +12,7 @@ from tersor.core.errors import SchemeError
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.calibrated.training import settings
 
-__all__ = ["TrainSequencesOption", "sequences_of", "train_of", "training_of"]
+__all__ = ["TrainSequencesOption", "taken", "train_of", "training_of"]
 
 TrainSequencesOption = Annotated[
     int | None,
@@ -46,7 +46,7 @@ def train_of(
     return Calibration(source, settings.TRAINING_SEQUENCES if sequences is None else sequences, field=field, seed=seed)
 
 
-def sequences_of(context: typer.Context, method: str | None, asked: int) -> int:
-    """How many sequences of text are read: training wants more where none are asked for."""
+def taken(context: typer.Context, method: str | None, asked: int) -> int:
+    """How many sequences are taken of the text: training wants more where none are asked for."""
     is_trained = method is not None and settings.split_training(method)[0]
     return settings.SEQUENCES if is_trained and not is_given(context, "calibration_sequences") else asked
