@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tersor.core.arrays import Bytes, Float32
 from tersor.formats import get
+from tersor.kernels import codec
 
 COLUMNS = 512
 SYMBOLS = {
@@ -32,6 +35,22 @@ SYMBOLS = {
     "tq2_0": "tq2_0",
     "binary": "q1_0",
 }
+
+
+@pytest.fixture
+def choose_isa() -> Iterator[Callable[[str], None]]:
+    """Return what has the native kernels use an instruction set, or skips where this processor has none of the name."""
+    native: Any = codec.native()
+    before = None if native is None else native.isa()
+
+    def choose(name: str) -> None:
+        if native is None or name not in native.isa_levels():
+            pytest.skip(f"no {name} here")
+        native.set_isa(name)
+
+    yield choose
+    if native is not None:
+        native.set_isa(before)
 
 
 class Ggml:

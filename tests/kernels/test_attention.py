@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,19 +20,14 @@ ISAS = ("portable", "avx2", "avx512")
 
 
 @pytest.fixture(params=["reference", *ISAS])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def kernel(request: pytest.FixtureRequest, choose_isa: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
     """The definition, and the native kernel on every instruction set that this processor has."""
-    module: Any = codec.native()
-    if request.param == "reference":
+    name: str = request.param
+    if name == "reference":
         monkeypatch.setattr(attention, "on_torch", lambda: None)
-        yield "reference"
-        return
-    if module is None or request.param not in module.isa_levels():
-        pytest.skip(f"no {request.param} here")
-    before = module.isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
+    else:
+        choose_isa(name)
+    return name
 
 
 def numbers(*shape: int, seed: int = 1) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -51,15 +51,11 @@ def same(a: State, b: State) -> bool:
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+def isa(request: pytest.FixtureRequest, choose_isa: Callable[[str], None]) -> str:
     """Every instruction set that this processor has."""
-    module = NATIVE
-    if module is None or request.param not in module.isa_levels():  # type: ignore[attr-defined]  # only tests ask for it
-        pytest.skip(f"no {request.param} here")
-    before = module.isa()
-    module.set_isa(request.param)  # type: ignore[attr-defined]  # only tests set it
-    yield request.param
-    module.set_isa(before)  # type: ignore[attr-defined]  # as above
+    name: str = request.param
+    choose_isa(name)
+    return name
 
 
 @needs_native

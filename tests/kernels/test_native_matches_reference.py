@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +28,11 @@ SEARCHES = [(name, search) for name in NAMES for search in ("ggml", "best")]
 
 
 @pytest.fixture(params=LEVELS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
+def isa(request: pytest.FixtureRequest, choose_isa: Callable[[str], None]) -> str:
+    """Every instruction set that this processor has."""
+    name: str = request.param
+    choose_isa(name)
+    return name
 
 
 def expected_bytes(name: str, x: Float32, importance: Float32 | None, search: str) -> Bytes:

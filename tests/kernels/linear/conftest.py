@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from tersor.kernels import codec
 from tersor.kernels.linear.weights import Real
 
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -17,15 +15,11 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 @pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+def isa(request: pytest.FixtureRequest, choose_isa: Callable[[str], None]) -> str:
     """Every instruction set that this processor has."""
-    module: Any = codec.native()
-    if module is None or request.param not in module.isa_levels():
-        pytest.skip(f"no {request.param} here")
-    before = module.isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
+    name: str = request.param
+    choose_isa(name)
+    return name
 
 
 @pytest.fixture
