@@ -20,9 +20,6 @@ else:
 
 __all__ = ["attend"]
 
-MOST_WIDTH = 512
-"""Of a head in the native kernel."""
-
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """Return softmax(query · keyᵀ · scaling + mask) · value: [batch, 1, heads, width of values], in query's type.
@@ -40,8 +37,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     if mask is not None:
         mask = _added(mask, (batch, heads, 1, tokens))
     module, kind = on_torch(), kinds().get(query.dtype, -1)
-    is_known = kind >= 0 and key.dtype == query.dtype and value.dtype == query.dtype and width <= MOST_WIDTH
-    if module is None or not is_known or not tokens or not batch:
+    is_known = kind >= 0 and key.dtype == query.dtype and value.dtype == query.dtype
+    if module is None or not is_known or width > module.most_width or not tokens or not batch:
         return definition.attend(query, key, value, mask, scaling)
     # a stride that is not 1 within a token, as of a transposed cache, is put right by a copy
     query, key, value = (t if t.stride(3) == 1 else t.contiguous() for t in (query.contiguous(), key, value))

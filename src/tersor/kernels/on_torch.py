@@ -20,7 +20,12 @@ __all__ = ["kinds", "on_torch"]
 
 
 class Native(Protocol):
-    """What the compiled module offers; memory by address."""
+    """What the compiled module offers; memory by address.
+
+    most_width  of a head that it attends with
+    """
+
+    most_width: int
 
     def linear(self, *arguments: Any) -> None: ...
     def attend(self, *arguments: Any) -> None: ...

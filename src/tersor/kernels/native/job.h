@@ -145,7 +145,7 @@ struct AttentionJob {
 };
 
 constexpr int64_t CHUNK = 256;       // tokens of a task: a multiple of all vector widths
-constexpr int64_t MOST_WIDTH = 512;  // of a head
+constexpr int64_t MOST_WIDTH = 512;  // of a head; `most_width` for Python
 
 struct AttentionTable {
     void (*chunk)(const AttentionJob& job, int64_t unit);  // of batch · key heads · chunks
