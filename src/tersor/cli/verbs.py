@@ -6,8 +6,9 @@ All of them together are hundreds of modules, which would take longer to load th
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import typer
@@ -22,18 +23,6 @@ class Verb:
 
     module: str
     short_help: str
-
-    def command(self, name: str) -> Any:
-        """Load the module and return the command."""
-        found = getattr(importlib.import_module(f"tersor.cli.{self.module}"), name)
-        group = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        if isinstance(found, typer.Typer):
-            group.add_typer(found, name=name, short_help=self.short_help)
-        else:
-            group.command(name, short_help=self.short_help)(found)
-        group.callback()(lambda: None)  # so that it stays a group, of one
-        made: Any = typer.main.get_command(group)
-        return made.commands[name]
 
 
 VERBS = {
@@ -61,32 +50,35 @@ VERBS = {
 }
 
 
-class _Loaded(MutableMapping[str, Any]):
+@cache
+def _command(name: str) -> Any:
+    """Load the module of a verb and return the command; KeyError where there is no such verb."""
+    verb = VERBS[name]
+    found = getattr(importlib.import_module(f"tersor.cli.{verb.module}"), name)
+    group = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        group.add_typer(found, name=name, short_help=verb.short_help)
+    else:
+        group.command(name, short_help=verb.short_help)(found)
+    group.callback()(lambda: None)  # so that it stays a group, of one
+    made: Any = typer.main.get_command(group)
+    return made.commands[name]
+
+
+class _Loaded(Mapping[str, Any]):
     """Name → command, made at the first look."""
 
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-
     def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
-            self._made[name] = VERBS[name].command(name)
-        return self._made[name]
+        return _command(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in VERBS or name in self._made
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._made[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        del self._made[name]
+        return name in VERBS
 
     def __iter__(self) -> Iterator[str]:
-        yield from VERBS
-        yield from (name for name in self._made if name not in VERBS)
+        return iter(VERBS)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(VERBS)
 
 
 class Verbs(TyperGroup):
@@ -94,7 +86,7 @@ class Verbs(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = _Loaded()
+        self.commands = _Loaded()  # type: ignore[assignment]  # typer only reads it
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write what there is without loading it."""
