@@ -158,15 +158,14 @@ def _quantized_model(
     is_calibrated = calibration is not None or options.get("statistics") is not None
     chosen = method or ("best" if is_calibrated else "rtn")
     where, is_rounded = options.get("container", "gguf"), chosen == "rtn" and not is_calibrated
-    if options.get("train") is not None and not settings.split_training(chosen)[0]:
-        raise SchemeError(settings.UNTRAINED.format(chosen))
+    settings.check_train(chosen, options.get("train"))
     if (is_rounded and where == "gguf") or options.get("dry_run"):
         plain: dict[str, Any] = {key: value for key, value in options.items() if key not in _CALIBRATED}
         return plainly(source, format, Path(output), **plain)
     if is_rounded and quantized_source(source):
         return convert(source, format, Path(output), where, command=options.get("command", ""))
     text = calibration if isinstance(calibration, Calibration) else Calibration(source=calibration or BUILT_IN)
-    if settings.split_training(chosen)[0] and not isinstance(calibration, Calibration):
+    if settings.is_trained(chosen) and not isinstance(calibration, Calibration):
         text = replace(text, sequences=settings.SEQUENCES)
     given: dict[str, Any] = {key: value for key, value in options.items() if key in How.__dataclass_fields__}
     if isinstance(given.get("train"), str | Path):

@@ -26,19 +26,18 @@ TrainSequencesOption = Annotated[
 
 def training_of(method: str | None, epochs: int | None) -> settings.Training | None:
     """How a language model is trained; None: the method does not train."""
-    if method is None or not settings.split_training(method)[0]:
-        if epochs is not None:
-            raise SchemeError("--epochs means nothing for a language model unless the method is qat")
-        return None
-    return settings.of_epochs(epochs)
+    if settings.is_trained(method):
+        return settings.of_epochs(epochs)
+    if epochs is not None:
+        raise SchemeError("--epochs means nothing for a language model unless the method is qat")
+    return None
 
 
 def train_of(
     method: str | None, source: Path | None, sequences: int | None, field: str | None, seed: int
 ) -> Calibration | None:
     """What training alone reads."""
-    if source is not None and (method is None or not settings.split_training(method)[0]):
-        raise SchemeError(settings.UNTRAINED.format(method or "plain rounding"))
+    settings.check_train(method, source)
     if source is None:
         if sequences is not None:
             raise SchemeError("--train-sequences says how much of --train is read: give that too")
@@ -48,5 +47,5 @@ def train_of(
 
 def taken(context: typer.Context, method: str | None, asked: int) -> int:
     """How many sequences are taken of the text: training wants more where none are asked for."""
-    is_trained = method is not None and settings.split_training(method)[0]
-    return settings.SEQUENCES if is_trained and not is_given(context, "calibration_sequences") else asked
+    takes_more = settings.is_trained(method) and not is_given(context, "calibration_sequences")
+    return settings.SEQUENCES if takes_more else asked

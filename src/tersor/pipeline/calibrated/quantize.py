@@ -29,7 +29,7 @@ from tersor.pipeline.calibrated.rotated import rotated
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
 from tersor.pipeline.calibrated.statistics import open_statistics
 from tersor.pipeline.calibrated.training.result import Report, train_prepared
-from tersor.pipeline.calibrated.training.settings import UNTRAINED, Training, check_training, split_training
+from tersor.pipeline.calibrated.training.settings import Training, check_train, check_training, split_training
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
 __all__ = ["How", "importance_from", "quantize_calibrated"]
@@ -86,10 +86,8 @@ def quantize_calibrated(
     Raises QualityError where the result would be worse than plain rounding on held-out text, and what `prepare` and
     the writers raise; the finished blocks are kept then.
     """
-    is_trained, method = split_training(how.method)
-    if how.train is not None and not is_trained:
-        raise SchemeError(UNTRAINED.format(how.method))
-    is_turned, method = split_rotation(method)
+    check_train(how.method, how.train)
+    is_turned, method = split_rotation(split_training(how.method)[1])
     parse_method(method)  # an unknown one ends here, before any text is read
     if is_turned:
         if how.container != "gguf":

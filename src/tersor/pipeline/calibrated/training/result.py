@@ -124,7 +124,8 @@ def train_prepared(
     with exact(), visitor.clock.stage("proof"):
         start, _ = _divergence(language, _decoded(prepared), judge)
         found, same_top = _divergence(language, _decoded(after), judge)
-    report = Report(training, blocks, whole, start, found, bool(len(unseen)), same_top, len(more) - len(new))
+    is_proved, left_out = bool(len(unseen)), len(more) - len(new)
+    report = Report(training, blocks, whole, start, found, is_proved=is_proved, same_top=same_top, left_out=left_out)
     if not report.is_kept:
         return prepared, report
     if after.gain is not None:

@@ -16,9 +16,10 @@ __all__ = [
     "QAT",
     "SEQUENCES",
     "TRAINING_SEQUENCES",
-    "UNTRAINED",
     "Training",
+    "check_train",
     "check_training",
+    "is_trained",
     "of_epochs",
     "split_training",
 ]
@@ -29,7 +30,6 @@ SEQUENCES = 2048
 TRAINING_SEQUENCES = 8192
 """Of text that training alone reads where none are asked for."""
 
-UNTRAINED = "text to train on means nothing to {}: the method must be qat, or end in +qat"
 PRODUCTS = ("usual", "float32", "bfloat16")
 
 
@@ -98,6 +98,19 @@ def split_training(text: str) -> tuple[bool, str]:
     if not before or before == [ROTATION]:
         before = [*before, START]
     return True, "+".join(before)
+
+
+def is_trained(method: str | None) -> bool:
+    """Whether a method as it is typed trains in the end; None, which is plain rounding, does not."""
+    return method is not None and split_training(method)[0]
+
+
+def check_train(method: str | None, train: object) -> None:
+    """Raise SchemeError where there is text to train on, `train`, and a method that does not."""
+    if train is not None and not is_trained(method):
+        raise SchemeError(
+            f"text to train on means nothing to {method or 'plain rounding'}: the method must be qat, or end in +qat"
+        )
 
 
 def check_training(plan: Plan, ranks: Ranks) -> None:
