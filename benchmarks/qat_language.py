@@ -1,14 +1,15 @@
 """What training on the grid is worth: divergence of rtn, gptq, best and qat from the unrounded model at the same bytes.
 
     python benchmarks/qat_language.py [--formats q2_k,q3_k_m,int3-g64] [--seeds 0,1] [--sequences 512] [--epochs 4]
-                                       [--document 10000000] [--train-sequences 24000] [--rates 2e-3 1e-3 2e-3]
+                                       [--block-epochs 2] [--document 10000000] [--train-sequences 9000]
+                                       [--packages 0] [--rates 2e-3 1e-3 2e-3]
 
 The subject is the embedded reference model. All methods see the same calibration text, the standard library without
-the files of the held-out text; with `--train-sequences` training alone reads that library whole, and twice as much of
-the packages that are installed, but for copies of a held-out file. What is measured is that held-out text, read by no
-method, through tersor's own float32 forward pass on the written file. Every GGUF goes through llama.cpp too: as it is,
-where activations are rounded to 8 bits, and with its weights written out as float32, where logits must be equal but for
-the order of sums.
+the files of the held-out text; with `--train-sequences` training alone reads that library whole, and `--packages` times
+as much of the packages that are installed, but for copies of a held-out file. What is measured is that held-out text,
+read by no method, through tersor's own float32 forward pass on the written file. Every GGUF goes through llama.cpp too:
+as it is, where activations are rounded to 8 bits, and with its weights written out as float32, where logits must be
+equal but for the order of sums.
 A seed shuffles the documents and the order of training.
 """
 
@@ -85,8 +86,8 @@ def written(model: Model, name: str, how: How, place: Path) -> tuple[Path, int, 
     return output, nbytes, time.process_time() - began, notes
 
 
-def training_text(place: Path) -> Path:
-    """Write the whole standard library, without what is held out, and twice as much of installed packages."""
+def training_text(place: Path, of_packages: float) -> Path:
+    """Write the whole standard library, without what is held out, and so many times as much of installed packages."""
     folder = place / "training"
     folder.mkdir(exist_ok=True)
     text = calibration_text(reference_model.PATH, folder, document=sys.maxsize)
@@ -95,13 +96,13 @@ def training_text(place: Path) -> Path:
     paths = [p for p in sorted(packages.rglob("*.py")) if not {"test", "tests"} & set(p.relative_to(packages).parts)]
     random.Random(7).shuffle(paths)
     with text.open("a", encoding="utf-8") as file:
-        wanted = 3 * file.tell()
+        wanted = (1 + of_packages) * file.tell()
         for path in paths:
+            if file.tell() >= wanted:
+                break
             content = path.read_text(encoding="utf-8", errors="ignore")
             if len(content) > 500 and len(long_lines(content) & held_out) < COPIED:
                 file.write(json.dumps({"text": content[:FILE]}) + "\n")
-            if file.tell() > wanted:
-                break
     return text
 
 
@@ -166,7 +167,7 @@ def measured(chosen: argparse.Namespace, name: str, seed: int, place: Path) -> l
     calibration = Calibration(source=text, sequences=chosen.sequences, length=chosen.length, seed=seed + 1)
     more = None
     if chosen.train_sequences:
-        more = replace(calibration, source=training_text(place), sequences=chosen.train_sequences)
+        more = replace(calibration, source=training_text(place, chosen.packages), sequences=chosen.train_sequences)
     rates = dict(zip(("rate", "scale_rate", "norm_rate"), chosen.rates, strict=True))
     training = Training(epochs=chosen.epochs, block_epochs=chosen.block_epochs, seed=seed, **rates)
     rows, every = [], {}
@@ -220,6 +221,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence and of a window")
     parser.add_argument("--document", type=int, default=DOCUMENT, help="characters of each file at most")
     parser.add_argument("--train-sequences", type=int, default=0, help="of text that training alone reads")
+    parser.add_argument("--packages", type=float, default=2, help="as much text of packages, times the library's")
     parser.add_argument("--windows", type=int, default=64, help="of held-out text")
     parser.add_argument("--epochs", type=int, default=Training().epochs, help="end to end")
     rates = [Training().rate, Training().scale_rate, Training().norm_rate]
@@ -240,7 +242,8 @@ def main() -> None:
                 rows += measured(chosen, name, seed, Path(place))
     settings = (
         f"{chosen.sequences} × {chosen.length} calibration tokens, {chosen.windows} held-out windows, "
-        f"{chosen.block_epochs} + {chosen.epochs} epochs, {chosen.train_sequences} sequences more to train on, "
+        f"{chosen.block_epochs} + {chosen.epochs} epochs, {chosen.train_sequences} sequences more to train on"
+        f"{f', {chosen.packages:g} of packages to 1 of the library' if chosen.train_sequences else ''}, "
         f"rates {' / '.join(f'{rate:g}' for rate in chosen.rates)}"
     )
     if chosen.json:

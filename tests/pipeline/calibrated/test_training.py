@@ -22,6 +22,7 @@ from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration, divided
 from tersor.pipeline.calibrated.training import part, result
+from tersor.pipeline.calibrated.training.felt import divergence_behind, felt
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.settings import Training, split_training
 from tersor.targets.processor import processor
@@ -113,6 +114,36 @@ def test_the_file_holds_what_was_trained_and_llama_cpp_computes_with_it(
     for file, most in ((tmp_path / "f32.gguf", EXACT), (path, 0.2)):  # engines round activations beside such weights
         with LlamaCpp(file, context=16) as engine:
             assert compare(ours, engine.logits, texts).difference < most
+
+
+def test_an_error_behind_a_block_is_weighed_by_what_it_costs_at_the_end(
+    make: Make, text: Path, tmp_path: Path, trained: list[Language]
+) -> None:
+    quantized(make(), tmp_path / "m.gguf", how(text, training=dataclasses.replace(QUICK, block_epochs=0, epochs=1)))
+    language, ids = trained[0], torch.arange(3, 9)[None]
+    with torch.enable_grad():
+        found = felt(language, ids, draws=2000)
+    hidden = language.embedded_in_full(ids)
+    for layer, block in enumerate(language.blocks):
+        hidden = block.forward(hidden)
+
+        def logits(states: torch.Tensor, after: int = layer + 1) -> torch.Tensor:
+            for later in language.blocks[after:]:
+                states = later.traced(states)
+            return language.ended_in_full(states)[0]
+
+        whole: Any = torch.autograd.functional.jacobian(logits, hidden)  # type: ignore[no-untyped-call]
+        jacobian = whole[:, :, 0]  # [tokens, vocabulary, tokens, hidden]
+        p = logits(hidden).detach().softmax(-1)
+        fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        exact = torch.einsum("svth,svw,swti->hi", jacobian, fisher, jacobian) / hidden.shape[1]
+        assert (found[layer] - exact).norm() < 0.06 * exact.norm()
+        torch.manual_seed(0)
+        error = 1e-2 * torch.randn_like(hidden[:, :1])  # of one token, with none beside it that it could add to
+        cost = divergence_behind(exact)(error, torch.zeros_like(error))
+        wanted = 0.5 * float(error[0, 0] @ exact @ error[0, 0])
+        floor = 0.5 * 0.05 * float(exact.diagonal().mean() * error.square().sum())
+        assert float(cost) == pytest.approx(wanted + floor, rel=1e-4)
 
 
 def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ else:
     torch = LazyModule("torch", "torch")
     functional = LazyModule("torch.nn.functional", "torch")
 
-__all__ = ["Distance", "divergence", "squared_error"]
+__all__ = ["Distance", "divergence"]
 
 Distance: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 AT_ONCE = 1 << 17
@@ -68,8 +68,3 @@ def _divergence() -> Any:
             return slope * gradient, None, None
 
     return Divergence
-
-
-def squared_error(made: Tensor, taught: Tensor) -> Tensor:
-    """Return the mean squared error as a share of the teacher's mean square."""
-    return functional.mse_loss(made, taught) / taught.square().mean().clamp_min(1e-12)

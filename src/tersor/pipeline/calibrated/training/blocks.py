@@ -2,7 +2,8 @@
 
 Source: Chen et al. 2024 (EfficientQAT), arXiv:2407.11062, section 3.2.
 Differs: it starts from a post-training method's codes, not from rounding; it aims at the states that the model in full
-precision has there, so that it makes good what earlier blocks did wrong; what did not gain stays as it was.
+precision has there, so that it makes good what earlier blocks did wrong; errors are weighed by what they cost at the
+end (felt.py); what did not gain stays as it was.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from tersor.graph.training.distillation import squared_error
+from tersor.graph.training.distillation import Distance
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.calibrated.training.course import Course, Went
+from tersor.pipeline.calibrated.training.felt import divergence_behind, felt
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.part import Forward, part
 
@@ -27,10 +29,12 @@ __all__ = ["AT_ONCE", "train_blocks"]
 
 AT_ONCE = 8
 """Sequences that go through a block together where nothing is trained."""
+FELT = 256
+"""Sequences, at most, that tell what is felt of an error."""
 
 
 def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course) -> Iterator[Went]:
-    """Train one block after the other in place, and yield how each went; distances are shares of the outputs' squares.
+    """Train one block after the other in place, and yield how each went; distances are nats per token, to second order.
 
     taken, kept  ids [sequences, tokens] to learn from, and to look whether it helps
     """
@@ -38,15 +42,16 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
         weights = {**language.fixed, **language.parts[-1].weights()}
         states, ours = language.embedded(weights, taken), language.embedded(weights, kept)
         targets, wanted = language.embedded_in_full(taken), language.embedded_in_full(kept)
+    matrices = felt(language, taken[:: -(-len(taken) // FELT)])
     for layer, trained in enumerate(language.parts[:-1]):
-        block = language.blocks[layer]
+        block, distance = language.blocks[layer], divergence_behind(matrices[layer])
         targets, wanted = _through(block.forward, targets), _through(block.forward, wanted)
         module = part(trained, _forward(language, layer))
         yield course.run(
             module,
             _batches(states, targets),
-            _validator(ours, wanted),
-            loss=squared_error,
+            _validator(ours, wanted, distance),
+            loss=distance,
             epochs=course.training.block_epochs,
             rate=course.training.block_rate,
             where=f"block {layer + 1}",
@@ -70,5 +75,5 @@ def _batches(states: Tensor, targets: Tensor) -> Callable[[Tensor], tuple[Tensor
     return lambda numbers: (states[numbers], targets[numbers])
 
 
-def _validator(states: Tensor, wanted: Tensor) -> Callable[[Module], float]:
-    return lambda module: float(squared_error(_through(module, states), wanted))
+def _validator(states: Tensor, wanted: Tensor, distance: Distance) -> Callable[[Module], float]:
+    return lambda module: float(distance(_through(module, states), wanted))

@@ -103,6 +103,10 @@ class Language:
         hidden = self.embedded_in_full(ids)
         for block in self.blocks:
             hidden = block.forward(hidden)
+        return self.ended_in_full(hidden)
+
+    def ended_in_full(self, hidden: Tensor) -> Tensor:
+        """Return what the end of the model in full precision makes of the states behind the last block."""
         return self._ended({}, hidden)
 
     def _ended(self, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:

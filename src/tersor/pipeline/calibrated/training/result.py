@@ -68,7 +68,7 @@ class Report:
     def notes(self) -> list[str]:
         """Return lines for the Card."""
         told = [
-            f"{QAT}: block {number + 1} alone, squared error of its outputs {went.before:.3g} → {went.after:.3g} in "
+            f"{QAT}: block {number + 1} alone, divergence by its outputs {went.before:.3g} → {went.after:.3g} nats in "
             f"{went.steps} steps{_told(went)}"
             for number, went in enumerate(self.blocks)
         ]

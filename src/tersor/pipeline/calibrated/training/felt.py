@@ -1,0 +1,69 @@
+"""What the answers feel of a change behind a block: a matrix for each, by which the errors of its outputs are weighed.
+
+Source: Li et al. 2021 (BRECQ), arXiv:2102.05426, section 3.2: the error of a block is weighed by the Fisher matrix of
+its outputs, since that is what it costs at the end to second order.
+Differs: the whole matrix over hidden numbers, not its diagonal, and that of the model's own predictions, not of labels;
+a draw is a normal vector of the logits with the covariance of the predicted tokens, taken back through the model in
+full precision, as in analyse/projections.py. What an error at one token adds to that at another is left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tersor.graph.training.distillation import Distance
+from tersor.kernels.lazy import LazyModule
+from tersor.pipeline.calibrated.training.language import Language
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
+
+__all__ = ["divergence_behind", "felt"]
+
+FLOOR = 0.05
+"""Added to the diagonal, as a share of its mean: directions that a sample says nothing of are not free."""
+
+
+def felt(language: Language, ids: Tensor, draws: int = 1, seed: int = 0) -> list[Tensor]:
+    """Return for every block [hidden, hidden] F: an error e of its outputs costs ½ eᵀ F e nats per token at the end.
+
+    ids    int64 [sequences, tokens]
+    draws  of every sequence; each is a pass forward and back
+    """
+    blocks = language.blocks
+    found = [torch.zeros(())] * len(blocks)
+    random = torch.Generator().manual_seed(seed)
+    for row in ids.repeat(draws, 1):
+        hidden, states = language.embedded_in_full(row[None]).requires_grad_(True), []
+        for block in blocks:
+            hidden = block.traced(hidden)
+            states.append(hidden)
+        logits = language.ended_in_full(hidden)
+        slopes = torch.autograd.grad(logits, states, _draw(logits.detach().float(), random).to(logits.dtype))
+        for layer, slope in enumerate(slopes):
+            rows = slope.flatten(0, 1).float()
+            found[layer] = found[layer] + rows.T @ rows / len(rows)
+    return [matrix / (len(ids) * draws) for matrix in found]
+
+
+def _draw(logits: Tensor, random: torch.Generator) -> Tensor:
+    """Return vectors [..., vocabulary] whose covariance is diag(p) - p pᵀ, p what `logits` predict."""
+    p = logits.softmax(-1)
+    normal = torch.randn(p.shape, generator=random).to(p.device) * p.sqrt()
+    return normal - p * normal.sum(-1, keepdim=True)
+
+
+def divergence_behind(matrix: Tensor) -> Distance:
+    """Return what tells (outputs, wanted) [..., hidden] apart by what it costs at the end, nats per token."""
+    size = len(matrix)
+    floor = FLOOR * matrix.diagonal().mean().clamp_min(1e-12) * torch.eye(size, device=matrix.device)
+    factor = torch.linalg.cholesky(0.5 * (matrix + floor))  # eᵀ L Lᵀ e = |Lᵀ e|²
+
+    def distance(made: Tensor, wanted: Tensor) -> Tensor:
+        cost: Tensor = ((made.float() - wanted.float()) @ factor).square().sum(-1).mean()
+        return cost
+
+    return distance
