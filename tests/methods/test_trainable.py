@@ -115,6 +115,25 @@ def test_gradients_are_the_slopes_of_what_is_stored_with_codes_held(name: str, i
         torch.testing.assert_close(slope.reshape(-1), wanted[what].reshape(-1), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_settling_changes_no_value_and_little_noise_does_not_either(name: str) -> None:
+    one = moved(matrix(name))
+    values, away = one.values(), one.off_grid()
+    packed = one.packed().numpy()
+    one.settle()
+    np.testing.assert_array_equal(one.values().numpy(), values.numpy())
+    np.testing.assert_array_equal(one.packed().numpy(), packed)
+    torch.testing.assert_close(one.off_grid(), away / 2, rtol=0, atol=2e-5 * float(one.parameters["place"].abs().max()))
+    lattice = one.grid.lattice
+    assert lattice is not None
+    for what, parameter in one.parameters.items():
+        if what in {"multiple", "minimum"}:
+            parameter.add_(0.45 * torch.sign(torch.randn(parameter.shape)))
+        if what == "place" and lattice.table is None:
+            parameter.add_(0.24 * torch.sign(torch.randn(parameter.shape)))
+    np.testing.assert_array_equal(one.values().numpy(), values.numpy())
+
+
 def test_places_settle_on_their_codes() -> None:
     one = matrix("q2_k")
     assert float(one.off_grid().abs().max()) == 0

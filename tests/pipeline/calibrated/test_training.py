@@ -202,6 +202,26 @@ def test_text_to_train_on_is_learnt_from_beside_that_of_the_calibration(
     assert told[1].startswith(f"{told[0]}, and to train on more.txt: 40 sequences, sha256 ")
 
 
+def test_blocks_have_settled_when_the_whole_begins_to_be_trained(
+    make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, torch.Tensor]] = []
+    train = result.train_whole  # type: ignore[attr-defined]  # as it is called there
+
+    def seen(language: Language, *given: Any) -> Any:
+        matrices = [matrix for part in language.parts[:-1] for matrix in part.matrices.values()]
+        begun.extend({**matrix.parameters, "away": matrix.off_grid()} for matrix in matrices)
+        begun[:] = [{what: values.detach().clone() for what, values in one.items()} for one in begun]
+        return train(language, *given)
+
+    monkeypatch.setattr(result, "train_whole", seen)
+    quick = dataclasses.replace(QUICK, scale_rate=0.02)
+    quantized(make(**WIDE), tmp_path / "m.gguf", how(text, training=quick), "q2_k")
+    assert len(begun) == 7
+    assert all(float(one["away"].abs().max()) <= 0.25 for one in begun)
+    assert all((one[what] == one[what].round()).all() for one in begun for what in {"multiple", "minimum"} & one.keys())
+
+
 def test_what_training_makes_worse_is_written_as_it_was_before(make: Make, text: Path, tmp_path: Path) -> None:
     model = make()
     wild = dataclasses.replace(QUICK, rate=90.0, block_rate=90.0, scale_rate=20.0, norm_rate=90.0)

@@ -33,6 +33,8 @@ INNER = 0.6
 """Share of the way from its code to its weight at which a place starts. Places that all start on codes would cross to
 the next at about the same step where a gradient is common to them; those that start at the edge cross by noise. Codes
 that a method chose although another is nearer start as they are: what error feedback won is in them."""
+SETTLED = 0.5
+"""Share of its way from its code that a place keeps when it is settled."""
 
 
 def check_trainable(fmt: Format) -> None:
@@ -104,6 +106,20 @@ class TrainableMatrix:
             _, _, zero, levels, table = self._lattice()
             level, _, inside = _rounded(place, zero, levels, table)
         return ((place - level) * inside).reshape(self.grid.rows, self.grid.columns)
+
+    def settle(self) -> None:
+        """Move parameters to where noise does not change what they round to at once; `values` stay, bit for bit.
+
+        Training ends with places and multiples at all distances from the next code or whole number. Where it begins
+        anew, with rates at their highest, those that are close would all cross in the first steps, for nothing.
+        """
+        with torch.no_grad():
+            place = self._grouped()
+            level, _, inside = _rounded(place, *self._lattice()[2:])
+            place.copy_(level + torch.where(inside, SETTLED * (place - level), 0.0))
+            if self.base is not None and self.base.limits is not None:
+                for what in {"multiple", "minimum"} & self.parameters.keys():
+                    self.parameters[what].copy_(_whole(self.parameters[what], self.base.limits))
 
     def packed(self) -> Tensor:
         """Return the rows as they are stored, uint8 [rows, row_bytes]; they decode to `values`, bit for bit."""

@@ -56,6 +56,8 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
             rate=course.training.block_rate,
             where=f"block {layer + 1}",
         )
+        for matrix in trained.matrices.values():
+            matrix.settle()
         with torch.no_grad():
             states, ours = _through(module, states), _through(module, ours)
 
