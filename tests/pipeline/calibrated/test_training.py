@@ -21,7 +21,7 @@ from tersor.models import Model, load
 from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration, divided
-from tersor.pipeline.calibrated.training import part, result
+from tersor.pipeline.calibrated.training import memory, part, result
 from tersor.pipeline.calibrated.training.felt import divergence_behind, felt
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.settings import Training, split_training
@@ -177,7 +177,7 @@ def test_text_to_train_on_is_learnt_from_beside_that_of_the_calibration(
     train = result.train_whole  # type: ignore[attr-defined]  # as it is called there
 
     def seen(language: Language, taken: Any, kept: Any, course: Any) -> Any:
-        learnt.append((taken.numpy(), kept.numpy(), course.sequences))
+        learnt.append((taken.numpy(), kept.numpy()))
         return train(language, taken, kept, course)
 
     monkeypatch.setattr(result, "train_whole", seen)
@@ -189,10 +189,10 @@ def test_text_to_train_on_is_learnt_from_beside_that_of_the_calibration(
             (without, *(dataclasses.replace(without, train=Calibration(file, 40)) for file in (more, text)))
         )
     ]
-    (plain, kept, _), (both, same_kept, count), (again, _, _) = learnt
+    (plain, kept), (both, same_kept), (again, _) = learnt
     np.testing.assert_array_equal(both[: len(plain)], plain)
     np.testing.assert_array_equal(kept, same_kept)
-    assert (both.shape, count) == ((len(plain) + 40, 16), len(plain) + 40)
+    assert both.shape == (len(plain) + 40, 16)
     judging = {tuple(row) for row in kept.tolist()}
     assert not judging & {tuple(row) for row in again.tolist()}, "of the same text only what does not judge is read"
     assert len(again) == 2 * len(plain)
@@ -200,6 +200,32 @@ def test_text_to_train_on_is_learnt_from_beside_that_of_the_calibration(
     assert left == [[], [], ["qat: 4 sequences to train on left out: they share text with those that judge"]]
     told = [card.plan.recipe.calibration for card in cards]
     assert told[1].startswith(f"{told[0]}, and to train on more.txt: 40 sequences, sha256 ")
+
+
+def test_blocks_learn_from_as_many_sequences_as_their_states_may_take(
+    make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: dict[str, int] = {}
+
+    def counted(name: str) -> Callable[..., Any]:
+        train = getattr(result, name)
+
+        def seen(language: Language, taken: Any, *given: Any) -> Any:
+            learnt[name] = len(taken)
+            return train(language, taken, *given)
+
+        return seen
+
+    for name in ("train_blocks", "train_whole"):
+        monkeypatch.setattr(result, name, counted(name))
+    monkeypatch.setattr(memory, "STATES", 10 * 16 * 64 * memory.OF_A_STATE)
+    told: list[str] = []
+    seen: list[tuple[str, int, int]] = []
+    quantized(make(), tmp_path / "m.gguf", how(text, tell=told.append, progress=lambda *step: seen.append(step)))
+    assert learnt["train_blocks"] == 10 < learnt["train_whole"]
+    assert "hidden states 120.00 KiB" in next(line for line in told if "of training" in line)
+    steps = 2 * QUICK.block_epochs * -(-10 // 8) + QUICK.epochs * -(-learnt["train_whole"] // 8)
+    assert {total for where, _, total in seen if where.startswith("training ")} == {steps}
 
 
 def test_blocks_have_settled_when_the_whole_begins_to_be_trained(

@@ -52,6 +52,7 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
             _batches(states, targets),
             _validator(ours, wanted, distance),
             loss=distance,
+            sequences=len(taken),
             epochs=course.training.block_epochs,
             rate=course.training.block_rate,
             where=f"block {layer + 1}",

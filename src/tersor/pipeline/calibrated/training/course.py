@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,23 +59,21 @@ class Course:
     """Trains one part after the other.
 
     folder    for checkpoints: one folder a part
-    sequences how many there are to learn from
     products  in which matrix products are made, None: in float32
     total     steps of all parts, for progress
     """
 
     training: Training
     folder: Path
-    sequences: int
     products: torch.dtype | None = None
     total: int = 0
     progress: Callable[[str, int, int], None] | None = None
     done: int = 0
     told: int = 0
 
-    def steps(self, epochs: int) -> int:
-        """Steps of so many passes over the sequences."""
-        return epochs * -(-self.sequences // self.training.batch)
+    def steps(self, sequences: int, epochs: int) -> int:
+        """Steps of so many passes over so many sequences."""
+        return epochs * -(-sequences // self.training.batch)
 
     def run(
         self,
@@ -83,6 +81,7 @@ class Course:
         batch: Callable[[Tensor], Any],
         validate: Callable[[Module], float],
         *,
+        sequences: int,
         epochs: int,
         where: str,
         rate: float,
@@ -91,17 +90,19 @@ class Course:
     ) -> Went:
         """Train a part in place, and leave it as it was where no stretch gained on held-out text.
 
-        batch     numbers of sequences → what `loss` or the teacher learns from
-        validate  part at rest → distance from full precision, lower is better
-        rate      of weights, at the start
+        batch      numbers of sequences → what `loss` or the teacher learns from
+        validate   part at rest → distance from full precision, lower is better
+        sequences  how many there are to learn from
+        rate       of weights, at the start
         """
-        steps = self.steps(epochs)
+        steps = self.steps(sequences, epochs)
         stretches = max(1, round(steps / self.training.stretch))
         length = -(-steps // stretches)
         begin, start = self.done, copy.deepcopy(module.state_dict())
 
         def stretch(number: int) -> _Stretch:
-            return _Stretch(self, batch, number, length, begin + number * length, where)
+            numbers = list(self.order(sequences, number * length, length))
+            return _Stretch(self, batch, numbers, begin + number * length, where)
 
         with torch.no_grad():
             before = validate(module.eval())
@@ -136,9 +137,9 @@ class Course:
         self.done = begin + steps
         return Went(before, before, losses, len(losses) * length, SHARES[-1], is_kept=False)
 
-    def order(self, first: int, count: int) -> Iterator[Tensor]:
-        """Yield the numbers of the sequences of steps `first` to `first + count` - 1 of a part."""
-        size, batch = self.sequences, self.training.batch
+    def order(self, size: int, first: int, count: int) -> Iterator[Tensor]:
+        """Yield the numbers, below `size`, of the sequences of steps `first` to `first + count` - 1 of a part."""
+        batch = self.training.batch
         a_pass = -(-size // batch)
         for step in range(first, first + count):
             generator = torch.Generator().manual_seed(self.training.seed + step // a_pass)
@@ -149,18 +150,18 @@ class Course:
 class _Stretch:
     """The batches of a stretch; telling how far it is as they are taken."""
 
-    def __init__(  # noqa: PLR0917 (what a stretch is)
-        self, course: Course, batch: Callable[[Tensor], Any], number: int, length: int, done: int, where: str
+    def __init__(
+        self, course: Course, batch: Callable[[Tensor], Any], numbers: Sequence[Tensor], done: int, where: str
     ) -> None:
-        self._course, self._batch, self._number, self._length = course, batch, number, length
+        self._course, self._batch, self._numbers = course, batch, numbers
         self._done, self._where = done, where
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Any]:
         course = self._course
-        for place, numbers in enumerate(course.order(self._number * self._length, self._length)):
+        for place, numbers in enumerate(self._numbers):
             if course.progress is not None:
                 course.told = max(course.told, self._done + place)  # another attempt begins at its part's first step
                 course.progress(f"training {self._where}", min(course.told, course.total), course.total)

@@ -14,13 +14,18 @@ from tersor.pipeline.calibrated.memory import HEAP, PROGRAM
 from tersor.pipeline.calibrated.training.settings import Training
 from tersor.targets.memory import available_bytes
 
-__all__ = ["TrainingMemory", "plan_training"]
+__all__ = ["TrainingMemory", "of_blocks", "plan_training"]
 
 OF_A_WEIGHT = 60
 """Bytes for each weight: full precision 4, trained 4, its gradient 4, Adam 8, two older states 8, what rounding keeps
 for the gradient 9 and makes on the way 16; the rest are scales and what the allocator holds."""
 LOGITS = 4
 """Float32 copies of the logits of a step: student, teacher, and two gradients."""
+OF_A_STATE = 12
+"""Bytes for each number of a hidden state: of the quantized model, of full precision, and what is on its way."""
+STATES = 8 << 30
+"""Bytes of hidden states at most: blocks learn from as much of the text as goes into them, so that their number is the
+same on every machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,15 @@ class TrainingMemory:
             tell(f"planned peak memory of training {size(self.total)}: program {size(PROGRAM)}, {parts}")
 
 
+def of_blocks(sequences: int, length: int, hidden: int) -> int:
+    """Return how many of so many sequences of `length` tokens blocks alone learn from.
+
+    >>> of_blocks(24_000, 256, 256), of_blocks(2048, 512, 4096)
+    (10922, 341)
+    """
+    return max(1, min(sequences, STATES // (OF_A_STATE * length * hidden)))
+
+
 def plan_training(
     tensors: Iterable[ModelTensor], decoder: Decoder, training: Training, *, sequences: int, length: int
 ) -> TrainingMemory:
@@ -63,5 +77,6 @@ def plan_training(
     tokens = training.batch * length
     # A layer keeps about a dozen states of hidden size and five of the feed-forward's for its gradient.
     step = 4 * tokens * (decoder.layers * (12 * decoder.hidden + 5 * widest) + LOGITS * decoder.vocabulary)
-    states = 4 * 3 * sequences * length * decoder.hidden if training.block_epochs else 0
+    states = OF_A_STATE * of_blocks(sequences, length, decoder.hidden) * length * decoder.hidden
+    states = states if training.block_epochs else 0
     return TrainingMemory(OF_A_WEIGHT * weights, step, states, available_bytes())

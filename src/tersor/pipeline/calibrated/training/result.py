@@ -23,7 +23,7 @@ from tersor.pipeline.calibrated.run import Prepared, Run, divided, exact
 from tersor.pipeline.calibrated.training.blocks import train_blocks
 from tersor.pipeline.calibrated.training.course import Course, Went
 from tersor.pipeline.calibrated.training.language import Language
-from tersor.pipeline.calibrated.training.memory import plan_training
+from tersor.pipeline.calibrated.training.memory import of_blocks, plan_training
 from tersor.pipeline.calibrated.training.part import Trained, products_on
 from tersor.pipeline.calibrated.training.settings import QAT, Training
 from tersor.pipeline.calibrated.training.whole import train_whole
@@ -111,11 +111,13 @@ def train_prepared(
     described = {"training": {**asdict(training), "products": str(products)}, "trains_vectors": trains_vectors}
     described["more"] = hashlib.sha256(new.tobytes()).hexdigest()
     workspace = Workspace(visitor.workspace.folder / FOLDER, described, resume=run.resume)
-    course = Course(training, workspace.folder, len(learnt), products, progress=run.progress)
-    course.total = course.steps(training.block_epochs) * visitor.decoder.layers + course.steps(training.epochs)
+    course = Course(training, workspace.folder, products, progress=run.progress)
+    alone = learnt[: of_blocks(len(learnt), learnt.shape[1], visitor.decoder.hidden)]
+    of_a_block = course.steps(len(alone), training.block_epochs)
+    course.total = of_a_block * visitor.decoder.layers + course.steps(len(learnt), training.epochs)
     with exact(), torch.enable_grad(), visitor.clock.stage("training"):
         language = Language(prepared, trains_vectors=trains_vectors)
-        blocks = tuple(train_blocks(language, learnt, looked_at, course)) if training.block_epochs else ()
+        blocks = tuple(train_blocks(language, alone, looked_at, course)) if training.block_epochs else ()
         whole = train_whole(language, learnt, looked_at, course) if training.epochs else None
     for layer, part in enumerate(language.parts):
         workspace.save(layer, Finished(_packed(part, prepared.finished(layer).tensors), {}))

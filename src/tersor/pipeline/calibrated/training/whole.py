@@ -37,6 +37,7 @@ def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course)
         lambda numbers: taken[numbers],
         _validator(teacher, kept),
         teacher=teacher,
+        sequences=len(taken),
         epochs=course.training.epochs,
         rate=course.training.rate,
         where="end to end",
