@@ -59,7 +59,7 @@ def test_the_seed_shuffles_documents_and_zero_does_not() -> None:
 
 
 def test_too_little_text_is_told_with_numbers() -> None:
-    with pytest.raises(MissingError, match=r"c has 1,000 tokens, 5 sequences of 200; calibration needs at least 8"):
+    with pytest.raises(MissingError, match=r"c has 1,000 tokens, 5 sequences of 200; at least 8 are needed"):
         pack(corpus(TEXT), Letters(), count=128, length=200)
 
 
@@ -87,7 +87,7 @@ def test_too_little_text_is_cut_shorter_where_that_is_allowed() -> None:
     assert found.notes == ("c has only 8 sequences of 126 tokens, not 16 of 512",)
     assert pack(corpus(TEXT), Letters(), count=4, length=512, shortest=64).ids.shape == (4, 250)
     assert pack(corpus(TEXT), Letters(), count=10, length=50, shortest=8).ids.shape == (10, 50)
-    with pytest.raises(MissingError, match="needs at least 8"):
+    with pytest.raises(MissingError, match="at least 8 are needed"):
         pack(corpus(TEXT), Letters(), count=16, length=512, shortest=127)
 
 

@@ -93,8 +93,8 @@ def pack(
         there, length = len(stream) // step, step + len(head)
     if there < least:
         raise MissingError(
-            f"{corpus.name} has {len(stream):,} tokens, {there} sequences of {length}; calibration needs at least "
-            f"{least}: give more text or shorter sequences"
+            f"{corpus.name} has {len(stream):,} tokens, {there} sequences of {length}; at least {least} are "
+            "needed: give more text or shorter sequences"
         )
     taken = min(count, there)
     starts = np.linspace(0, there - 1, taken).round().astype(np.int64) if taken > 1 else np.zeros(1, np.int64)
