@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,19 +108,10 @@ class Course:
             before = validate(module.eval())
         losses: tuple[float, ...] = ()
         for attempt, share in enumerate(SHARES):
-            options = Options(
-                loss=loss,
-                optimizer=optimizer(self.training, rate, share),
-                schedule=warmed,
+            options = replace(
+                self._options(loss, rate, share, f"{where.replace(' ', '-')}-{attempt}"),
                 teacher=teacher,
-                distance=divergence(),
-                products=self.products,
-                damping=self.training.damping,
-                restless=restless,
                 validate=lambda part: -validate(part),
-                patience=self.training.patience,
-                folder=self.folder / f"{where.replace(' ', '-')}-{attempt}",
-                resume=True,  # an older training's folder is gone by now, if it is not to be gone on with
             )
             try:
                 found = train(module, stretch, stretches, options)
@@ -136,6 +127,20 @@ class Course:
             module.load_state_dict(start)
         self.done = begin + steps
         return Went(before, before, losses, len(losses) * length, SHARES[-1], is_kept=False)
+
+    def _options(self, loss: Callable[[Any, Any], Tensor] | None, rate: float, share: float, folder: str) -> Options:
+        return Options(
+            loss=loss,
+            optimizer=optimizer(self.training, rate, share),
+            schedule=warmed,
+            distance=divergence(),
+            products=self.products,
+            damping=self.training.damping,
+            restless=restless,
+            patience=self.training.patience,
+            folder=self.folder / folder,
+            resume=True,  # an older training's folder is gone by now, if it is not to be gone on with
+        )
 
     def order(self, size: int, first: int, count: int) -> Iterator[Tensor]:
         """Yield the numbers, below `size`, of the sequences of steps `first` to `first + count` - 1 of a part."""

@@ -38,7 +38,7 @@ class Training:
     """How to train; everything here shapes the bytes.
 
     epochs        passes over all text that it learns from, end to end; 0: blocks only
-    block_epochs  passes of each block alone before; 0: none, since steps end to end win more in the same time
+    block_epochs  passes of each block alone before, over as much of it as fits (memory.py); 0: none
     batch         sequences of a step
     rate          of Adam at its highest, end to end: by how much of the distance of two values of its grid an update
                   moves a weight about; it rises over the first steps and falls to nothing in half a cosine. In such
@@ -56,12 +56,12 @@ class Training:
     """
 
     epochs: int = 2
-    block_epochs: int = 0
+    block_epochs: int = 4
     batch: int = 4
     rate: float = 2e-3
     block_rate: float = 5e-3
-    scale_rate: float = 2e-3
-    norm_rate: float = 4e-3
+    scale_rate: float = 1e-3
+    norm_rate: float = 2e-3
     damping: float = 0.0
     stretch: int = 128
     patience: int | None = None
@@ -78,12 +78,12 @@ class Training:
 
 
 def of_epochs(epochs: int | None) -> Training:
-    """Return the usual training with so many passes end to end; None: as many as usual.
+    """Return the usual training with so many passes end to end, and twice as many of blocks; None: as many as usual.
 
-    >>> of_epochs(3).epochs, of_epochs(None) == Training()
-    (3, True)
+    >>> (of_epochs(3).epochs, of_epochs(3).block_epochs), of_epochs(2) == of_epochs(None) == Training()
+    ((3, 6), True)
     """
-    return Training() if epochs is None else Training(epochs=epochs)
+    return Training() if epochs is None else Training(epochs=epochs, block_epochs=2 * epochs)
 
 
 def split_training(text: str) -> tuple[bool, str]:
