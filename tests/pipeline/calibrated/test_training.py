@@ -223,7 +223,7 @@ def test_blocks_learn_from_as_many_sequences_as_their_states_may_take(
     seen: list[tuple[str, int, int]] = []
     quantized(make(), tmp_path / "m.gguf", how(text, tell=told.append, progress=lambda *step: seen.append(step)))
     assert learnt["train_blocks"] == 10 < learnt["train_whole"]
-    assert "hidden states 120.00 KiB" in next(line for line in told if "of training" in line)
+    assert "hidden states 80.00 KiB" in next(line for line in told if "of training" in line)
     steps = 2 * QUICK.block_epochs * -(-10 // 8) + QUICK.epochs * -(-learnt["train_whole"] // 8)
     assert {total for where, _, total in seen if where.startswith("training ")} == {steps}
 

@@ -45,7 +45,8 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
     matrices = felt(language, taken[:: -(-len(taken) // FELT)])
     for layer, trained in enumerate(language.parts[:-1]):
         block, distance = language.blocks[layer], divergence_behind(matrices[layer])
-        targets, wanted = _through(block.forward, targets), _through(block.forward, wanted)
+        for held in (targets, wanted):
+            _advance(block.forward, held)
         module = part(trained, _forward(language, layer))
         yield course.run(
             module,
@@ -59,8 +60,8 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
         )
         for matrix in trained.matrices.values():
             matrix.settle()
-        with torch.no_grad():
-            states, ours = _through(module, states), _through(module, ours)
+        for held in (states, ours):
+            _advance(module, held)
 
 
 def _forward(language: Language, layer: int) -> Forward:
@@ -70,8 +71,11 @@ def _forward(language: Language, layer: int) -> Forward:
     return forward
 
 
-def _through(function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-    return torch.cat([function(some) for some in torch.split(states, AT_ONCE)])
+def _advance(function: Callable[[Tensor], Tensor], states: Tensor) -> None:
+    """Put what becomes of the states in their place: they may be gigabytes."""
+    with torch.no_grad():
+        for some in torch.split(states, AT_ONCE):
+            some.copy_(function(some))
 
 
 def _batches(states: Tensor, targets: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -79,4 +83,8 @@ def _batches(states: Tensor, targets: Tensor) -> Callable[[Tensor], tuple[Tensor
 
 
 def _validator(states: Tensor, wanted: Tensor, distance: Distance) -> Callable[[Module], float]:
-    return lambda module: float(distance(_through(module, states), wanted))
+    def validate(module: Module) -> float:
+        parts = zip(torch.split(states, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
+        return sum(float(distance(module(some), right)) * len(right) for some, right in parts) / len(wanted)
+
+    return validate

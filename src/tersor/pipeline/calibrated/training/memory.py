@@ -21,8 +21,8 @@ OF_A_WEIGHT = 60
 for the gradient 9 and makes on the way 16; the rest are scales and what the allocator holds."""
 LOGITS = 4
 """Float32 copies of the logits of a step: student, teacher, and two gradients."""
-OF_A_STATE = 12
-"""Bytes for each number of a hidden state: of the quantized model, of full precision, and what is on its way."""
+OF_A_STATE = 8
+"""Bytes for each number of a hidden state: of the quantized model and of full precision."""
 STATES = 8 << 30
 """Bytes of hidden states at most: blocks learn from as much of the text as goes into them, so that their number is the
 same on every machine."""
@@ -63,7 +63,7 @@ def of_blocks(sequences: int, length: int, hidden: int) -> int:
     """Return how many of so many sequences of `length` tokens blocks alone learn from.
 
     >>> of_blocks(24_000, 256, 256), of_blocks(2048, 512, 4096)
-    (10922, 341)
+    (16384, 512)
     """
     return max(1, min(sequences, STATES // (OF_A_STATE * length * hidden)))
 
