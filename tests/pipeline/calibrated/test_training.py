@@ -164,6 +164,8 @@ def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_pat
     assert told[1].startswith("planned peak memory of training ")
     steps = [step for step in seen if step[0].startswith("training ")]
     assert {where for where, _, _ in steps} == {"training block 1", "training block 2", "training end to end"}
+    weighed = [step[1:] for step in seen if step[0] == "weighing errors of blocks"]
+    assert weighed == [(done, len(weighed)) for done in range(len(weighed))] != []
     assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
     assert all(done < total for _, done, total in steps)
 

@@ -42,7 +42,7 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
         weights = {**language.fixed, **language.parts[-1].weights()}
         states, ours = language.embedded(weights, taken), language.embedded(weights, kept)
         targets, wanted = language.embedded_in_full(taken), language.embedded_in_full(kept)
-    matrices = felt(language, taken[:: -(-len(taken) // FELT)])
+    matrices = felt(language, taken[:: -(-len(taken) // FELT)], progress=course.progress)
     for layer, trained in enumerate(language.parts[:-1]):
         block, distance = language.blocks[layer], divergence_behind(matrices[layer])
         for held in (targets, wanted):

@@ -9,6 +9,7 @@ full precision, as in analyse/projections.py. What an error at one token adds to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tersor.graph.training.distillation import Distance
@@ -27,16 +28,26 @@ FLOOR = 0.05
 """Added to the diagonal, as a share of its mean: directions that a sample says nothing of are not free."""
 
 
-def felt(language: Language, ids: Tensor, draws: int = 1, seed: int = 0) -> list[Tensor]:
+def felt(
+    language: Language,
+    ids: Tensor,
+    draws: int = 1,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Tensor]:
     """Return for every block [hidden, hidden] F: an error e of its outputs costs ½ eᵀ F e nats per token at the end.
 
-    ids    int64 [sequences, tokens]
-    draws  of every sequence; each is a pass forward and back
+    ids       int64 [sequences, tokens]
+    draws     of every sequence; each is a pass forward and back
+    progress  called with (what is done, passes done, passes)
     """
     blocks = language.blocks
     found = [torch.zeros(())] * len(blocks)
     random = torch.Generator().manual_seed(seed)
-    for row in ids.repeat(draws, 1):
+    rows = ids.repeat(draws, 1)
+    for done, row in enumerate(rows):
+        if progress is not None:
+            progress("weighing errors of blocks", done, len(rows))
         hidden, states = language.embedded_in_full(row[None]).requires_grad_(True), []
         for block in blocks:
             hidden = block.traced(hidden)
@@ -44,9 +55,9 @@ def felt(language: Language, ids: Tensor, draws: int = 1, seed: int = 0) -> list
         logits = language.ended_in_full(hidden)
         slopes = torch.autograd.grad(logits, states, _draw(logits.detach().float(), random).to(logits.dtype))
         for layer, slope in enumerate(slopes):
-            rows = slope.flatten(0, 1).float()
-            found[layer] = found[layer] + rows.T @ rows / len(rows)
-    return [matrix / (len(ids) * draws) for matrix in found]
+            of_tokens = slope.flatten(0, 1).float()
+            found[layer] = found[layer] + of_tokens.T @ of_tokens / len(of_tokens)
+    return [matrix / len(rows) for matrix in found]
 
 
 def _draw(logits: Tensor, random: torch.Generator) -> Tensor:
