@@ -178,9 +178,9 @@ def test_text_to_train_on_is_learnt_from_beside_that_of_the_calibration(
     learnt: list[Any] = []
     train = result.train_whole  # type: ignore[attr-defined]  # as it is called there
 
-    def seen(language: Language, taken: Any, kept: Any, course: Any) -> Any:
+    def seen(language: Language, taken: Any, kept: Any, *given: Any) -> Any:
         learnt.append((taken.numpy(), kept.numpy()))
-        return train(language, taken, kept, course)
+        return train(language, taken, kept, *given)
 
     monkeypatch.setattr(result, "train_whole", seen)
     quick = dataclasses.replace(QUICK, block_epochs=0, epochs=1)
@@ -208,13 +208,15 @@ def test_blocks_learn_from_as_many_sequences_as_their_states_may_take(
     make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt: dict[str, int] = {}
+    at_hand: list[bool] = []
 
     def counted(name: str) -> Callable[..., Any]:
         train = getattr(result, name)
 
-        def seen(language: Language, taken: Any, *given: Any) -> Any:
+        def seen(language: Language, taken: Any, *given: Any, **named: Any) -> Any:
             learnt[name] = len(taken)
-            return train(language, taken, *given)
+            at_hand.append(given[-1] is not None)
+            return train(language, taken, *given, **named)
 
         return seen
 
@@ -225,6 +227,7 @@ def test_blocks_learn_from_as_many_sequences_as_their_states_may_take(
     seen: list[tuple[str, int, int]] = []
     quantized(make(), tmp_path / "m.gguf", how(text, tell=told.append, progress=lambda *step: seen.append(step)))
     assert learnt["train_blocks"] == 10 < learnt["train_whole"]
+    assert not at_hand[-1], "states of some sequences are those of none"
     assert "hidden states 80.00 KiB" in next(line for line in told if "of training" in line)
     steps = 2 * QUICK.block_epochs * -(-10 // 8) + QUICK.epochs * -(-learnt["train_whole"] // 8)
     assert {total for where, _, total in seen if where.startswith("training ")} == {steps}
@@ -248,6 +251,28 @@ def test_blocks_have_settled_when_the_whole_begins_to_be_trained(
     assert len(begun) == 7
     assert all(float(one["away"].abs().max()) <= 0.25 for one in begun)
     assert all((one[what] == one[what].round()).all() for one in begun for what in {"multiple", "minimum"} & one.keys())
+
+
+def test_the_whole_learns_the_same_from_states_that_blocks_left_as_from_a_teacher(
+    make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = result.train_whole  # type: ignore[attr-defined]  # as it is called there
+    went: list[Any] = []
+
+    def seen(is_at_hand: bool) -> Callable[..., Any]:
+        def of(language: Language, taken: Any, kept: Any, course: Any, states: Any) -> Any:
+            torch.testing.assert_close(states, language.full_states(taken), rtol=1e-5, atol=1e-6)
+            went.append(train(language, taken, kept, course, states if is_at_hand else None))
+            return went[-1]
+
+        return of
+
+    quick = dataclasses.replace(QUICK, products="float32")
+    for is_at_hand in (True, False):
+        monkeypatch.setattr(result, "train_whole", seen(is_at_hand))
+        quantized(make(), tmp_path / f"{is_at_hand}.gguf", how(text, training=quick))
+    assert went[0].losses == pytest.approx(went[1].losses, rel=1e-4)
+    assert went[0].after == pytest.approx(went[1].after, rel=1e-3)
 
 
 def test_what_training_makes_worse_is_written_as_it_was_before(make: Make, text: Path, tmp_path: Path) -> None:

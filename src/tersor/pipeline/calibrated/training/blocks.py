@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from tersor.graph.training.distillation import Distance
 from tersor.kernels.lazy import LazyModule
-from tersor.pipeline.calibrated.training.course import Course, Went
+from tersor.pipeline.calibrated.training.course import AT_ONCE, Course, Went, distance_from
 from tersor.pipeline.calibrated.training.felt import divergence_behind, felt
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.part import Forward, part
@@ -21,27 +20,27 @@ from tersor.pipeline.calibrated.training.part import Forward, part
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torch.nn import Module
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["AT_ONCE", "train_blocks"]
+__all__ = ["train_blocks"]
 
-AT_ONCE = 8
-"""Sequences that go through a block together where nothing is trained."""
 FELT = 256
 """Sequences, at most, that tell what is felt of an error."""
 
 
-def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course) -> Iterator[Went]:
+def train_blocks(
+    language: Language, taken: Tensor, kept: Tensor, course: Course, *, targets: Tensor
+) -> Iterator[Went]:
     """Train one block after the other in place, and yield how each went; distances are nats per token, to second order.
 
     taken, kept  ids [sequences, tokens] to learn from, and to look whether it helps
+    targets      full precision's embeddings of `taken`; in the end the states behind its last block are in their place
     """
     with torch.no_grad():
         weights = {**language.fixed, **language.parts[-1].weights()}
         states, ours = language.embedded(weights, taken), language.embedded(weights, kept)
-        targets, wanted = language.embedded_in_full(taken), language.embedded_in_full(kept)
+        wanted = language.embedded_in_full(kept)
     matrices = felt(language, taken[:: -(-len(taken) // FELT)], progress=course.progress)
     for layer, trained in enumerate(language.parts[:-1]):
         block, distance = language.blocks[layer], divergence_behind(matrices[layer])
@@ -51,7 +50,7 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
         yield course.run(
             module,
             _batches(states, targets),
-            _validator(ours, wanted, distance),
+            distance_from(wanted, ours, distance),
             loss=distance,
             sequences=len(taken),
             epochs=course.training.block_epochs,
@@ -81,10 +80,3 @@ def _advance(function: Callable[[Tensor], Tensor], states: Tensor) -> None:
 def _batches(states: Tensor, targets: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return lambda numbers: (states[numbers], targets[numbers])
 
-
-def _validator(states: Tensor, wanted: Tensor, distance: Distance) -> Callable[[Module], float]:
-    def validate(module: Module) -> float:
-        parts = zip(torch.split(states, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
-        return sum(float(distance(module(some), right)) * len(right) for some, right in parts) / len(wanted)
-
-    return validate

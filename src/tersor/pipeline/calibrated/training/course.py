@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.errors import QualityError
-from tersor.graph.training.distillation import divergence
+from tersor.graph.training.distillation import Distance, divergence
 from tersor.graph.training.train import Options, cosine, train
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.calibrated.training.part import optimizer, restless
@@ -23,12 +23,24 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["SHARES", "Course", "Went"]
+__all__ = ["AT_ONCE", "SHARES", "Course", "Went", "distance_from"]
 
+AT_ONCE = 8
+"""Sequences that go through a part together where nothing is trained."""
 WARM = 0.05
 """Of the steps, over which rates rise: Adam's first steps are as large as its surest ones, and know nothing yet."""
 SHARES = (1.0, 1 / 3, 1 / 9)
 """Of the rates, one after the other until held-out text gains: how much a part bears differs from block to block."""
+
+
+def distance_from(wanted: Tensor, inputs: Tensor, distance: Distance) -> Callable[[Module], float]:
+    """Return what tells how far a part's outputs for `inputs` are from `wanted`, both [sequences, …]."""
+
+    def told(module: Module) -> float:
+        parts = zip(torch.split(inputs, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
+        return sum(float(distance(module(some), right)) * len(right) for some, right in parts) / len(wanted)
+
+    return told
 
 
 def warmed(done: float) -> float:

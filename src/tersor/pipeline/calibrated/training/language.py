@@ -100,10 +100,14 @@ class Language:
 
     def full_logits(self, _weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         """Return those of the model in full precision."""
+        return self.ended_in_full(self.full_states(ids))
+
+    def full_states(self, ids: Tensor) -> Tensor:
+        """Return its states [batch, tokens, hidden] behind the last block."""
         hidden = self.embedded_in_full(ids)
         for block in self.blocks:
             hidden = block.forward(hidden)
-        return self.ended_in_full(hidden)
+        return hidden
 
     def ended_in_full(self, hidden: Tensor) -> Tensor:
         """Return what the end of the model in full precision makes of the states behind the last block."""

@@ -34,7 +34,7 @@ class TrainingMemory:
 
     weights   of the model and all that belongs to them
     step      what a step keeps for its gradient, and its logits
-    states    hidden states of all sequences before and behind a block
+    states    hidden states of all sequences before and behind a block; full precision's are held to the end
     """
 
     weights: int
@@ -44,8 +44,8 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """Largest resident size to expect: blocks are trained before the whole, so not both parts at once."""
-        return PROGRAM + ceil(HEAP * (self.weights + max(self.step, self.states)))
+        """Largest resident size to expect: blocks are trained before the whole, so not all of both at once."""
+        return PROGRAM + ceil(HEAP * (self.weights + max(self.step + self.states // 2, self.states)))
 
     def check(self, tell: Callable[[str], None] | None = None) -> None:
         """Refuse what does not fit: MissingError says what to change; what fits is told."""

@@ -36,8 +36,8 @@ else:
 
 __all__ = ["Report", "train_prepared"]
 
-LOOKED_AT = (2, 32)
-"""Fewest and most sequences that tell which stretch is the best, where none were kept back: one in sixteen."""
+LOOKED_AT = (2, 64)
+"""Fewest and most sequences that tell which stretch is the best: one in sixteen where none were kept back."""
 FOLDER = "training"
 
 
@@ -117,8 +117,7 @@ def train_prepared(
     course.total = of_a_block * visitor.decoder.layers + course.steps(len(learnt), training.epochs)
     with exact(), torch.enable_grad(), visitor.clock.stage("training"):
         language = Language(prepared, trains_vectors=trains_vectors)
-        blocks = tuple(train_blocks(language, alone, looked_at, course)) if training.block_epochs else ()
-        whole = train_whole(language, learnt, looked_at, course) if training.epochs else None
+        blocks, whole = _trained(language, alone, learnt, looked_at, course)
     for layer, part in enumerate(language.parts):
         workspace.save(layer, Finished(_packed(part, prepared.finished(layer).tensors), {}))
     after = replace(prepared, trained=workspace, _held=None)
@@ -136,6 +135,21 @@ def train_prepared(
     return after, report
 
 
+def _trained(
+    language: Language, alone: Tensor, learnt: Tensor, looked_at: Tensor, course: Course
+) -> tuple[tuple[Went, ...], Went | None]:
+    """Train blocks on ids `alone` and then the whole on `learnt`, in place."""
+    blocks: tuple[Went, ...] = ()
+    states: Tensor | None = None
+    if course.training.block_epochs:
+        with torch.no_grad():
+            states = language.embedded_in_full(alone)
+        blocks = tuple(train_blocks(language, alone, looked_at, course, targets=states))
+        states = states if len(alone) == len(learnt) else None
+    whole = train_whole(language, learnt, looked_at, course, states) if course.training.epochs else None
+    return blocks, whole
+
+
 def _texts(text: Sequences, *, is_proved: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Split the sequences into those to learn from, those that choose the best stretch, and those that prove.
 
@@ -144,14 +158,20 @@ def _texts(text: Sequences, *, is_proved: bool) -> tuple[Tensor, Tensor, Tensor]
     """
     taken, unseen = divided(text) if is_proved else (text, text.ids[:0])
     if len(unseen) >= 2 * LOOKED_AT[0]:
-        return torch.from_numpy(taken.ids), torch.from_numpy(unseen[::2]), torch.from_numpy(unseen[1::2])
+        looked_at, judging = _apart(unseen, min(len(unseen) // 2, LOOKED_AT[1]))
+        return torch.from_numpy(taken.ids), looked_at, judging
     count = len(taken.ids)
     back = min(max(count // 16, LOOKED_AT[0]), LOOKED_AT[1], count // 2)
-    places = np.linspace(0, count - 1, 2 * back + 1).round().astype(np.int64)[1::2]
-    learnt = np.delete(taken.ids, places, axis=0)
+    looked_at, learnt = _apart(taken.ids, back)
     if not len(learnt) or not back:
         raise SchemeError(f"{QAT} needs sequences to learn from and others to look at, there are {len(text.ids)}")
-    return torch.from_numpy(learnt), torch.from_numpy(taken.ids[places]), torch.from_numpy(unseen)
+    return learnt, looked_at, torch.from_numpy(unseen)
+
+
+def _apart(ids: TokenIds, count: int) -> tuple[Tensor, Tensor]:
+    """Return so many of the sequences, evenly spread, and the others."""
+    places = np.linspace(0, len(ids) - 1, 2 * count + 1).round().astype(np.int64)[1::2]
+    return torch.from_numpy(ids[places]), torch.from_numpy(np.delete(ids, places, axis=0))
 
 
 def _packed(part: Trained, before: Mapping[str, QuantizedTensor]) -> dict[str, QuantizedTensor]:

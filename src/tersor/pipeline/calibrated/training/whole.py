@@ -6,36 +6,40 @@ Differs: nothing is generated, the calibration text is what both read; weights, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tersor.graph.training.distillation import divergence
+from tersor.graph.training.distillation import Distance, divergence
 from tersor.kernels.lazy import LazyModule
-from tersor.pipeline.calibrated.training.blocks import AT_ONCE
-from tersor.pipeline.calibrated.training.course import Course, Went
+from tersor.pipeline.calibrated.training.course import AT_ONCE, Course, Went, distance_from
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.part import Trained, part
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torch.nn import Module
 else:
     torch = LazyModule("torch", "torch")
 
 __all__ = ["train_whole"]
 
 
-def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course) -> Went:
-    """Train all parts together in place, and return how that went; distances are divergences in nats per token."""
+def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course, states: Tensor | None = None) -> Went:
+    """Train all parts together in place, and return how that went; distances are divergences in nats per token.
+
+    taken, kept  ids [sequences, tokens] to learn from, and to look whether it helps
+    states       of full precision behind the last block for `taken`, where they are at hand; None: made in every step
+    """
     trained = Trained({}, {}, {})
     for one in language.parts:
         trained = trained.joined(one)
-    teacher = part(Trained({}, {}, {}), language.full_logits)
+    with torch.no_grad():
+        wanted = torch.cat([language.full_states(some) for some in torch.split(kept, AT_ONCE)])
+    teacher = part(Trained({}, {}, {}), language.full_logits) if states is None else None
     return course.run(
         part(trained, language.logits),
-        lambda numbers: taken[numbers],
-        _validator(teacher, kept),
+        (lambda numbers: taken[numbers]) if states is None else (lambda numbers: (taken[numbers], states[numbers])),
+        distance_from(wanted, kept, _behind(language, None)),
+        loss=None if states is None else _behind(language, course.products),
         teacher=teacher,
         sequences=len(taken),
         epochs=course.training.epochs,
@@ -44,11 +48,16 @@ def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course)
     )
 
 
-def _validator(teacher: Module, kept: Tensor) -> Callable[[Module], float]:
+def _behind(language: Language, products: torch.dtype | None) -> Distance:
+    """Return what tells logits from those that the states behind full precision's last block lead to.
+
+    products  in which that last product is made; None: in float32
+    """
     distance = divergence()
 
-    def validate(module: Module) -> float:
-        parts = torch.split(kept, AT_ONCE)
-        return sum(float(distance(module(some), teacher(some))) * len(some) for some in parts) / len(kept)
+    def told(made: Tensor, states: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(states.device.type, products, enabled=products is not None):
+            taught = language.ended_in_full(states)
+        return distance(made, taught)
 
-    return validate
+    return told
