@@ -90,6 +90,17 @@ def exercise_scales(native: Any, groups: int, width: int, rng: np.random.Generat
         native.search_scales(x, importance, scale, zero, np.array([1, 0.5], np.float32), 16, 2)
 
 
+def exercise_places(native: Any, groups: int, width: int, rng: np.random.Generator) -> None:
+    """Round places of arrays that end where their last element does, and take slopes back, broken ones among them."""
+    step, zero = rng.random(groups, np.float32), np.full(groups, 2, np.float32)
+    for_groups = np.empty((2, groups), np.float32)
+    for place in inputs(rng, (groups, width)):
+        gradient, made = rng.random(place.shape, np.float32), np.empty_like(place)
+        at = [array.ctypes.data for array in (place, step, zero, gradient, made, for_groups[0], for_groups[1])]
+        native.place_values(groups, width, at[0], at[1], at[1], at[2], 3.0, at[4], 3)
+        native.place_slopes(groups, width, at[3], at[0], at[1], at[2], 3.0, at[4], at[5], at[6], 3)
+
+
 def exercise_linear(native: Any, rows: int, columns: int, group: int, rng: np.random.Generator) -> None:
     """Multiply arrays that end where their last element does, by few tokens and many, broken values among them."""
     blocks, groups = -(-rows // 16), columns // group
@@ -139,6 +150,8 @@ def main() -> None:
             exercise_feedback(native, *shape, rng)
         for shape in ((1, 1), (15, 7), (16, 32), (300, 128)):
             exercise_scales(native, *shape, rng)
+        for shape in ((1, 1), (15, 7), (16, 33), (3000, 16), (0, 4)):
+            exercise_places(native, *shape, rng)
         for rows, columns, group in ((1, 16, 16), (16, 64, 32), (45, 96, 48), (70, 80, 80)):
             exercise_linear(native, rows, columns, group, rng)
         for sizes in ((1, 1, 1, 1), (3, 1, 17, 15), (4, 2, 256, 33), (7, 7, 300, 64), (6, 1, 20, 512)):

@@ -1,6 +1,7 @@
 // Every codec, compiled once for each instruction set: TERSOR_ISA names the namespace, TERSOR_LANES the vector width.
 #include "feedback.h"
 #include "k_quants.h"
+#include "places.h"
 #include "roofs.h"
 #include "scales.h"
 #include "tables.h"
@@ -39,5 +40,7 @@ static const Codec CODECS[] = {
 CodecTable codecs() { return {CODECS, (int)(sizeof(CODECS) / sizeof(CODECS[0])), largest_magnitude, roofs()}; }
 
 ScaleSearch scale_search() { return search_scales; }
+
+PlaceTable places() { return {place_values, place_slopes}; }
 
 }  // namespace tersor::TERSOR_ISA

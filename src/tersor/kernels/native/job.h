@@ -93,6 +93,21 @@ struct ScaleJob {
 
 using ScaleSearch = void (*)(const ScaleJob& job, int64_t first, int64_t last);
 
+// Places between the codes of groups, in steps from zero; see places.h.
+struct PlaceJob {
+    int64_t width;
+    float highest;                                // code
+    const float *place, *gradient;                // [groups, width]
+    const float *step, *offset, *zero;            // [groups]; a level, which is code - zero, means step · level - offset
+    float *value, *for_place;                     // [groups, width]
+    float *for_step, *for_offset;                 // [groups]
+};
+
+struct PlaceTable {
+    void (*values)(const PlaceJob& job, int64_t first, int64_t last);
+    void (*slopes)(const PlaceJob& job, int64_t first, int64_t last);
+};
+
 // How numbers of 16 or 32 bits are stored.
 enum class Real { f32, f16, bf16 };
 

@@ -35,10 +35,10 @@
 
 namespace tersor {
 
-namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); AttentionTable attention(); LinearTable linear(); }
+namespace portable { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); PlaceTable places(); AttentionTable attention(); LinearTable linear(); }
 #if defined(TERSOR_X86)
-namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); AttentionTable attention(); LinearTable linear(); }
-namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); AttentionTable attention(); LinearTable linear(); }
+namespace avx2 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); PlaceTable places(); AttentionTable attention(); LinearTable linear(); }
+namespace avx512 { CodecTable codecs(); LogitTable logits(); FeedbackTable feedback(); ScaleSearch scale_search(); PlaceTable places(); AttentionTable attention(); LinearTable linear(); }
 namespace avx512vnni { LinearTable linear(); }
 #if defined(TERSOR_AMX)
 namespace amx { LinearTable linear(); Roofs with_tiles(Roofs roofs); }
@@ -60,6 +60,7 @@ struct Level {
     LogitTable logits;
     FeedbackTable feedback;
     ScaleSearch search_scales;
+    PlaceTable places;
     AttentionTable attention;
     LinearTable linear;
 };
@@ -99,14 +100,14 @@ bool has_dotprod() {
 const std::vector<Level>& levels() {
     static const std::vector<Level> found = [] {
         std::vector<Level> list;
-        list.push_back({"portable", portable::codecs(), portable::logits(), portable::feedback(), portable::scale_search(), portable::attention(), portable::linear()});
+        list.push_back({"portable", portable::codecs(), portable::logits(), portable::feedback(), portable::scale_search(), portable::places(), portable::attention(), portable::linear()});
 #if defined(TERSOR_X86)
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
-            list.push_back({"avx2", avx2::codecs(), avx2::logits(), avx2::feedback(), avx2::scale_search(), avx2::attention(), avx2::linear()});
+            list.push_back({"avx2", avx2::codecs(), avx2::logits(), avx2::feedback(), avx2::scale_search(), avx2::places(), avx2::attention(), avx2::linear()});
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c")) {
-            list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search(), avx512::attention(), avx512::linear()});
+            list.push_back({"avx512", avx512::codecs(), avx512::logits(), avx512::feedback(), avx512::scale_search(), avx512::places(), avx512::attention(), avx512::linear()});
             if (__builtin_cpu_supports("avx512vnni")) {
                 list.push_back(with_linear(list.back(), "avx512vnni", avx512vnni::linear()));
 #if defined(TERSOR_AMX)
@@ -302,6 +303,7 @@ nb::ndarray<T, nb::numpy, nb::ndim<1>> vector_of(std::unique_ptr<T[]> memory, in
 #include "bind_feedback.h"
 #include "bind_linear.h"
 #include "bind_logits.h"
+#include "bind_places.h"
 #include "bind_scales.h"
 
 std::vector<std::string> names() {
@@ -333,6 +335,8 @@ NB_MODULE(_native, m) {
     m.def("settle", &settle);
     m.def("propagate", &propagate);
     m.def("search_scales", &search_scales);
+    m.def("place_values", &place_values);
+    m.def("place_slopes", &place_slopes);
     m.def("linear", &linear);
     m.def("attend", &attend);
     m.attr("most_width") = MOST_WIDTH;

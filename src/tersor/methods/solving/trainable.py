@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.errors import SchemeError
 from tersor.core.format import Format, Lattice
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.places import slopes, values
+from tersor.kernels.reference.places import level_of
 from tersor.methods.solving.matrix import MatrixGrid
 from tersor.methods.solving.scales import Scales
 
@@ -96,7 +98,7 @@ class TrainableMatrix:
 
     def values(self) -> Tensor:
         """Return what the file will decode to, float32 [rows, columns], with gradients for all parameters."""
-        made: Tensor = _rounding().apply(self._grouped(), *self._lattice())[0]
+        made: Tensor = _rounding().apply(self._grouped(), *self._lattice())
         return made.reshape(self.grid.rows, self.grid.columns)
 
     def off_grid(self) -> Tensor:
@@ -124,7 +126,7 @@ class TrainableMatrix:
     def packed(self) -> Tensor:
         """Return the rows as they are stored, uint8 [rows, row_bytes]; they decode to `values`, bit for bit."""
         with torch.no_grad():
-            codes = _rounding().apply(self._grouped(), *self._lattice())[1]
+            _, codes, _ = _rounded(self._grouped(), *self._lattice()[2:])
             codes = codes.reshape(self.grid.rows, self.grid.columns).to(torch.int32)
             if self.base is None:
                 return self.grid.pack(codes)
@@ -133,12 +135,13 @@ class TrainableMatrix:
             return replace(self.grid, grid=scales.grid()).pack(codes)
 
     def _grouped(self) -> Tensor:
+        """Return places [groups, width], views of the parameter."""
         place = self.parameters["place"]
         groups = self.grid.lattice.step.shape[1] if self.grid.lattice is not None else 1
-        return place.reshape(-1, groups, self.grid.width // groups)
+        return place.reshape(-1, self.grid.width // groups)
 
     def _lattice(self) -> tuple[Tensor, Tensor, Tensor, int, Tensor | None]:
-        """Step, offset and zero of every group of the blocks, [blocks, groups, 1], with gradients."""
+        """Step, offset and zero of every group, [groups, 1], with gradients."""
         lattice = self.grid.lattice
         assert lattice is not None, "checked when it was made"
         if self.base is None:
@@ -149,7 +152,8 @@ class TrainableMatrix:
             parts = d.reshape(-1, 1) * multiples.reshape(blocks, groups), lattice.offset
             if minima is not None:
                 parts = parts[0], dmin.reshape(-1, 1) * minima.reshape(blocks, groups)
-        return parts[0][..., None], parts[1][..., None], lattice.zero[..., None], lattice.levels, lattice.table
+        step, offset, zero = (part.reshape(-1, 1) for part in (*parts, lattice.zero))
+        return step, offset, zero, lattice.levels, lattice.table
 
     def _scales(self, base: Scales) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """d, dmin, multiples and minima as they are stored, with gradients."""
@@ -220,9 +224,8 @@ def _places(lattice: Lattice, codes: Tensor, near: Tensor | None) -> Tensor:
 def _rounded(place: Tensor, zero: Tensor, levels: int, table: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Levels (in steps, from zero), codes, and whether each place is within the range."""
     if table is None:
-        low, high = -zero, levels - 1 - zero
-        level = place.round().clamp_(low, high)
-        return level, level + zero, (place > low - 0.5) & (place < high + 0.5)
+        level = level_of(place, zero, levels)
+        return level, level + zero, (place > -zero - 0.5) & (place < levels - 0.5 - zero)
     order = table.argsort(stable=True)
     ascending = table[order]
     edges = (ascending[1:] + ascending[:-1]) / 2
@@ -238,14 +241,21 @@ def _rounding() -> Any:
         @staticmethod
         def forward(  # noqa: PLR0917 (autograd has no keywords)
             ctx: Any, place: Tensor, step: Tensor, offset: Tensor, zero: Tensor, levels: int, table: Tensor | None
-        ) -> tuple[Tensor, Tensor]:
-            level, codes, inside = _rounded(place, zero, levels, table)
+        ) -> Tensor:
+            ctx.levels = levels
+            if table is None:
+                ctx.save_for_backward(place, step, zero)
+                return values(place, step, offset, zero, levels)
+            level, _, inside = _rounded(place, zero, levels, table)
             ctx.save_for_backward(level, inside, step)
-            ctx.mark_non_differentiable(codes)
-            return level * step - offset, codes
+            ctx.levels = None
+            return level * step - offset
 
         @staticmethod
-        def backward(ctx: Any, gradient: Tensor, _codes: Any) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+            if ctx.levels is not None:
+                place, step, zero = ctx.saved_tensors
+                return *slopes(gradient, place, step, zero, ctx.levels), None, None, None
             level, inside, step = ctx.saved_tensors
             for_step = (gradient * level).sum(-1, keepdim=True)
             for_offset = -gradient.sum(-1, keepdim=True)

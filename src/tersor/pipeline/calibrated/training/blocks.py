@@ -29,9 +29,7 @@ FELT = 256
 """Sequences, at most, that tell what is felt of an error."""
 
 
-def train_blocks(
-    language: Language, taken: Tensor, kept: Tensor, course: Course, *, targets: Tensor
-) -> Iterator[Went]:
+def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course, *, targets: Tensor) -> Iterator[Went]:
     """Train one block after the other in place, and yield how each went; distances are nats per token, to second order.
 
     taken, kept  ids [sequences, tokens] to learn from, and to look whether it helps
@@ -79,4 +77,3 @@ def _advance(function: Callable[[Tensor], Tensor], states: Tensor) -> None:
 
 def _batches(states: Tensor, targets: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return lambda numbers: (states[numbers], targets[numbers])
-
