@@ -1,10 +1,12 @@
 """What training on the grid is worth: divergence of rtn, gptq, best and qat from the unrounded model at the same bytes.
 
-    python benchmarks/qat_language.py [--formats q2_k,q3_k_m,int3-g64] [--seeds 0,1] [--sequences 512] [--epochs 4]
+    python benchmarks/qat_language.py [--formats q2_k,q3_k_m,int3-g64,2.6] [--seeds 0,1] [--sequences 512] [--epochs 4]
                                        [--block-epochs 2] [--document 10000000] [--train-sequences 9000]
                                        [--packages 0] [--rates 2e-3 1e-3 2e-3]
 
-The subject is the embedded reference model. All methods see the same calibration text, the standard library without
+The subject is the embedded reference model. A format that is a number is a plan of so many bits per weight, as
+`tersor plan` makes it from the calibration text: a GGUF file whose layers have the formats that suit them best.
+All methods see the same calibration text, the standard library without
 the files of the held-out text; with `--train-sequences` training alone reads that library whole, and `--packages` times
 as much of the packages that are installed, but for copies of a held-out file. What is measured is that held-out text,
 read by no method, through tersor's own float32 forward pass on the written file. Every GGUF goes through llama.cpp too:
@@ -46,6 +48,10 @@ from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.calibrated.training.settings import Training
+from tersor.pipeline.planning.analysing import Study, analyse
+from tersor.pipeline.planning.goals import PlanGoal
+from tersor.pipeline.planning.planning import Planner
+from tersor.pipeline.planning.targets import TARGETS
 
 METHODS = ("rtn", "gptq", "best", "qat")
 LLAMA = 2
@@ -77,9 +83,17 @@ class Row:
 def written(model: Model, name: str, how: How, place: Path) -> tuple[Path, int, float, list[str]]:
     """Write one file; return its path, the bytes of its tensors, CPU seconds, and what the Card notes of training."""
     is_group = name.startswith("int")
+    formats: tuple[str, ...] = ()
     output = place / (f"{name}-{how.method}" + ("" if is_group else ".gguf"))
+    if name[0].isdigit():
+        assert isinstance(how.calibration, Calibration), "text, as it is given above"
+        study = Study(TARGETS["cpu"].formats, calibration=how.calibration, threads=1)
+        planner = Planner(model, analyse(model, place / "analysis", study))  # made once, then taken from there
+        plan = planner.plan(PlanGoal(bits_per_weight=float(name))).file
+        name, formats = plan.file_type, plan.tensor_formats(model)
     began = time.process_time()
-    card = quantize_calibrated(model, name, output, replace(how, container="gptq" if is_group else "gguf"))
+    how = replace(how, container="gptq" if is_group else "gguf")
+    card = quantize_calibrated(model, name, output, how, tensor_formats=formats)
     assert card is not None, "a lone process is the first"
     nbytes = sum(tensor.nbytes for tensor in card.plan.tensors)
     notes = [note for note in card.notes if note.startswith("qat")]
@@ -214,7 +228,7 @@ def show(rows: list[Row], settings: str) -> None:
 def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--formats", default="q2_k,q3_k_m,int3-g64", help="file types or integer groups")
+    parser.add_argument("--formats", default="q2_k,q3_k_m,int3-g64", help="file types, integer groups, bits per weight")
     parser.add_argument("--seeds", default="0,1", help="comma-separated")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--sequences", type=int, default=512, help="of calibration text, for all methods")
