@@ -166,10 +166,41 @@ def test_a_target_gets_no_format_that_it_does_not_run(case: Case) -> None:
 def test_limits_that_exclude_each_other_are_refused_with_what_is_possible(case: Case) -> None:
     planner = Planner(case.model, case.studied)
     small = planner.plan(PlanGoal(bits_per_weight=5.4), trials=0)
+    both = PlanGoal(bits_per_weight=5.4, max_kl=small.kl / 10)
     with pytest.raises(SchemeError, match=r"nats take .* bytes of tensors with a choice, and .* are allowed"):
-        planner.plan(PlanGoal(bits_per_weight=5.4, max_kl=small.kl / 10))
+        planner.plan(both, trials=0)
+    with pytest.raises(SchemeError, match=r"no mix of at most [\d,]+ bytes .* was measured to diverge by") as refused:
+        planner.plan(both)
+    came_to = float(str(refused.value).rsplit(" ", 1)[1])
+    assert came_to == pytest.approx(planner.plan(PlanGoal(bits_per_weight=5.4), trials=1).kl, rel=0.1)
     with pytest.raises(SchemeError, match="the smallest mix of these formats takes"):
         planner.plan(PlanGoal(bits_per_weight=2))
+
+
+def test_a_limit_that_the_curve_alone_calls_broken_is_measured(case: Case) -> None:
+    rows = tuple(replace(one, measured=one.measured * 1.6) for one in case.studied.analysis.measured)
+    pessimist = Planner(case.model, replace(case.studied, analysis=replace(case.studied.analysis, measured=rows)))
+    limit = 1.2 * Planner(case.model, case.studied).plan(PlanGoal(bits_per_weight=6.0)).kl
+    both = PlanGoal(bits_per_weight=6.0, max_kl=limit)
+    with pytest.raises(SchemeError, match="are allowed"):
+        pessimist.plan(both, trials=0)
+    planned = pessimist.plan(both)
+    assert planned.kl <= limit
+    assert planned.file.predicted["bits_per_weight"] <= 6.0
+
+
+def test_no_mix_is_measured_twice(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[frozenset[tuple[str, str]]] = []
+
+    def measured(decoder: Any, surveyed: Any, ids: Any, sides: dict[str, dict[str, str]]) -> Any:
+        seen.extend(frozenset(formats.items()) for formats in sides.values())
+        return measure_mixes(decoder, surveyed, ids, sides)
+
+    monkeypatch.setattr(planning, "measure_mixes", measured)
+    planner = Planner(case.model, case.studied)
+    first = planner.plan(PlanGoal(max_kl=planner.plan(PlanGoal(bits_per_weight=6)).kl))
+    assert planner.plan(PlanGoal(max_kl=first.kl)).kl <= first.kl
+    assert len(seen) == len(set(seen)) > 1
 
 
 def test_memory_and_latency_are_sizes(case: Case) -> None:
@@ -201,7 +232,9 @@ def test_a_table_of_embeddings_that_a_token_does_not_read_takes_no_time(
         read = alike.file.predicted["tensor_bytes"] - table.rows * get(kind).row_bytes(table.columns)
         assert alike.file.predicted["latency_ms"] == pytest.approx(read / 1e6)
         for trials in (0, 1, 8, 64):
-            fast = planner.plan(PlanGoal(max_latency_ms=read / 1e6, bandwidth=1e9), trials=trials)
+            fast = Planner(model, planner.studied).plan(
+                PlanGoal(max_latency_ms=read / 1e6, bandwidth=1e9), trials=trials
+            )
             kinds.add(fast.mix.formats[table.name])
             assert fast.file.predicted["latency_ms"] <= read / 1e6 * (1 + 1e-9)
             assert fast.file.predicted["tensor_bytes"] > read  # the table comes on top

@@ -78,6 +78,7 @@ class Planner:
     allowed: frozenset[str] | None = None
     groups: dict[str, tuple[str, ...]] = field(init=False)
     frontier: Frontier = field(init=False)
+    _known: dict[frozenset[tuple[str, str]], npt.NDArray[np.float64]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.groups = fused_groups([tensor.name for tensor in self.analysis.tensors], self.analysis.container)
@@ -111,7 +112,7 @@ class Planner:
         for _ in range(ROUNDS):
             overhead = self._file(mix, goal).file_bytes - mix.nbytes - self.analysis.kept_bytes + MARGIN
             nbytes = self._budget(goal, overhead, streamed)
-            mix = self._within(goal, nbytes)
+            mix = self._within(goal, nbytes, is_measured=bool(trials))
             found = self._file(mix, goal)
             if _keeps(found, goal):
                 break
@@ -144,8 +145,11 @@ class Planner:
         weights, kept = self.analysis.weights, self.analysis.kept_bytes
         return goal.nbytes(self.model, weights=weights, kept=kept, overhead=overhead, streamed=streamed)
 
-    def _within(self, goal: PlanGoal, nbytes: int | None) -> Mix:
-        """Return the best mix of at most `nbytes`, or the smallest that the curve predicts to keep the divergence."""
+    def _within(self, goal: PlanGoal, nbytes: int | None, *, is_measured: bool) -> Mix:
+        """Return the best mix of at most `nbytes`, or the smallest that the curve predicts to keep the divergence.
+
+        is_measured  where the curve says that both cannot be had, measuring has the last word: the best of `nbytes`
+        """
         kl = goal.kl
         if nbytes is not None and nbytes < self.frontier.smallest:
             raise SchemeError(f"{goal.described()}: {self._too_small(nbytes)}")
@@ -153,13 +157,15 @@ class Planner:
             assert nbytes is not None, "a goal without a limit"
             return self.frontier.at(nbytes)
         mix = self.frontier.least(self._loss(kl))
-        if nbytes is not None and mix.nbytes > nbytes:
-            best = self.analysis.predicted(self.frontier.at(nbytes).loss)
+        if nbytes is None or mix.nbytes <= nbytes:
+            return mix
+        best = self.frontier.at(nbytes)
+        if not is_measured:
             raise SchemeError(
                 f"{kl:.3g} nats take {mix.nbytes:,} bytes of tensors with a choice, and {nbytes:,} are allowed: there "
-                f"the best is {best:.3g} nats"
+                f"the best is {self.analysis.predicted(best.loss):.3g} nats"
             )
-        return mix
+        return best
 
     def _too_small(self, nbytes: int) -> str:
         """Say how small it can be, and which tensors stand in the way."""
@@ -203,16 +209,21 @@ class Planner:
             if mix.nbytes == before.nbytes or (nbytes is not None and mix.nbytes > nbytes):
                 break
         if best is None:
+            allowed = "" if nbytes is None else f" of at most {nbytes:,} bytes of tensors with a choice"
             raise SchemeError(
-                f"no mix that is allowed was measured to diverge by {kl:.3g} nats or less: the last came to {found:.3g}"
+                f"no mix{allowed} was measured to diverge by {kl:.3g} nats or less: the best came to {found:.3g}"
             )
         return best
 
     def _measured(self, mixes: Sequence[Mix]) -> list[npt.NDArray[np.float64]]:
         """Return the divergence of each mix, put together, on each sequence, nats per token."""
-        sides = {str(number): spread(one, self.groups).formats for number, one in enumerate(mixes)}
-        found = measure_mixes(Decoder(self.model), self.studied.surveyed, self.studied.measured_on, sides)
-        return [found[side].kl for side in sides]
+        keys = [frozenset(one.formats.items()) for one in mixes]
+        new = {str(number): spread(one, self.groups).formats for number, one in enumerate(mixes)}
+        new = {side: formats for side, formats in new.items() if keys[int(side)] not in self._known}
+        if new:
+            found = measure_mixes(Decoder(self.model), self.studied.surveyed, self.studied.measured_on, new)
+            self._known.update({keys[int(side)]: found[side].kl for side in new})
+        return [self._known[key] for key in keys]
 
     def _file(self, mix: Mix, goal: PlanGoal, together: float | None = None) -> Planned:
         analysis, where = self.analysis, self.analysis.container
