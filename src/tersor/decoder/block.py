@@ -50,8 +50,8 @@ before it is used; the weights are looked up afterwards. Closing it early costs 
 
 
 def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Return x / rms(x) · weight over the last axis."""
-    return torch.nn.functional.rms_norm(x, weight.shape, weight, epsilon)
+    """Return x / rms(x) · weight over the last axis, in the weight's type: not that of products before it."""
+    return torch.nn.functional.rms_norm(x.to(weight.dtype), weight.shape, weight, epsilon)
 
 
 def activate(gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -175,11 +175,13 @@ class Block:
     def _experts(self, x: Tensor) -> Generator[Seen, None, Tensor]:
         """For each token the weighted sum of what its experts make of it."""
         tokens = x.flatten(0, -2)
-        logits = torch.nn.functional.linear(tokens, self.weights[self._name("ffn_gate_inp")])
+        router = self.weights[self._name("ffn_gate_inp")]
+        with torch.autocast(tokens.device.type, enabled=False):  # who is chosen hangs on the last bits
+            logits = torch.nn.functional.linear(tokens.to(router.dtype), router)
         made = torch.zeros_like(tokens)
         for share in route(logits, self._settings.experts_used):
             fed = yield from self._expert(tokens[share.tokens], share.expert)
-            made.index_add_(0, share.tokens, fed * share.weights)
+            made.index_add_(0, share.tokens, (fed * share.weights).to(made.dtype))
         return made.view_as(x)
 
     def _expert(self, x: Tensor, expert: int) -> Generator[Seen, None, Tensor]:

@@ -36,6 +36,7 @@ Make = Callable[..., Model]
 QUICK = Training(epochs=2, block_epochs=1, batch=8, stretch=4, rate=1e-2, scale_rate=1e-3)
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
 """Columns that blocks of 256 divide."""
+REPORT = result.Report
 
 
 def how(text: Path, method: str = "gptq+qat", **more: Any) -> How:
@@ -273,6 +274,25 @@ def test_the_whole_learns_the_same_from_states_that_blocks_left_as_from_a_teache
         quantized(make(), tmp_path / f"{is_at_hand}.gguf", how(text, training=quick))
     assert went[0].losses == pytest.approx(went[1].losses, rel=1e-4)
     assert went[0].after == pytest.approx(went[1].after, rel=1e-3)
+
+
+@pytest.mark.parametrize("config", ["MixtralConfig", "Qwen2Config", "Qwen3Config", "Gemma2Config", "Phi3Config"])
+def test_every_kind_of_block_is_trained_with_products_in_bfloat16(
+    config: str, make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went: list[Any] = []
+
+    def report(*given: Any, **named: Any) -> result.Report:
+        went.append(given)
+        return REPORT(*given, **named)
+
+    monkeypatch.setattr(result, "Report", report)
+    more = {"num_local_experts": 4, "num_experts_per_tok": 2} if config == "MixtralConfig" else {}
+    quick = dataclasses.replace(QUICK, products="bfloat16", rate=1e-3)
+    quantized(make(config, **more), tmp_path / "m.gguf", how(text, training=quick))
+    ((_, blocks, whole, *_),) = went
+    assert all(np.isfinite(one.losses).all() for one in (*blocks, whole))
+    assert whole.after < whole.before or whole.share < 1
 
 
 def test_what_training_makes_worse_is_written_as_it_was_before(make: Make, text: Path, tmp_path: Path) -> None:
