@@ -17,7 +17,7 @@ from tersor.graph.training import distillation
 from tersor.graph.training.convert import convert
 from tersor.graph.training.distillation import divergence
 from tersor.graph.training.prepare import prepare
-from tersor.graph.training.train import Epoch, Options, adam, cosine, restlessness, train
+from tersor.graph.training.train import Epoch, Options, adam, best_so_far, cosine, restlessness, train
 
 from ..conftest import Drawing, quantized, run
 from .conftest import torch
@@ -264,6 +264,43 @@ def test_data_without_batches_is_refused(prepared: Any) -> None:
 def test_a_loss_that_is_not_finite_ends_the_training(prepared: Any) -> None:
     with pytest.raises(QualityError, match="lower learning rate"):
         train(prepared, shuffled(), 1, options(loss=lambda made, _target: made.sum() * float("nan")))
+
+
+def test_what_was_gained_before_a_loss_broke_is_on_disk(prepared: Any, tmp_path: Path) -> None:
+    calls, states = [0], []
+
+    def loss(made: Any, _target: Any) -> Any:
+        calls[0] += 1
+        return made.square().mean() * (float("nan") if calls[0] > 2 * len(shuffled()) else 1.0)
+
+    def validate(module: Any) -> float:
+        states.append({name: values.clone() for name, values in module.state_dict().items()})
+        return -float(len(states))  # the first is the best
+
+    given = options(loss=loss, validate=validate, folder=tmp_path, keep_best=False)
+    assert best_so_far(prepared, tmp_path) is None
+    with pytest.raises(QualityError):
+        train(prepared, shuffled(), 5, given)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    found = best_so_far(prepared, tmp_path)
+    assert found is not None
+    assert (len(found.epochs), found.best, found.stopped_early) == (2, 0, True)
+    assert all(torch.equal(values, states[0][name]) for name, values in prepared.state_dict().items())
+
+
+def test_damping_grows_from_nothing_whatever_the_schedule(prepared: Any) -> None:
+    weights: list[float] = []
+
+    def restless(_module: Any) -> Any:
+        probe = torch.ones((), requires_grad=True)
+        probe.register_hook(lambda slope: weights.append(float(slope)))
+        return lambda: probe * 1.0
+
+    warm = options(damping=0.5, restless=restless, schedule=lambda done: min(10 * done, 1.0) * cosine(done))
+    train(prepared, shuffled(), 3, warm)
+    assert weights == sorted(weights)
+    assert weights[0] == 0
+    assert 0.3 < weights[-1] < 0.5
 
 
 def test_the_learning_rate_falls_along_half_a_cosine(prepared: Any) -> None:

@@ -305,32 +305,50 @@ def test_what_training_makes_worse_is_written_as_it_was_before(make: Make, text:
     assert {row.method for row in card.errors} == {"gptq", ""}
 
 
-@pytest.mark.parametrize("stopped_at", ["training block 2", "training end to end", "writing"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
-    stopped_at: str, make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("where", "batches", "unfinished"),
+    [("block 2", 7, "block-2-0"), ("end to end", 7, "end-to-end-0"), ("block 1", 17, "block-1-1"), ("writing", 0, "")],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(  # noqa: PLR0917 (fixtures)
+    where: str,
+    batches: int,
+    unfinished: str,
+    make: Make,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In the second of two stretches of 5 steps each, of the first attempt or of the second, or behind all of them."""
     model, path = make(), tmp_path / "m.gguf"
-    quantized(model, path, how(text))
+    quick = dataclasses.replace(QUICK, block_epochs=2)
+    if unfinished.endswith("-1"):  # the first attempt gains nothing
+        quick = dataclasses.replace(quick, block_rate=9.0, scale_rate=2.0)
+    quantized(model, path, how(text, training=quick))
     wanted = path.read_bytes()
 
-    def stop(where: str, *_: object) -> None:
-        seen.append(where)
-        if seen.count(stopped_at) > QUICK.stretch:
+    def stop(now: str, *_: object) -> None:
+        seen.append(now)
+        if seen.count(f"training {where}") > batches:
             raise KeyboardInterrupt
 
     seen: list[str] = []
-    if stopped_at == "writing":
+    if where == "writing":
         monkeypatch.setattr("tersor.pipeline.calibrated.quantize.plainly.quantize", _interrupted)
     with pytest.raises(KeyboardInterrupt):
-        quantized(model, path, how(text, progress=stop))
+        quantized(model, path, how(text, training=quick, progress=stop))
     monkeypatch.undo()
-    assert workspace_path(path).exists()
-    other = how(text, resume=True, training=dataclasses.replace(QUICK, epochs=3))
+    folder = workspace_path(path) / "training"
+    if unfinished:
+        assert len(torch.load(folder / unfinished / "last.pt", weights_only=True)["epochs"]) == 1
+    else:
+        assert {"block-1.pt", "block-2.pt", "end-to-end.pt"} <= {one.name for one in folder.iterdir()}
+        assert not any(one.is_dir() for one in folder.iterdir()), "what a part needed to go on is gone"
+    other = how(text, resume=True, training=dataclasses.replace(quick, epochs=3))
     with pytest.raises(SchemeError, match="the unfinished work was made with another training"):
         quantized(model, path, other)
     with pytest.raises(SchemeError, match="the unfinished work was made with another more"):
-        quantized(model, path, how(text, resume=True, train=Calibration(text, 20)))
-    quantized(model, path, how(text, resume=True))
+        quantized(model, path, how(text, resume=True, training=quick, train=Calibration(text, 20)))
+    quantized(model, path, how(text, resume=True, training=quick))
     assert path.read_bytes() == wanted
     assert not workspace_path(path).exists()
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     torch, fx = LazyModule("torch", "torch"), LazyModule("torch.fx", "torch")
 
-__all__ = ["DAMPING", "Epoch", "Options", "Trained", "adam", "cosine", "restlessness", "train"]
+__all__ = ["DAMPING", "Epoch", "Options", "Trained", "adam", "best_so_far", "cosine", "restlessness", "train"]
 
 Data: TypeAlias = "Iterable[Any] | Callable[[int], Iterable[Any]]"
 
@@ -117,12 +117,13 @@ class Options:
     distance      of (made, taught)
     weight        of the distance beside a loss of 1
     products      in which matrix products are made while it trains, as torch.bfloat16; None: as the module has them
-    damping       of `restless` beside a loss of 1 at the end; it grows as the learning rate falls
+    damping       of `restless` beside a loss of 1 at the end; it grows from nothing as `cosine` falls
     restless      module → what tells how far its weights are from what they are rounded to
     validate      module at rest → score, higher is better; without it there is no best epoch and no early stop
     patience      epochs without a better score after which training ends
     frozen_after  epochs after which batch norms keep their statistics; None: two thirds of them
     folder        where `last.pt` is written after every epoch and `best.pt` after every better one
+    keep_best     whether `best.pt` is: `last.pt` has the best weights too
     resume        go on from `last.pt`, if it is there
     progress      called after every epoch
     """
@@ -140,6 +141,7 @@ class Options:
     patience: int | None = None
     frozen_after: int | None = None
     folder: Path | None = None
+    keep_best: bool = True
     resume: bool = False
     progress: Callable[[Epoch], None] | None = None
 
@@ -161,6 +163,17 @@ def train(module: Module, data: Data, epochs: int, options: Options) -> Trained:
         run.epoch(data(len(run.epochs)) if callable(data) else data)
         run.save()
     return run.finish()
+
+
+def best_so_far(module: Module, folder: Path) -> Trained | None:
+    """Put the best weights of a training that did not end into the module; None where no epoch of it did."""
+    path = folder / LAST
+    if not path.exists():
+        return None
+    found = read(path)
+    load_state(module, path, found["best_state"])
+    module.eval()
+    return Trained(tuple(Epoch(*told) for told in found["epochs"]), found["best"], stopped_early=True)
 
 
 class _Run:
@@ -189,7 +202,7 @@ class _Run:
         count, length = 0, len(batches) if isinstance(batches, Sized) else 0
         for batch in batches:
             done = (number + (count / length if length else 0)) / self.total
-            total += self._step(batch, self.options.schedule(min(done, 1.0)))
+            total += self._step(batch, min(done, 1.0))
             count += 1
         if not count:
             raise SchemeError("the data has no batches; data that is gone through once cannot be trained on for epochs")
@@ -198,7 +211,8 @@ class _Run:
             raise QualityError(f"the loss is {loss} in epoch {number + 1}; train with a lower learning rate")
         self._validate(Epoch(number, loss, None))
 
-    def _step(self, batch: Any, share: float) -> Tensor:
+    def _step(self, batch: Any, done: float) -> Tensor:
+        share = self.options.schedule(done)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * share
         inputs, target = batch if self.options.loss is not None or isinstance(batch, (tuple, list)) else (batch, None)
@@ -216,7 +230,7 @@ class _Run:
             loss = loss + self.options.weight * self.options.distance(made, taught)
         told = loss.detach()
         if self.options.damping:
-            loss = loss + self.options.damping * (1 - share) * self.restlessness().to(self.device)
+            loss = loss + self.options.damping * (1 - cosine(done)) * self.restlessness().to(self.device)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -246,7 +260,7 @@ class _Run:
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if self.best == len(self.epochs) - 1:
+        if self.options.keep_best and self.best == len(self.epochs) - 1:
             write(folder / BEST, {"state": self.best_state, "epoch": self.best})
         told = [[epoch.number, epoch.loss, epoch.score] for epoch in self.epochs]
         content = {"epochs": told, "best": self.best, "best_state": self.best_state, "random": torch.get_rng_state()}

@@ -252,6 +252,7 @@ def _rounding() -> Any:
             return level * step - offset
 
         @staticmethod
+        @torch.autograd.function.once_differentiable
         def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             if ctx.levels is not None:
                 place, step, zero = ctx.saved_tensors

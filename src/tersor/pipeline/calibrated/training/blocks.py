@@ -49,7 +49,7 @@ def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course
             module,
             _batches(states, targets),
             distance_from(wanted, ours, distance),
-            loss=distance,
+            distance,
             sequences=len(taken),
             epochs=course.training.block_epochs,
             rate=course.training.block_rate,

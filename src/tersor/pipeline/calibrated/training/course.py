@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.errors import QualityError
-from tersor.graph.training.distillation import Distance, divergence
-from tersor.graph.training.train import Options, cosine, train
+from tersor.graph.training.checkpoints import load_state, read, write
+from tersor.graph.training.distillation import Distance
+from tersor.graph.training.train import Options, Trained, best_so_far, cosine, train
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.calibrated.training.part import optimizer, restless
 from tersor.pipeline.calibrated.training.settings import Training
@@ -90,67 +92,86 @@ class Course:
     def run(
         self,
         module: Module,
-        batch: Callable[[Tensor], Any],
+        batch: Callable[[Tensor], tuple[Tensor, Tensor]],
         validate: Callable[[Module], float],
+        loss: Callable[[Any, Any], Tensor],
         *,
         sequences: int,
         epochs: int,
         where: str,
         rate: float,
-        loss: Callable[[Any, Any], Tensor] | None = None,
-        teacher: Module | None = None,
     ) -> Went:
         """Train a part in place, and leave it as it was where no stretch gained on held-out text.
 
-        batch      numbers of sequences → what `loss` or the teacher learns from
+        batch      numbers of sequences → inputs, and what `loss` sets outputs beside
         validate   part at rest → distance from full precision, lower is better
         sequences  how many there are to learn from
         rate       of weights, at the start
+        A part that is done keeps its weights alone on disk, what its attempts needed to go on is removed.
         """
-        steps = self.steps(sequences, epochs)
+        steps, begin = self.steps(sequences, epochs), self.done
+        name = where.replace(" ", "-")
+        path = self.folder / f"{name}.pt"
+        self.done = begin + steps
+        if path.exists():
+            found = read(path)
+            load_state(module, path, found["state"])
+            return Went(**found["went"])
         stretches = max(1, round(steps / self.training.stretch))
         length = -(-steps // stretches)
-        begin, start = self.done, copy.deepcopy(module.state_dict())
 
         def stretch(number: int) -> _Stretch:
             numbers = list(self.order(sequences, number * length, length))
             return _Stretch(self, batch, numbers, begin + number * length, where)
 
+        went = self._attempted(
+            module, stretch, (stretches, length), self._options(loss, validate), rate=rate, name=name
+        )
+        write(path, {"went": asdict(went), "state": module.state_dict()})
+        for attempt in range(len(SHARES)):
+            shutil.rmtree(self.folder / f"{name}-{attempt}", ignore_errors=True)
+        return went
+
+    def _attempted(
+        self,
+        module: Module,
+        stretch: Callable[[int], _Stretch],
+        sizes: tuple[int, int],
+        options: Options,
+        *,
+        rate: float,
+        name: str,
+    ) -> Went:
+        """Try the rates one after the other; `sizes` are how many stretches there are, and steps of each."""
+        assert options.validate is not None, "it says what is a gain"
+        start = copy.deepcopy(module.state_dict())
         with torch.no_grad():
-            before = validate(module.eval())
+            before = -options.validate(module.eval())
         losses: tuple[float, ...] = ()
         for attempt, share in enumerate(SHARES):
-            options = replace(
-                self._options(loss, rate, share, f"{where.replace(' ', '-')}-{attempt}"),
-                teacher=teacher,
-                validate=lambda part: -validate(part),
-            )
+            found: Trained | None
+            folder, made = self.folder / f"{name}-{attempt}", optimizer(self.training, rate, share)
             try:
-                found = train(module, stretch, stretches, options)
-            except QualityError:  # no finite loss is no gain either
-                losses = (math.inf,)
-                module.load_state_dict(start)
-                continue
-            losses = tuple(epoch.loss for epoch in found.epochs)
-            score = found.epochs[found.best].score
+                found = train(module, stretch, sizes[0], replace(options, folder=folder, optimizer=made))
+            except QualityError:  # no finite loss is no gain either, but what was gained before counts
+                found = best_so_far(module, folder)
+            losses = (math.inf,) if found is None else tuple(epoch.loss for epoch in found.epochs)
+            score = None if found is None else found.epochs[found.best].score
             if score is not None and -score < before:
-                self.done = begin + steps
-                return Went(before, -score, losses, len(losses) * length, share, is_kept=True)
+                return Went(before, -score, losses, len(losses) * sizes[1], share, is_kept=True)
             module.load_state_dict(start)
-        self.done = begin + steps
-        return Went(before, before, losses, len(losses) * length, SHARES[-1], is_kept=False)
+        return Went(before, before, losses, len(losses) * sizes[1], SHARES[-1], is_kept=False)
 
-    def _options(self, loss: Callable[[Any, Any], Tensor] | None, rate: float, share: float, folder: str) -> Options:
+    def _options(self, loss: Callable[[Any, Any], Tensor], validate: Callable[[Module], float]) -> Options:
         return Options(
             loss=loss,
-            optimizer=optimizer(self.training, rate, share),
             schedule=warmed,
-            distance=divergence(),
             products=self.products,
             damping=self.training.damping,
             restless=restless,
+            validate=lambda part: -validate(part),
             patience=self.training.patience,
-            folder=self.folder / folder,
+            keep_best=False,
             resume=True,  # an older training's folder is gone by now, if it is not to be gone on with
         )
 
@@ -168,7 +189,12 @@ class _Stretch:
     """The batches of a stretch; telling how far it is as they are taken."""
 
     def __init__(
-        self, course: Course, batch: Callable[[Tensor], Any], numbers: Sequence[Tensor], done: int, where: str
+        self,
+        course: Course,
+        batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+        numbers: Sequence[Tensor],
+        done: int,
+        where: str,
     ) -> None:
         self._course, self._batch, self._numbers = course, batch, numbers
         self._done, self._where = done, where

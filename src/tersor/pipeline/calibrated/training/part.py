@@ -106,7 +106,8 @@ def products_on(device: str, training: Training) -> torch.dtype | None:
     if training.products != "usual":
         return torch.bfloat16 if training.products == "bfloat16" else None
     if device.startswith("cuda"):
-        has = torch.cuda.is_bf16_supported()
+        with torch.cuda.device(device):
+            has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has = device == "cpu" and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(processor().flags)
     return torch.bfloat16 if has else None

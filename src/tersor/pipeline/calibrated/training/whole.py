@@ -6,6 +6,7 @@ Differs: nothing is generated, the calibration text is what both read; weights, 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tersor.graph.training.distillation import Distance, divergence
@@ -34,13 +35,19 @@ def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course,
         trained = trained.joined(one)
     with torch.no_grad():
         wanted = torch.cat([language.full_states(some) for some in torch.split(kept, AT_ONCE)])
-    teacher = part(Trained({}, {}, {}), language.full_logits) if states is None else None
+
+    def batch(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ids = taken[numbers]
+        if states is not None:
+            return ids, states[numbers]
+        with _products(course.products, language.table.device):
+            return ids, language.full_states(ids).float()
+
     return course.run(
         part(trained, language.logits),
-        (lambda numbers: taken[numbers]) if states is None else (lambda numbers: (taken[numbers], states[numbers])),
+        batch,
         distance_from(wanted, kept, _behind(language, None)),
-        loss=None if states is None else _behind(language, course.products),
-        teacher=teacher,
+        _behind(language, course.products),
         sequences=len(taken),
         epochs=course.training.epochs,
         rate=course.training.rate,
@@ -56,8 +63,14 @@ def _behind(language: Language, products: torch.dtype | None) -> Distance:
     distance = divergence()
 
     def told(made: Tensor, states: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(states.device.type, products, enabled=products is not None):
+        with torch.no_grad(), _products(products, states.device):
             taught = language.ended_in_full(states)
         return distance(made, taught)
 
     return told
+
+
+def _products(kind: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which matrix products are made in `kind`; None: as they are."""
+    made: AbstractContextManager[object] = torch.autocast(device.type, kind, enabled=kind is not None)
+    return made
