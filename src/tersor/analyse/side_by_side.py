@@ -50,6 +50,10 @@ class Divergence:
     same_top: npt.NDArray[np.float64]
     tokens: int
 
+    def only(self, rows: npt.NDArray[np.int64]) -> Divergence:
+        """Return that of some of the sequences, which are all as long."""
+        return Divergence(self.kl[rows], self.same_top[rows], self.tokens // len(self.kl) * len(rows))
+
 
 @dataclass
 class SideBySide:

@@ -14,6 +14,8 @@ from tersor.calibrate.sequences import Sequences
 from tersor.calibrate.workspace import workspace_path
 from tersor.core.card import Card
 from tersor.core.errors import MissingError, SchemeError
+from tersor.core.quantities import size
+from tersor.decoder import Decoder
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.evaluation.checks.logits import EXACT, compare
 from tersor.files.gguf import GgufFile
@@ -60,15 +62,19 @@ def contents(path: Path) -> dict[str, bytes]:
 def test_what_chooses_and_what_proves_was_seen_by_nothing_before(count: int) -> None:
     text = Sequences(np.arange(count)[:, None], "numbers", "")
     calibrated = set(divided(text)[0].ids.ravel().tolist())
-    learnt, looked_at, unseen = (set(part.ravel().tolist()) for part in result._texts(text, is_proved=True))
+    kept = divided(text)[1]
+    found = result._texts(text, is_proved=True)
+    np.testing.assert_array_equal(kept[found.places], found.judging)
+    learnt, looked_at, unseen = (set(part.ravel().tolist()) for part in (found.learnt, found.looked_at, found.judging))
     assert learnt == calibrated
     assert not calibrated & (looked_at | unseen)
     assert not looked_at & unseen
     assert len(looked_at) >= 2
     assert len(unseen) >= 2
-    learnt, looked_at, unseen = (set(part.ravel().tolist()) for part in result._texts(text, is_proved=False))
-    assert len(learnt) + len(looked_at) == count
-    assert not unseen
+    found = result._texts(text, is_proved=False)
+    assert len(found.learnt) + len(found.looked_at) == count
+    assert not set(found.learnt.ravel().tolist()) & set(found.looked_at.ravel().tolist())
+    assert not len(found.judging)
 
 
 @pytest.fixture
@@ -161,8 +167,11 @@ def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_pat
     assert [note.split(",")[0] for note in notes[:2]] == ["qat: block 1 alone", "qat: block 2 alone"]
     assert "in at most 2 epochs" in notes[2]
     assert notes[3].endswith("nats on text that nothing has seen; written: trained weights")
+    judging = before.units
+    assert (gain.settings["sequences"], gain.settings["tokens"]) == (judging, 15 * judging)
+    assert {row.units for row in gain.metrics if row.name.startswith("kl_mean")} == {judging}
     assert {row.method for row in card.errors} == {"gptq+qat", ""}
-    assert told[1].startswith("planned peak memory of training ")
+    assert told[0].startswith("planned peak memory of training ")
     steps = [step for step in seen if step[0].startswith("training ")]
     assert {where for where, _, _ in steps} == {"training block 1", "training block 2", "training end to end"}
     weighed = [step[1:] for step in seen if step[0] == "weighing errors of blocks"]
@@ -411,9 +420,62 @@ def test_products_are_made_in_bfloat16_where_the_processor_is_fast_at_it_unless_
     assert found is (None if wanted is None else getattr(torch, wanted))
 
 
-def test_memory_that_is_not_there_is_told_before_training(
+def test_memory_that_is_not_there_is_told_before_anything_is_calibrated(
     make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tersor.pipeline.calibrated.training.memory.available_bytes", lambda: 600 << 20)
+    model, told = make(), list[str]()
+    weights = sum(int(np.prod(tensor.shape)) for tensor in model.tensors)
+    needed = memory.plan_training(model.tensors, Decoder(model), QUICK, sequences=40, length=16)
+    logits, inner = 4 * 4 * 8 * 16 * Decoder(model).vocabulary, 4 * 8 * 16 * 2 * (12 * 64 + 5 * 96)
+    assert (needed.weights, needed.step, needed.states) == (60 * weights, logits + inner, 8 * 40 * 16 * 64)
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed.total - 1)
     with pytest.raises(MissingError, match=r"training needs 6\d\d.* MiB .* the model is held whole"):
+        quantized(model, tmp_path / "m.gguf", how(text))
+    assert not workspace_path(tmp_path / "m.gguf").exists()
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed.total)
+    quantized(model, tmp_path / "m.gguf", how(text, tell=told.append))
+    assert f"planned peak memory of training {size(needed.total)}: program 600" in "".join(told)
+
+
+def test_what_shares_text_with_what_judges_is_not_learnt_from(
+    make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = result._texts
+
+    def with_copies(given: Sequences, *, is_proved: bool) -> Any:
+        found = texts(given, is_proved=is_proved)
+        return dataclasses.replace(found, learnt=np.concatenate([found.learnt, found.judging, found.looked_at[:1]]))
+
+    def copies(given: Sequences, *, is_proved: bool) -> Any:
+        found = texts(given, is_proved=is_proved)
+        return dataclasses.replace(found, learnt=found.judging)
+
+    plain = quantized(make(), tmp_path / "plain.gguf", how(text))
+    monkeypatch.setattr(result, "_texts", with_copies)
+    card = quantized(make(), tmp_path / "m.gguf", how(text))
+    judging = int(card.evaluations[0].settings["sequences"])
+    assert f"qat: {judging + 1} sequences to train on left out: they share text with those that judge" in card.notes
+    assert {note for note in plain.notes if "nats" in note} <= set(card.notes)
+    monkeypatch.setattr(result, "_texts", copies)
+    with pytest.raises(SchemeError, match="all sequences share text with those that judge"):
         quantized(make(), tmp_path / "m.gguf", how(text))
+
+
+def test_proof_is_part_of_what_a_run_goes_on_with(
+    make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.pipeline.calibrated.quantize.plainly.quantize", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(make(), tmp_path / "m.gguf", how(text, "gptq", proof=False))
+    monkeypatch.undo()
+    with pytest.raises(SchemeError, match="the unfinished work was made with another proof"):
+        quantized(make(), tmp_path / "m.gguf", how(text, "gptq", resume=True))
+
+
+def test_a_gpu_is_asked_for_its_own_memory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (123 if device == "cuda:1" else 0, 456))
+    here = memory.plan_training(model.tensors, Decoder(model), QUICK, sequences=40, length=16)
+    there = memory.plan_training(model.tensors, Decoder(model), QUICK, sequences=40, length=16, device="cuda:1")
+    assert (there.available, there.program) == (123, 0)
+    assert there.step > here.step, "logits are compared whole"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tersor.analyse.side_by_side import Rows, SideBySide
+from tersor.analyse.side_by_side import Divergence, Rows, SideBySide
 from tersor.decoder import Block, Decoder
 from tersor.evaluation.statistics import Interval, mean_interval
 
@@ -26,30 +26,50 @@ METHOD, PLAIN = "method", "rtn"
 """The two sides beside full precision."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Gain:
-    """Mean divergence from the full-precision model, nats per token, with intervals over sequences.
+    """Divergence from the full-precision model on the same sequences, nats per token.
 
-    method  of the weights that are written
-    rtn     of plain rounding, importance-weighted, at the same bytes
-    ratio   method / rtn; 1 where both are zero
-    same_top  share of tokens whose likeliest continuation stays the same, method and rtn
+    of_method  of the weights that are written
+    of_rtn     of plain rounding, importance-weighted, at the same bytes
     """
 
-    method: Interval
-    rtn: Interval
-    same_top: tuple[float, float]
-    tokens: int
+    of_method: Divergence
+    of_rtn: Divergence
+
+    @property
+    def method(self) -> Interval:
+        """Mean of what is written, with an interval over sequences."""
+        return mean_interval(self.of_method.kl)
+
+    @property
+    def rtn(self) -> Interval:
+        """That of plain rounding."""
+        return mean_interval(self.of_rtn.kl)
+
+    @property
+    def same_top(self) -> tuple[float, float]:
+        """Share of tokens whose likeliest continuation stays the same, method and rtn."""
+        return float(self.of_method.same_top.mean()), float(self.of_rtn.same_top.mean())
+
+    @property
+    def tokens(self) -> int:
+        """How many were compared."""
+        return self.of_method.tokens
 
     @property
     def ratio(self) -> float:
-        """How much of the divergence of plain rounding is left."""
+        """How much of the divergence of plain rounding is left; 1 where both are zero."""
         return self.method.value / self.rtn.value if self.rtn.value > 0 else 1.0
 
     @property
     def is_worse(self) -> bool:
         """Whether plain rounding would be better, beyond the noise of identical results."""
         return self.method.value > max(self.rtn.value * 1.001, 1e-9)
+
+    def only(self, rows: npt.NDArray[np.int64]) -> Gain:
+        """Return that on some of the sequences."""
+        return Gain(self.of_method.only(rows), self.of_rtn.only(rows))
 
 
 @dataclass
@@ -82,6 +102,4 @@ class HeldOut:
     def gain(self, method: Rows | None, rtn: Rows | None) -> Gain:
         """Compare at the end; `method` and `rtn` decode rows of the output matrix, None: it stays in full precision."""
         found = self.sides.divergences({METHOD: method, PLAIN: rtn})
-        ours, plain = found[METHOD], found[PLAIN]
-        same = float(ours.same_top.mean()), float(plain.same_top.mean())
-        return Gain(mean_interval(ours.kl), mean_interval(plain.kl), same, ours.tokens)
+        return Gain(found[METHOD], found[PLAIN])

@@ -19,6 +19,7 @@ from tersor.core.card import Card, TensorError
 from tersor.core.errors import QualityError, SchemeError
 from tersor.core.evaluation import Evaluation, Metric
 from tersor.core.plan import Plan
+from tersor.decoder import Decoder
 from tersor.formats import get
 from tersor.models.model import Model
 from tersor.pipeline import quantize as plainly
@@ -28,6 +29,7 @@ from tersor.pipeline.calibrated.rewrites import ROTATION, parse_method, split_ro
 from tersor.pipeline.calibrated.rotated import rotated
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
 from tersor.pipeline.calibrated.statistics import open_statistics
+from tersor.pipeline.calibrated.training.memory import plan_training
 from tersor.pipeline.calibrated.training.result import Report, train_prepared
 from tersor.pipeline.calibrated.training.settings import Training, check_train, check_training, split_training
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
@@ -115,8 +117,12 @@ def _in_ranks(
     plan = make_plan(model, name, **choices) if is_gguf else plan_checkpoint(model, name, how.container, choices)
     run = Run(statistics, how.threads, how.resume, how.proof, how.progress, how.tell)
     is_trained, method = split_training(how.method)
+    training, more = how.training or Training(), text.ids[:0] if learnt is None else learnt.ids
     if is_trained:
         check_training(plan, ranks)
+        most, decoder = count + len(more), Decoder(model)
+        memory = plan_training(model.tensors, decoder, training, sequences=most, length=length, device=ranks.device)
+        memory.check(run.tell)
     method = split_rotation(method)[1]  # the model is turned by now, and the plan names the whole
     prepared = prepare(model, plan, output, text=text, method=method, calibration=calibration, ranks=ranks, run=run)
     if learnt is not None:  # the method before training has not read it: what that has made stays, whatever follows
@@ -126,8 +132,6 @@ def _in_ranks(
         return None
     report = None
     if is_trained:
-        more = text.ids[:0] if learnt is None else learnt.ids
-        training = how.training or Training()
         prepared, report = train_prepared(prepared, training, run, more=more, trains_vectors=is_gguf)
     if prepared.gain is not None and prepared.gain.is_worse and not how.force:
         raise QualityError(_worse(prepared.gain, how.method))

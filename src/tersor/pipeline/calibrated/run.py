@@ -181,6 +181,7 @@ def prepare(
     )
     memory.check(run.tell if ranks.is_first else None)
     described = _description(model, plan, method, text, calibration) if ranks.is_first else {}
+    described |= {"proof": run.proof}  # what is kept back is not calibrated on
     described |= {"statistics": run.statistics.about["files"]} if run.statistics is not None else {}
     visitor = BlockQuantizer(
         plan={tensor.name: tensor for tensor in plan.tensors},

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
+from tersor.analyse.side_by_side import Divergence
 from tersor.calibrate.sequences import Sequences, TokenIds, without_shared
 from tersor.calibrate.workspace import Finished, Workspace
 from tersor.core.arrays import Float32
@@ -18,12 +20,13 @@ from tersor.evaluation.statistics import Interval, mean_interval
 from tersor.formats import get
 from tersor.kernels.lazy import LazyModule
 from tersor.kernels.logits import compare_logits
+from tersor.pipeline.calibrated.held_out import Gain
 from tersor.pipeline.calibrated.outcome import Outcome
 from tersor.pipeline.calibrated.run import Prepared, Run, divided, exact
 from tersor.pipeline.calibrated.training.blocks import train_blocks
 from tersor.pipeline.calibrated.training.course import Course, Went
 from tersor.pipeline.calibrated.training.language import Language
-from tersor.pipeline.calibrated.training.memory import of_blocks, plan_training
+from tersor.pipeline.calibrated.training.memory import of_blocks
 from tersor.pipeline.calibrated.training.part import Trained, products_on
 from tersor.pipeline.calibrated.training.settings import QAT, Training
 from tersor.pipeline.calibrated.training.whole import train_whole
@@ -39,6 +42,8 @@ __all__ = ["Report", "train_prepared"]
 LOOKED_AT = (2, 64)
 """Fewest and most sequences that tell which stretch is the best: one in sixteen where none were kept back."""
 FOLDER = "training"
+COURSE = 2
+"""Number of the way in which all this is done: work that an older way began is not gone on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Report:
     """How training went.
 
     start, trained  divergence from full precision on the sequences that decide, nats per token
-    left_out        sequences of the text to train on that were not, since they share text with those that decide
+    left_out        sequences to learn from that were not, since they share text with those that decide
     is_proved       whether those are sequences that neither training nor choosing has seen; else that choosing has seen
     same_top        share of those tokens whose likeliest continuation stays, trained
     """
@@ -100,17 +105,26 @@ def train_prepared(
     A run that was killed goes on from its last stretch with `run.resume`, and ends with the same bytes.
     """
     visitor = prepared.visitor
-    learnt, looked_at, unseen = _texts(prepared.text, is_proved=run.proof)
-    new = without_shared(more, np.concatenate([looked_at.numpy(), unseen.numpy()]))
-    learnt = torch.cat([learnt, torch.from_numpy(new)])
-    memory = plan_training(
-        visitor.sources.values(), visitor.decoder, training, sequences=len(learnt), length=int(learnt.shape[1])
-    )
-    memory.check(run.tell)
+    texts = _texts(prepared.text, is_proved=run.proof)
+    judge = texts.judging if len(texts.judging) else texts.looked_at
+    own, new = (without_shared(ids, np.concatenate([texts.looked_at, judge])) for ids in (texts.learnt, more))
+    if not len(own) + len(new):
+        raise SchemeError(f"{QAT}: all sequences share text with those that judge, so none are left to learn from")
+    left_out = len(texts.learnt) - len(own) + len(more) - len(new)
+    learnt, looked_at = torch.from_numpy(np.concatenate([own, new])), torch.from_numpy(texts.looked_at)
     products = products_on(str(visitor.ranks.device), training)
-    described = {"training": {**asdict(training), "products": str(products)}, "trains_vectors": trains_vectors}
-    described["more"] = hashlib.sha256(new.tobytes()).hexdigest()
-    workspace = Workspace(visitor.workspace.folder / FOLDER, described, resume=run.resume)
+    workspace = Workspace(
+        visitor.workspace.folder / FOLDER,
+        {
+            "training": {**asdict(training), "products": str(products)},
+            "trains_vectors": trains_vectors,
+            "more": _digest(new),
+            "text": _digest(own, texts.looked_at, judge),
+            "course": COURSE,
+            "device": str(visitor.ranks.device).partition(":")[0],
+        },
+        resume=run.resume,
+    )
     course = Course(training, workspace.folder, products, progress=run.progress)
     alone = learnt[: of_blocks(len(learnt), learnt.shape[1], visitor.decoder.hidden)]
     of_a_block = course.steps(len(alone), training.block_epochs)
@@ -121,16 +135,23 @@ def train_prepared(
     for layer, part in enumerate(language.parts):
         workspace.save(layer, Finished(_packed(part, prepared.finished(layer).tensors), {}))
     after = replace(prepared, trained=workspace, _held=None)
-    judge = unseen if len(unseen) else looked_at
     with exact(), visitor.clock.stage("proof"):
-        start, _ = _divergence(language, _decoded(prepared), judge)
-        found, same_top = _divergence(language, _decoded(after), judge)
-    is_proved, left_out = bool(len(unseen)), len(more) - len(new)
-    report = Report(training, blocks, whole, start, found, is_proved=is_proved, same_top=same_top, left_out=left_out)
+        start, found = (_divergence(language, _decoded(one), torch.from_numpy(judge)) for one in (prepared, after))
+    report = Report(
+        training,
+        blocks,
+        whole,
+        mean_interval(start.kl),
+        mean_interval(found.kl),
+        is_proved=bool(len(texts.judging)),
+        same_top=float(found.same_top.mean()),
+        left_out=left_out,
+    )
+    if prepared.gain is not None:  # all figures of the same sequences
+        rtn = prepared.gain.only(texts.places).of_rtn
+        prepared.gain, after.gain = Gain(start, rtn), Gain(found, rtn)
     if not report.is_kept:
         return prepared, report
-    if after.gain is not None:
-        after.gain = replace(after.gain, method=found, same_top=(same_top, after.gain.same_top[1]))
     visitor.outcomes[:] = [_outcome(outcome, language) for outcome in visitor.outcomes]
     return after, report
 
@@ -150,28 +171,45 @@ def _trained(
     return blocks, whole
 
 
-def _texts(text: Sequences, *, is_proved: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the sequences into those to learn from, those that choose the best stretch, and those that prove.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Texts:
+    """Sequences to learn from, those that choose the best stretch, and those that judge in the end (or none).
+
+    places  of those that judge among all that were kept back
+    """
+
+    learnt: TokenIds
+    looked_at: TokenIds
+    judging: TokenIds
+    places: npt.NDArray[np.int64]
+
+
+def _texts(text: Sequences, *, is_proved: bool) -> _Texts:
+    """Split the sequences.
 
     What training starts from was calibrated on the first: there it looks better than it is, and a stretch that gains
     could lose against it. So those that choose are half of what was kept back from it, where anything was.
     """
     taken, unseen = divided(text) if is_proved else (text, text.ids[:0])
     if len(unseen) >= 2 * LOOKED_AT[0]:
-        looked_at, judging = _apart(unseen, min(len(unseen) // 2, LOOKED_AT[1]))
-        return torch.from_numpy(taken.ids), looked_at, judging
+        choosing, places = _apart(len(unseen), min(len(unseen) // 2, LOOKED_AT[1]))
+        return _Texts(taken.ids, unseen[choosing], unseen[places], places)
     count = len(taken.ids)
     back = min(max(count // 16, LOOKED_AT[0]), LOOKED_AT[1], count // 2)
-    looked_at, learnt = _apart(taken.ids, back)
-    if not len(learnt) or not back:
+    choosing, others = _apart(count, back)
+    if not len(others) or not back:
         raise SchemeError(f"{QAT} needs sequences to learn from and others to look at, there are {len(text.ids)}")
-    return learnt, looked_at, torch.from_numpy(unseen)
+    return _Texts(taken.ids[others], taken.ids[choosing], unseen, np.arange(len(unseen)))
 
 
-def _apart(ids: TokenIds, count: int) -> tuple[Tensor, Tensor]:
-    """Return so many of the sequences, evenly spread, and the others."""
-    places = np.linspace(0, len(ids) - 1, 2 * count + 1).round().astype(np.int64)[1::2]
-    return torch.from_numpy(ids[places]), torch.from_numpy(np.delete(ids, places, axis=0))
+def _apart(total: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return so many of the places below `total`, evenly spread, and the others."""
+    places = np.linspace(0, total - 1, 2 * count + 1).round().astype(np.int64)[1::2]
+    return places, np.setdiff1d(np.arange(total), places)
+
+
+def _digest(*parts: TokenIds) -> str:
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def _packed(part: Trained, before: Mapping[str, QuantizedTensor]) -> dict[str, QuantizedTensor]:
@@ -195,8 +233,8 @@ def _decoded(prepared: Prepared) -> dict[str, Tensor]:
     }
 
 
-def _divergence(language: Language, weights: Mapping[str, Tensor], ids: Tensor) -> tuple[Interval, float]:
-    """Return the mean divergence from full precision over sequences, and the share of equal likeliest tokens."""
+def _divergence(language: Language, weights: Mapping[str, Tensor], ids: Tensor) -> Divergence:
+    """Return the divergence from full precision of every sequence."""
     weights = {name: values.to(language.device) for name, values in weights.items()}
     found, same = [], []
     for row in ids:
@@ -205,7 +243,7 @@ def _divergence(language: Language, weights: Mapping[str, Tensor], ids: Tensor) 
         compared = compare_logits(full, ours, targets)
         found.append(float(compared.divergence.mean()))
         same.append(float(compared.same_top.mean()))
-    return mean_interval(np.array(found)), float(np.mean(same))
+    return Divergence(np.array(found), np.array(same), ids[:, 1:].numel())
 
 
 def _rows(logits: Tensor) -> Float32:
