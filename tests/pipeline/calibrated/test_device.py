@@ -26,10 +26,10 @@ else:
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 METHODS = [
     *("rtn", "gptq", "gptaq", "foem", "qronos", "hqq", "autoround", "best"),
-    *("awq", "smoothquant+gptq", "hadamard+best"),
+    *("awq", "smoothquant+gptq", "hadamard+best", "gptq+qat"),
 ]
-PAIRED = ("gptaq", "qronos", "best", "hadamard+best")
-"""They weigh the errors of earlier layers, so that one code that falls the other way moves all that follow."""
+PAIRED = ("gptaq", "qronos", "best", "hadamard+best", "gptq+qat")
+"""They weigh the errors of earlier layers, or train, so that one code that falls the other way moves all that follow."""
 EQUAL_BYTES = 0.97
 """Least share of bytes that are equal for the others: a code at the middle of two values falls either way."""
 
