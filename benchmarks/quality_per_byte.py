@@ -9,6 +9,7 @@ llama.cpp none, imatrix   `--search ggml` without and with importance: the tests
                           llama-quantize. As llama-imatrix does, only matrices inside the blocks have importance.
 ours rtn, imatrix         our own search, without and with importance
 ours gptq, awq, best      calibrated methods; one that this release does not know is left out
+ours saved gptq           on sums that `tersor calibrate` saved once, not on text (--ours "gptq,saved gptq")
 
 The embedded reference model is calibrated on Python's standard library without the files of its held-out text; a
 folder given with --models needs calibration.txt and eval.txt, or takes them from --text FOLDER.
@@ -48,6 +49,7 @@ from tersor.models import Model, load
 from tersor.pipeline import quantize as pipeline
 from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.calibrated.statistics import calibrate
 from tersor.pipeline.steps.planning import Choices, Importance
 
 FORMATS = ("q4_k_m", "q3_k_m", "q2_k", "q4_0")
@@ -163,7 +165,14 @@ def write(bench: Bench, file_type: str, method: str, output: Path) -> tuple[int,
     if method in plain:
         card = pipeline.quantize(bench.model, file_type, output, **plain[method])
     else:
-        how = How(method=method.removeprefix("ours "), calibration=bench.calibration, proof=False)
+        word, folder = method.removeprefix("ours "), output.parents[1] / "saved"
+        is_saved = word.startswith("saved ")
+        if is_saved and not folder.exists():
+            calibrate(bench.model, folder, bench.calibration)
+            print(f"sums saved in {time.process_time() - began:.1f} CPU s", file=sys.stderr)
+            began = time.process_time()
+        how = How(method=word.removeprefix("saved "), calibration=bench.calibration, proof=False)
+        how = replace(how, statistics=folder, calibration=None) if is_saved else how
         made = quantize_calibrated(bench.model, file_type, output, how)
         assert made is not None, "a lone process is the first"
         card = made
