@@ -72,6 +72,11 @@ def test_the_exit_code_tells_pass_fail_and_inconclusive(run: Run, path: Path) ->
     assert (failed.code, "fail: " in failed.out) == (1, True)
 
 
+def test_a_limit_judges_the_fastest_of_the_engines_that_are_compared(run: Run, path: Path) -> None:
+    failed = run("bench", path, "--compare", "engines", "--rounds", 6, "--min-tokens-per-s", 1e12, *SHORT)
+    assert (failed.code, "fail: " in failed.out) == (1, True)
+
+
 def test_an_interval_that_holds_the_limit_is_inconclusive(run: Run, path: Path) -> None:
     """A file beside itself: the interval of the ratio holds its own median."""
     for _ in range(5):
@@ -127,9 +132,16 @@ def test_a_gguf_is_run_by_one_engine_which_is_said(run: Run, path: Path) -> None
         (("--engine", "openvino"), "--engine means nothing for a language model"),
         (("--roof", "--device", "cuda"), "--roof knows the roofs of the processor, not those of cuda"),
         (("--roof", "--kernels", "torch"), "kernels are for folders"),
+        (("--roof", "--min-tokens-per-s", 1), "--min-tokens-per-s means nothing for --roof"),
+        (("--roof", "--max-latency-ratio", 1), "--max-latency-ratio means nothing for --roof"),
+        (("--roof", "--batches", 1), "--batches means nothing for --roof"),
+        (("--roof", "--no-save"), "--save means nothing for --roof"),
+        (("--compare", "engines", "--save"), "--save means nothing for --compare"),
     ],
 )
-def test_options_of_nets_are_refused(run: Run, path: Path, options: tuple[str, ...], message: str) -> None:
+def test_options_that_would_be_passed_over_are_refused(
+    run: Run, path: Path, options: tuple[object, ...], message: str
+) -> None:
     done = run("bench", path, *options)
     assert done.code == 1
     assert message in done.err

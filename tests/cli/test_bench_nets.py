@@ -42,11 +42,11 @@ def test_engines_are_compared_the_fastest_first(run: Run, convolution: Path, mon
 
 
 def test_kernels_stand_beside_the_roof(run: Run, convolution: Path) -> None:
-    done = run("bench", convolution, "--roof", *ONE)
+    done = run("bench", convolution, "--roof", *ONE[:2])
     assert done.code == 0, done.err
     assert any(line.split()[1:2] == ["Gemm"] for line in done.out.splitlines())
     assert "all kernels: " in done.out
-    document = run("bench", convolution, "--roof", "--json", *ONE).document
+    document = run("bench", convolution, "--roof", "--json", *ONE[:2]).document
     assert {kernel["operator"] for kernel in document["kernels"]} >= {"Gemm"}
     assert document["machine"]["threads"] == 1
     assert document["engine"] == "onnxruntime, 1 threads, layout, spin"
@@ -85,7 +85,12 @@ def test_limits_judge_the_ratio(run: Run, convolution: Path) -> None:
 
 def test_what_means_nothing_for_a_net_is_refused(run: Run, convolution: Path, tmp_path: Path) -> None:
     assert "--prompt means nothing for a net" in run("bench", convolution, "--prompt", 5).err
+    assert "--rounds means nothing for --roof of a net" in run("bench", convolution, "--roof", *ONE).err
+    roof = run("bench", convolution, "--roof", "--max-latency-ratio", 1)
+    assert (roof.code, "--max-latency-ratio means nothing for --roof" in roof.err) == (1, True)
     assert "no engine for nets is called 'x'" in run("bench", convolution, "--engine", "x").err
+    with pytest.raises(SchemeError, match="min_tokens_per_s is for language models"):
+        bench(convolution, min_tokens_per_s=1e12)
     with pytest.raises(SchemeError, match="every engine or one of them"):
         bench(convolution, engine="onnxruntime", compare=True)
     with pytest.raises(SchemeError, match="engines are compared on one net"):

@@ -36,6 +36,8 @@ __all__ = ["bench"]
 _LANGUAGE = ("prompt", "generate", "batches", "min_tokens_per_s", "save", "device", "kernels")
 _NET = ("engine", "batch", "length")
 """Options that mean nothing for the other kind."""
+_JUDGED = ("min_tokens_per_s", "max_latency_ratio", "batches", "save")
+"""Options that mean nothing for times of kernels, which are neither judged nor kept."""
 
 
 def bench(
@@ -117,12 +119,16 @@ def bench(
             raise SchemeError("--roof looks at one artefact in one engine: leave out --against and --compare")
         if device != "cpu":
             raise SchemeError(f"--roof knows the roofs of the processor, not those of {device}: leave out --device")
+        refuse_given(context, _JUDGED, "--roof")
         if is_net:
-            _roof(Path(artefact), NetBench(engine, threads=threads, rounds=rounds, sizes=Sizes(batch, length)), as_json)
+            refuse_given(context, ("rounds",), "--roof of a net")
+            _roof(Path(artefact), NetBench(engine, threads=threads, sizes=Sizes(batch, length)), as_json)
         else:
             asked = {"threads": threads, "prompt": prompt, "generate": generate, "rounds": rounds}
             _model_roof(artefact, asked, kernels, as_json)
         return
+    if compare:
+        refuse_given(context, ("save",), "--compare")
     with progress_bar(unit="weights") as progress:
         found = pipeline.bench(
             artefact,

@@ -76,23 +76,26 @@ def bench(
     prompt, generate   tokens of a round; `batches`: numbers of parallel sequences to measure the throughput of
     device, kernels    of folders, as `load_quantized` takes them; a GGUF stays on the processor
     max_latency_ratio  largest allowed ratio of the median time per token to that of `against`
-    min_tokens_per_s   smallest allowed speed of generation
+    min_tokens_per_s   smallest allowed speed of generation; of engines that are compared, that of the fastest
     timeout_s          longest wait for loading and for each step of a round
 
-    With `save` the Card beside the artefact takes the result in, where one lies there. Raises MissingError and
-    UnsupportedError for what cannot be run, EngineError where an engine fails; SchemeError for options that do not
-    combine.
+    With `save` the Card beside the artefact takes the result in, where one lies there; nets and engines that are
+    compared are not kept. Raises MissingError and UnsupportedError for what cannot be run, EngineError where an engine
+    fails; SchemeError for options that do not combine.
     """
     _check_limits(max_latency_ratio, min_tokens_per_s, rounds, has_other=against is not None)
     began = time.perf_counter()
     if Path(artefact).suffix == ".onnx":
+        if min_tokens_per_s is not None:
+            raise SchemeError("min_tokens_per_s is for language models: a net generates no tokens")
         asked = NetBench(engine, compare, threads, rounds, Sizes(batch, length), timeout_s)
         return _net(Path(artefact), against, asked, max_latency_ratio, command=command, progress=progress)
     _check_engines(engine, compare=compare, has_other=against is not None)
     how: Any = {"threads": threads or processor().physical, "device": device, "kernels": kernels}
     workload = Workload(prompt, generate, tuple(batches), rounds, timeout_s=timeout_s, **how)
     if compare:
-        return _compared(_located(artefact), workload, command, progress)
+        fastest, *others = _compared(_located(artefact), workload, command, progress)
+        return replace(fastest, limits=_limits(fastest, None, min_tokens_per_s)), *others
     paths = [_located(place) for place in (artefact, against) if place is not None]
     kept = None if threads or against is not None else remembered(paths[0])
     workload = workload if kept is None else replace(workload, threads=kept.threads)
