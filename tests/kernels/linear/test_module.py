@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tersor.core.errors import ShapeError
+from tersor.core.errors import ShapeError, UnsupportedError
 from tersor.kernels.linear.module import linear_class, quantized_linear
 from tersor.kernels.linear.multiply import multiply
 from tersor.kernels.linear.operators import register
@@ -115,3 +115,20 @@ def test_a_module_that_was_used_is_copied_and_loaded_with_numbers_of_its_own(
         "assert torch.equal(module(x), expected)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "module.pt")], check=True, timeout=120)
+
+
+def test_no_layer_is_moved_where_the_kernels_do_not_run(weight: PackedWeight) -> None:
+    layer, x = quantized_linear(weight, torch.zeros(48)), inputs(4, 64)
+    expected = layer(x)
+    with pytest.raises(UnsupportedError, match="run on the CPU: load the checkpoint with device='meta'"):
+        torch.nn.Sequential(layer).to("meta")
+    assert torch.equal(layer.cpu()(x), expected)
+
+
+def test_numbers_that_are_assigned_from_elsewhere_are_not_read(weight: PackedWeight) -> None:
+    state = quantized_linear(weight, torch.zeros(48)).state_dict()
+    for part in ("scales", "zeros", "codes", "bias"):
+        layer = quantized_linear(weight, torch.zeros(48))
+        layer.load_state_dict({**state, "codes": state["codes"].clone(), part: state[part].to("meta")}, assign=True)
+        with pytest.raises(ShapeError, match=r"run on the CPU, the weight lies on meta|the bias must be .* on meta"):
+            layer(inputs(4, 64))

@@ -148,6 +148,8 @@ def test_what_does_not_fit_is_refused(matrix: Callable[..., Arrays]) -> None:
         multiply(torch.zeros(2, 64, dtype=torch.float64), weight)
     with pytest.raises(ShapeError, match=r"the bias must be contiguous float32 \[24\]"):
         multiply(torch.zeros(2, 64), weight, torch.zeros(23))
+    with pytest.raises(ShapeError, match=r"the bias must be .* on the CPU, got torch\.float32 \(24,\) on meta"):
+        multiply(torch.zeros(2, 64), weight, torch.zeros(24, device="meta"))
     with pytest.raises(ShapeError, match="codes, zeros and scales of one matrix"):
         pack_weight(codes, zeros[:, :1], scales, bits=4)
     with pytest.raises(UnsupportedError, match="64 columns in 8 groups: the kernels take groups of 16"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tersor.core.errors import ShapeError
+from tersor.core.errors import ShapeError, UnsupportedError
 from tersor.kernels.lazy import LazyModule
 from tersor.kernels.linear.arena import LINE, Arena
 from tersor.kernels.linear.joint import Joint, joined
@@ -119,6 +119,19 @@ class _Linear:
         module.codes, module.scales, module.zeros = weight.codes, weight.scales, weight.zeros
         self._packed, self._of, self._bias = weight, weight.codes, module.bias
         self._joint, self._seat = joint, seat
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Be cast with the model, but stay on the CPU: the kernels run nowhere else."""
+
+        def kept(part: Tensor) -> Tensor:
+            moved = function(part)
+            if not moved.is_cpu:
+                raise UnsupportedError(
+                    f"tersor's kernels run on the CPU: load the checkpoint with device={moved.device.type!r}"
+                )
+            return moved
+
+        return super()._apply(kept, recurse)  # type: ignore[misc]  # of torch.nn.Module
 
     def _load_from_state_dict(self, *given: Any, **more: Any) -> None:
         """Leave the others: they may be given another order, or other biases."""

@@ -37,9 +37,14 @@ def multiply(
             f"a weight [{weight.rows}, {weight.columns}] takes float32, float16 or bfloat16 [..., {weight.columns}] "
             f"on the CPU, got {x.dtype} {tuple(shape)} on {x.device}"
         )
-    if bias is not None and (bias.dtype != torch.float32 or bias.shape != (weight.rows,) or not bias.is_contiguous()):
-        raise ShapeError(f"the bias must be contiguous float32 [{weight.rows}], got {bias.dtype} {tuple(bias.shape)}")
-    module = on_torch()
+    if bias is not None and not (
+        bias.dtype == torch.float32 and bias.shape == (weight.rows,) and bias.is_contiguous() and bias.is_cpu
+    ):
+        raise ShapeError(
+            f"the bias must be contiguous float32 [{weight.rows}] on the CPU, got {bias.dtype} {tuple(bias.shape)} "
+            f"on {bias.device}"
+        )
+    arguments, module = weight.arguments, on_torch()  # asked for once a weight, and where it lies is looked at then
     if module is None:
         rows = x.reshape(-1, weight.columns)
         made = definition.multiply(rows, *weight.unpacked(), bias, digits=digits, per_token=per_token)
@@ -51,5 +56,5 @@ def multiply(
     x = x.contiguous()
     place = 0 if bias is None else bias.data_ptr()
     how = (tokens, digits, per_token, x.data_ptr(), kind, y.data_ptr(), kind, torch.get_num_threads())
-    module.linear(*weight.arguments, place, *how)
+    module.linear(*arguments, place, *how)
     return y

@@ -86,7 +86,10 @@ class PackedWeight:
 
     @cached_property
     def arguments(self) -> tuple[int, ...]:
-        """What the native kernel wants to know of it; only for weights on the CPU."""
+        """What the native kernel wants to know of it: places in memory, so that others than the CPU's are refused."""
+        for part in (self.codes, self.scales, self.zeros):
+            if part is not None and not part.is_cpu:
+                raise ShapeError(f"the kernels run on the CPU, the weight lies on {part.device}")
         zeros = 0 if self.zeros is None else self.zeros.data_ptr()
         place = (self.codes.data_ptr(), self.scales.data_ptr(), REALS.index(self.real), zeros)
         return (self.rows, self.columns, self.columns // self.groups, self.bits, *place)
