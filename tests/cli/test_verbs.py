@@ -82,6 +82,14 @@ def test_doctor_finds_this_installation_healthy(run: Run) -> None:
     assert outcome.document["roofs"]["read_bytes_per_s"] > 1e7
 
 
+def test_doctor_tells_the_memory_of_its_container(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    roofs = measure_roofs(1, buffer_bytes=1 << 20)
+    monkeypatch.setattr(doctor_module, "measure_roofs", lambda _: roofs)
+    monkeypatch.setattr(doctor_module, "machine_bytes", lambda: 4 << 30)
+    monkeypatch.setattr(doctor_module, "available_bytes", lambda: 3 << 29)
+    assert "4.0 GiB, 1.5 GiB free" in run("doctor").out
+
+
 def test_doctor_has_a_row_for_whatever_an_extra_brings(run: Run) -> None:
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     extras = declared["project"]["optional-dependencies"]

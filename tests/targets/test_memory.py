@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,8 @@ def test_the_files_of_the_system_are_read_as_kilobytes(tmp_path: Path) -> None:
     assert footprint(7, tmp_path) == Footprint(200 * 1024, 300 * 1024, None)
     (tmp_path / "7" / "smaps_rollup").write_text("00400000-7fff rw-p\nRss: 200 kB\nPss: 150 kB\n")
     assert footprint(7, tmp_path) == Footprint(200 * 1024, 300 * 1024, 150 * 1024)
-    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 800 kB\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 800 kB\n")
     assert available_bytes(tmp_path) == 800 * 1024
 
 
@@ -98,11 +99,18 @@ def test_what_was_freed_between_things_that_live_on_is_given_back() -> None:
     assert float(kept) == 30 * 12_500
 
 
-def test_a_container_has_what_its_control_groups_grant(tmp_path: Path) -> None:
-    def write(name: str, text: str) -> None:
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], None]:
+    """A function that writes a file of a system whose root is `tmp_path`."""
+
+    def written(name: str, text: str) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
+    return written
+
+
+def test_a_container_has_what_its_control_groups_grant(tmp_path: Path, write: Callable[[str, str], None]) -> None:
     write("proc/meminfo", "MemTotal:       16777216 kB\nMemFree: 1 kB\n")
     assert machine_bytes(tmp_path) == 16 << 30
     write("proc/self/cgroup", "0::/work/job\n")
@@ -117,5 +125,29 @@ def test_a_container_has_what_its_control_groups_grant(tmp_path: Path) -> None:
     assert machine_bytes(tmp_path) == 16 << 30
 
 
+def test_a_container_has_left_what_its_control_groups_grant_and_nobody_holds(
+    tmp_path: Path, write: Callable[[str, str], None]
+) -> None:
+    write("proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
+    write("proc/self/cgroup", "0::/work/job\n")
+    write("sys/fs/cgroup/work/job/memory.max", "max\n")
+    write("sys/fs/cgroup/work/job/memory.current", f"{1 << 30}\n")
+    assert available_bytes(tmp_path) == 8 << 30
+    write("sys/fs/cgroup/work/memory.max", f"{4 << 30}\n")
+    assert available_bytes(tmp_path) == 4 << 30
+    write("sys/fs/cgroup/work/memory.current", f"{3 << 30}\n")
+    assert available_bytes(tmp_path) == 1 << 30
+    write("sys/fs/cgroup/work/memory.stat", f"anon 1\ninactive_file {2 << 30}\n")  # can be dropped
+    assert available_bytes(tmp_path) == 3 << 30
+    write("sys/fs/cgroup/work/memory.current", f"{7 << 30}\n")
+    assert available_bytes(tmp_path) == 0
+    write("proc/self/cgroup", "5:memory:/old\n3:cpu:/old\n")
+    write("sys/fs/cgroup/memory/old/memory.limit_in_bytes", f"{2 << 30}\n")
+    write("sys/fs/cgroup/memory/old/memory.usage_in_bytes", f"{1 << 30}\n")
+    write("sys/fs/cgroup/memory/old/memory.stat", f"inactive_file 0\ntotal_inactive_file {1 << 29}\n")
+    assert available_bytes(tmp_path) == (1 << 30) + (1 << 29)
+
+
 def test_this_machine_has_memory() -> None:
     assert (machine_bytes() or 0) > MIB
+    assert (available_bytes() or 0) > MIB

@@ -19,6 +19,7 @@ from tersor.engines.llama_cpp import SUPPORTED, LlamaCpp
 from tersor.kernels import codec
 from tersor.models import load
 from tersor.targets.graphics import graphics
+from tersor.targets.memory import available_bytes, machine_bytes
 from tersor.targets.processor import Processor, processor
 from tersor.targets.profiles.detecting import profile_of, profile_of_graphics
 from tersor.targets.profiles.profile import Profile
@@ -117,11 +118,9 @@ def _cores() -> int:
 
 
 def _memory() -> str:
-    """Physical memory and what of it is free, where the system tells."""
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+    """The memory of the machine or of its container, and what of it is free, where the system tells."""
+    total, free = machine_bytes(), available_bytes()
+    if total is None or free is None:
         return "unknown on this system"
     return f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
 

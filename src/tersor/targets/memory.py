@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tersor.targets.groups import groups, text_of
 __all__ = ["Footprint", "available_bytes", "footprint", "give_back", "machine_bytes"]
 
 PROCESSES = Path("/proc")
+SYSTEM = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +43,20 @@ def footprint(pid: int, processes: Path = PROCESSES) -> Footprint | None:
     return None if resident is None else Footprint(resident, None, None)
 
 
-def available_bytes(processes: Path = PROCESSES) -> int | None:
-    """Return what can be taken without swapping; None where the system does not tell."""
-    found = _kilobytes(processes / "meminfo").get("MemAvailable")
-    if found is not None:
-        return found
-    with suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return None
+def available_bytes(system: Path = SYSTEM) -> int | None:
+    """Return what this process can take without swapping, and within what its control groups have left.
+
+    None where the system does not tell.
+    """
+    found = [_kilobytes(system / "proc/meminfo").get("MemAvailable")]
+    if found == [None]:
+        with suppress(AttributeError, ValueError, OSError):
+            found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")]
+    found += [max(0, limit - _taken(folder, is_second=is_second)) for folder, is_second, limit in _granted(system)]
+    return min((one for one in found if one is not None), default=None)
 
 
-def machine_bytes(system: Path = Path("/")) -> int | None:
+def machine_bytes(system: Path = SYSTEM) -> int | None:
     """Return the memory that this process may ever take: the machine's, or what its control groups grant of it.
 
     None where the system does not tell.
@@ -60,10 +65,25 @@ def machine_bytes(system: Path = Path("/")) -> int | None:
     if found == [None]:
         with suppress(AttributeError, ValueError, OSError):
             found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    found += [limit for _, _, limit in _granted(system)]
+    return min((one for one in found if one), default=None)
+
+
+def _granted(system: Path) -> Iterator[tuple[Path, bool, int]]:
+    """Yield the control groups that limit memory: folder, whether it is of version 2, and the bytes that it grants."""
     for folder, is_second in groups("memory", system):
         said = text_of(folder / ("memory.max" if is_second else "memory.limit_in_bytes")).strip()
-        found.append(int(said) if said.isdecimal() else None)  # "max": no limit
-    return min((one for one in found if one), default=None)
+        if said.isdecimal():  # "max": no limit
+            yield folder, is_second, int(said)
+
+
+def _taken(folder: Path, *, is_second: bool) -> int:
+    """Return the bytes that a control group holds, but for pages of files that nobody uses: these are dropped first."""
+    said = text_of(folder / ("memory.current" if is_second else "memory.usage_in_bytes")).strip()
+    key = "inactive_file" if is_second else "total_inactive_file"
+    rows = (line.split() for line in text_of(folder / "memory.stat").splitlines())
+    idle = next((int(row[1]) for row in rows if len(row) == 2 and row[0] == key and row[1].isdecimal()), 0)
+    return max(0, int(said) - idle) if said.isdecimal() else 0
 
 
 def give_back() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -19,6 +18,7 @@ from tersor.models.model import Model, ModelTensor
 from tersor.models.quantized_checkpoint import QuantizedCheckpoint, open_quantized
 from tersor.models.transforms import Affine, Source, origin
 from tersor.pipeline.quantize import quantize
+from tersor.targets.memory import machine_bytes
 
 __all__ = ["KeptCodes", "kept_codes", "lossless_gguf", "quantized_source"]
 
@@ -49,10 +49,8 @@ def _has_room(model: Model, folder: Path) -> bool:
     needed = 4 * sum(tensor.rows * tensor.columns for tensor in model.tensors)
     if needed > 0.9 * shutil.disk_usage(folder).free:
         return False
-    try:
-        return needed <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return True  # this system does not tell
+    memory = machine_bytes()
+    return memory is None or needed <= MEMORY_SHARE * memory
 
 
 def _own_types(model: Model) -> list[str]:
