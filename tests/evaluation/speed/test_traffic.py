@@ -11,6 +11,7 @@ from tersor.containers.hf.table import format_for
 from tersor.containers.hf.writer import write_checkpoint
 from tersor.core.errors import UnsupportedError
 from tersor.core.tensor import QuantizedTensor
+from tersor.engines.torch.checkpoints import load_quantized
 from tersor.evaluation.speed.traffic import Weight, gguf_traffic, model_traffic, weigh
 from tersor.files.checkpoint import Checkpoint
 from tersor.formats import get
@@ -84,20 +85,44 @@ def test_an_architecture_without_a_table_row_has_no_traffic(tmp_path: Path) -> N
         model_traffic(tmp_path)
 
 
-def test_a_quantized_checkpoint_is_weighed_in_its_integers(tmp_path: Path) -> None:
+def quantized(folder: Path, name: str, text: str, **sizes: int) -> Path:
+    """Return a checkpoint in the container `name` whose matrices of blocks are in the format `text`."""
     transformers = pytest.importorskip("transformers", reason="builds a checkpoint")
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "float")
-    fmt = get("int4-g16")
-    with contextlib.closing(Checkpoint([tmp_path / "float" / "model.safetensors"])) as source:
-        formats = {name: format_for("gptq", fmt, "F32") for name in source.tensors if name.endswith("proj.weight")}
+        vocab_size=64, num_hidden_layers=1, num_attention_heads=4, tie_word_embeddings=False, **sizes
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "float")
+    with contextlib.closing(Checkpoint([folder / "float" / "model.safetensors"])) as source:
+        fmt = format_for(name, get(text), "F32")
+        formats = {name: fmt for name in source.tensors if name.endswith("proj.weight")}
         weights = ((name, np.asarray(source.read(name), np.float32)) for name in formats)
-        tensors = ((name, QuantizedTensor(formats[name], w.shape, formats[name].encode(w))) for name, w in weights)
-        write_checkpoint(tmp_path / "float", source, formats, tensors, tmp_path / "gptq", name="gptq")
-    found = model_traffic(tmp_path / "gptq")
+        tensors = ((name, QuantizedTensor(fmt, w.shape, fmt.encode(w))) for name, w in weights)
+        write_checkpoint(folder / "float", source, formats, tensors, folder / name, name=name)
+    return folder / name
+
+
+def test_a_quantized_checkpoint_is_weighed_in_its_integers(tmp_path: Path) -> None:
+    found = model_traffic(quantized(tmp_path, "gptq", "int4-g16", hidden_size=32, intermediate_size=48))
     weights_count = 4 * 32 * 32 + 3 * 48 * 32
     assert found.body == weights_count
     assert found.weight_bytes == weights_count // 16 * 10 + 4 * (64 * 32 + 3 * 32)  # 16 codes and a scale: 10 bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("gptq", f"int{bits}-g128-{kind}") for bits in (2, 3, 4, 8) for kind in ("sym", "asym")),
+        ("gptq", "int3-channel"),
+        ("awq", "int4-g128-asym"),
+        *(("compressed-tensors", f"int4-g128-{kind}") for kind in ("sym", "asym", "sym-bf16")),
+        ("compressed-tensors", "int8-channel-sym-f32"),
+        ("compressed-tensors", "int4-g8"),  # which no kernel takes: decoded
+    ],
+)
+def test_a_token_reads_of_integers_what_the_kernels_hold(tmp_path: Path, name: str, text: str) -> None:
+    folder = quantized(tmp_path, name, text, hidden_size=128, intermediate_size=256, num_key_value_heads=1)
+    model = load_quantized(folder)
+    packed = [module._packed.nbytes for module in model.modules() if hasattr(module, "_packed")]
+    floats = sum(weight.nbytes for place, weight in model.named_parameters() if "embed_tokens" not in place)
+    assert len(packed) == (0 if text == "int4-g8" else 7)
+    assert model_traffic(folder).weight_bytes == sum(packed) + floats

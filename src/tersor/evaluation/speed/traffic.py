@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tersor.core.errors import UnsupportedError
+from tersor.core.format import Format
 from tersor.files.gguf import BLOCKS, GgufFile
 from tersor.formats import get
+from tersor.formats.integer import IntegerRules
+from tersor.kernels.linear.weights import is_group
+from tersor.kernels.reference.linear import BLOCK
 from tersor.models.load import load
 from tersor.models.model import kind_of
 
@@ -66,7 +70,7 @@ def gguf_traffic(path: Path) -> Traffic:
 
 
 def model_traffic(folder: Path) -> Traffic:
-    """Read the headers of a checkpoint, in the type that transformers will hold it in; integers as they are.
+    """Read the headers of a checkpoint, in the type that transformers will hold it in; integers as our kernels do.
 
     UnsupportedError for architectures that no table row covers.
     """
@@ -76,8 +80,11 @@ def model_traffic(folder: Path) -> Traffic:
     for tensor in model.tensors:
         label = tensor.source_dtype
         if label.startswith("int"):
-            weights.append(Weight(tensor.name, tensor.shape, _integer_bytes(label, tensor.shape), label))
-            continue
+            nbytes = _packed_bytes(_integers(label, model.config.get("quantization_config")), tensor.shape)
+            if nbytes is not None:
+                weights.append(Weight(tensor.name, tensor.shape, nbytes, label))
+                continue
+            label = "F32"  # decoded
         label = named or label
         if label not in _WIDE:
             raise UnsupportedError(f"{tensor.name} is stored as {label}: its bytes per weight vary")
@@ -89,10 +96,33 @@ def model_traffic(folder: Path) -> Traffic:
     )
 
 
-def _integer_bytes(label: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a matrix whose label names bits and groups, with scales of 16 bits where it names no others."""
-    fmt = get(label if label.endswith(("f16", "f32")) else f"{label}-f16")
-    return math.prod(shape[:-1]) * fmt.row_bytes(shape[-1])
+def _integers(label: str, settings: object) -> Format:
+    """Return the format that a label names.
+
+    gptq and awq name bits and groups alone: their scales have 16 bits, and the settings say whether there are zero
+    points other than half of the codes.
+    """
+    if label.endswith(("sym", "f16")):
+        return get(label)
+    values = settings if isinstance(settings, Mapping) else {}
+    is_symmetric = bool(values.get("sym", not values.get("zero_point", values.get("quant_method") == "awq")))
+    return get(f"{label}-{'sym' if is_symmetric else 'asym'}-f16")
+
+
+def _packed_bytes(fmt: Format, shape: tuple[int, ...]) -> int | None:
+    """Return what our kernels read of a matrix, as `PackedWeight` holds it; None where they do not take it.
+
+    Codes of 2 and 3 bits lie in 4, rows in blocks. A group has a scale, and a byte of zero point where that is not
+    half of the codes as they lie.
+    """
+    rules, (rows, columns) = fmt.rules, shape[-2:]
+    width = fmt.block or columns
+    if not isinstance(rules, IntegerRules) or rules.span == "tensor" or not is_group(width):
+        return None
+    bits = max(rules.bits, 4)
+    has_zeros = not rules.symmetric or bits != rules.bits
+    lined = math.prod(shape[:-2]) * -(-rows // BLOCK) * BLOCK
+    return lined * (columns * bits // 8 + columns // width * (rules.scale_bytes + has_zeros))
 
 
 def weigh(weights: Iterable[Weight], metadata: Mapping[str, object], file_bytes: int) -> Traffic:
