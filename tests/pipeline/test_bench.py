@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from tersor.core.errors import EngineError, MissingError, SchemeError, UnsupportedError
 from tersor.core.evaluation import Benchmark
 from tersor.core.records import plain, read_record
+from tersor.engines.llama_cpp import LlamaCpp
+from tersor.evaluation.speed.runners import RUNNERS
+from tersor.evaluation.speed.workload import Workload
 from tersor.models import load
-from tersor.pipeline.bench import bench
+from tersor.pipeline.bench import bench, model_roof
 from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps.cards import read_card
 
@@ -120,6 +124,40 @@ def test_a_gguf_stays_on_the_processor(artefacts: tuple[Path, Path]) -> None:
     for options in elsewhere:
         with pytest.raises(SchemeError, match=r"a GGUF runs in llama\.cpp, on the processor"):
             bench(artefacts[0], rounds=1, **SHORT, **options)
+
+
+def test_the_settings_of_each_side_name_what_it_was_run_with(
+    artefacts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GGUF beside folders, whose engine another plays."""
+    given = []
+
+    def opens(_: Path, work: Workload) -> LlamaCpp:
+        given.append((work.device, work.kernels))
+        return LlamaCpp(artefacts[1], context=0, threads=1, timeout_s=60)
+
+    played = replace(RUNNERS["llama.cpp"], suits=lambda path: path.is_dir(), opens=opens, devices=True)
+    monkeypatch.setitem(RUNNERS, "transformers", played)
+    for name, config in (("quantized", '{"quantization_config": {"bits": 4}}'), ("plain", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / "model.safetensors").write_bytes(b"x")
+
+    def named(*places: Path, **asked: Any) -> list[set[str]]:
+        made = bench(places[0], against=places[1], rounds=1, **asked, **SHORT)
+        return [{"device", "kernels"} & set(one.settings) for one in made]
+
+    assert named(artefacts[1], tmp_path / "quantized", device="cuda", kernels="torch") == [set(), {"device", "kernels"}]
+    assert named(artefacts[1], tmp_path / "plain", device="cuda") == [set(), {"device"}]
+    assert set(given) == {("cuda", "torch"), ("cuda", "auto")}
+    given.clear()
+    plain = tmp_path / "plain"
+    assert named(plain, tmp_path / "quantized", device="cuda", kernels="torch") == [{"device"}, {"device", "kernels"}]
+    assert given[:2] == [("cuda", "auto"), ("cuda", "torch")]
+    with pytest.raises(SchemeError, match="kernels are for quantized folders"):
+        bench(plain, against=artefacts[1], kernels="torch", **SHORT)
+    with pytest.raises(SchemeError, match="kernels are for quantized folders"):
+        model_roof(plain, kernels="torch")
 
 
 def test_what_cannot_be_run_is_an_error_of_its_own_kind(artefacts: tuple[Path, Path], tmp_path: Path) -> None:

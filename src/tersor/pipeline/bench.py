@@ -20,7 +20,7 @@ from tersor.evaluation.nets.running.kernels import Kernel, of_roof
 from tersor.evaluation.nets.running.race import Sizes
 from tersor.evaluation.nets.running.remembered import remembered, told
 from tersor.evaluation.speed.interleave import RaceProgress, Side, race
-from tersor.evaluation.speed.runners import runner_for
+from tersor.evaluation.speed.runners import Runner, heeded, runner_for
 from tersor.evaluation.speed.shares import noise_notes, share_notes, with_shares
 from tersor.evaluation.speed.summary import LEAST_ROUNDS, metrics_of, ratios_of
 from tersor.evaluation.speed.traffic import Traffic
@@ -74,7 +74,8 @@ def bench(
     batch, length      of a net: sizes of a free first axis of its inputs, and of other free axes
     threads            of engines and roofs; 0: as `optimize` chose, where nothing runs beside, or all physical cores
     prompt, generate   tokens of a round; `batches`: numbers of parallel sequences to measure the throughput of
-    device, kernels    of folders, as `load_quantized` takes them; a GGUF stays on the processor
+    device, kernels    of folders, the second of quantized ones, as `load_quantized` takes them; a GGUF stays on the
+                       processor, and the settings of each Benchmark name what it was run with
     max_latency_ratio  largest allowed ratio of the median time per token to that of `against`
     min_tokens_per_s   smallest allowed speed of generation; of engines that are compared, that of the fastest
     timeout_s          longest wait for loading and for each step of a round
@@ -127,10 +128,9 @@ def model_roof(
     path = _located(artefact)
     name, row = runner_for(path)
     kept = None if threads else remembered(path)
-    if kernels != "auto" and not row.devices:
-        raise SchemeError("a GGUF runs in llama.cpp: kernels are for folders")
     count = threads or (processor().physical if kept is None else kept.threads)
     workload = Workload(prompt, generate, (), rounds, loads=1, threads=count, timeout_s=timeout_s, kernels=kernels)
+    _check_place([(path, row)], workload)
     traffic, scene, side = row.traffic(path), look_around(workload.threads), Side(path, row)
     race([side], workload, progress=progress)
     scene = replace(
@@ -160,6 +160,14 @@ def _check_engines(engine: str | None, *, compare: bool, has_other: bool) -> Non
         raise SchemeError("language models run in the engine of their form; compare shows all that can run one")
     if compare and has_other:
         raise SchemeError("engines are compared on one artefact: leave out against, or the comparison")
+
+
+def _check_place(chosen: Sequence[tuple[Path, Runner]], workload: Workload) -> None:
+    """Refuse a device or kernels that nothing here would be run with."""
+    if (workload.device != "cpu" or workload.kernels != "auto") and not any(row.devices for _, row in chosen):
+        raise SchemeError("a GGUF runs in llama.cpp, on the processor: device and kernels are for folders")
+    if workload.kernels != "auto" and all(heeded(path, row, workload).kernels == "auto" for path, row in chosen):
+        raise SchemeError("kernels are for quantized folders: others are run by torch as they are")
 
 
 def _chosen(one: Benchmark, kept: Choice | None) -> Benchmark:
@@ -199,19 +207,17 @@ def _raced(
     paths: Sequence[Path], workload: Workload, progress: RaceProgress | None
 ) -> tuple[list[Side], list[Benchmark]]:
     """Run every path in its engine, in turn; return the sides of the race and a Benchmark of each."""
-    chosen = [runner_for(path) for path in paths]
-    is_elsewhere = workload.device != "cpu"
-    if (is_elsewhere or workload.kernels != "auto") and not any(row.devices for _, row in chosen):
-        raise SchemeError("a GGUF runs in llama.cpp, on the processor: device and kernels are for folders")
+    chosen = [(path, runner_for(path)[1]) for path in paths]
+    _check_place(chosen, workload)
     traffics = [
         f"it runs on {workload.device}, the roofs and memory here are the processor's"
-        if is_elsewhere and row.devices
+        if workload.device != "cpu" and row.devices
         else _traffic(path, row.traffic)
-        for path, (_, row) in zip(paths, chosen, strict=True)
+        for path, row in chosen
     ]
     scene = look_around(workload.threads)
     meter = scene.meter
-    sides = [Side(path, row) for path, (_, row) in zip(paths, chosen, strict=True)]
+    sides = [Side(path, row) for path, row in chosen]
     race(sides, workload, meter=meter if isinstance(meter, Meter) else None, progress=progress)
     made = [_benchmark(side, traffic, scene, workload) for side, traffic in zip(sides, traffics, strict=True)]
     busy = noise_notes(sides, workload, scene.load, scene.machine.cores)
@@ -278,7 +284,7 @@ def _benchmark(side: Side, traffic: Traffic | str, scene: Scene, workload: Workl
         against="",
         engine=side.version,
         machine=scene.facts(),
-        settings=workload.settings(),
+        settings=heeded(side.path, side.runner, workload).settings(),
         metrics=metrics,
         notes=notes,
         versions=provenance.versions() | _packages(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tersor.core.errors import EngineError
-from tersor.evaluation.speed.runners import Engine, Runner
+from tersor.evaluation.speed.runners import Engine, Runner, heeded
 from tersor.evaluation.speed.workload import Memory, Reading, Workload
 from tersor.targets.energy import Meter
 from tersor.targets.memory import footprint
@@ -67,7 +67,7 @@ def race(
         engines: list[Engine] = []
         for index in range(workload.loads):
             for side in sides:
-                engine = side.runner.opens(side.path, workload)
+                engine = side.runner.opens(side.path, heeded(side.path, side.runner, workload))
                 side.loads.append(engine.load_s)
                 if index < workload.loads - 1:
                     engine.close()

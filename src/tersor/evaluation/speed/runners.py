@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +11,12 @@ from tersor.core.errors import MissingError, UnsupportedError
 from tersor.engines import llama_cpp, transformers_timing
 from tersor.engines.child import Child
 from tersor.engines.llama_cpp import LlamaCpp
+from tersor.engines.torch.checkpoints import is_quantized
 from tersor.engines.transformers_timing import TransformersTiming
 from tersor.evaluation.speed.traffic import Traffic, gguf_traffic, model_traffic
 from tersor.evaluation.speed.workload import Workload
 
-__all__ = ["RUNNERS", "Engine", "Runner", "runner_for"]
+__all__ = ["RUNNERS", "Engine", "Runner", "heeded", "runner_for"]
 
 
 class Engine(Protocol):
@@ -84,3 +85,11 @@ def runner_for(path: Path) -> tuple[str, Runner]:
         if runner.suits(path):
             return name, runner
     raise UnsupportedError(f"{path}: bench runs a GGUF in llama.cpp and a folder with config.json in transformers")
+
+
+def heeded(path: Path, runner: Runner, work: Workload) -> Workload:
+    """Return what of a workload `path` is run with: devices are for some engines, kernels for quantized folders."""
+    has_kernels = runner.devices and is_quantized(path)
+    return replace(
+        work, device=work.device if runner.devices else "cpu", kernels=work.kernels if has_kernels else "auto"
+    )
