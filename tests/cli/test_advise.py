@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.pipeline.nets.conftest import folder, graph, net
 
+from tersor import reference_model
 from tersor.graph.net import Net
 
 from .conftest import Run
@@ -35,6 +36,10 @@ def test_it_tells_writes_and_exits(folder: Path, graph: Net, run: Run) -> None: 
         (("--max-size", "much"), "is not a size"),
         (("--min-speedup", "0"), "least speed"),
         (("--target", "tpu"), "the target is"),
+        (("--target", "gpu"), "the ladder of nets is one for processors"),
+        (("--text", "a.txt"), "--text means nothing for a net"),
+        (("--epochs", "3"), "give both"),
+        (("--resume",), "say which one to go on with"),
     ],
 )
 def test_goals_that_do_not_fit_are_refused(
@@ -49,3 +54,17 @@ def test_goals_that_do_not_fit_are_refused(
     assert outcome.code == 1
     assert told in outcome.err
     assert "--calibration" in run("advise", "net.onnx").err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--data", "test.npz"), "--data means nothing for a language model"),
+        (("--mean", "1,1,1"), "--mean means nothing for a language model"),
+        (("--target", "gpu", "--train", "more.txt"), "--train means nothing for --target gpu"),
+    ],
+)
+def test_what_a_language_model_does_not_look_at_is_refused(words: tuple[str, ...], told: str, run: Run) -> None:
+    outcome = run("advise", str(reference_model.PATH), *words)
+    assert outcome.code == 1
+    assert told in outcome.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tersor import reference_model
 from tersor.calibrate.workspace import workspace_path
 from tersor.core.card import Card, card_path
-from tersor.core.errors import MissingError, SchemeError
+from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.files.hashing import sha256
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
@@ -264,6 +265,77 @@ def test_for_a_gpu_it_is_a_checkpoint(tmp_path: Path) -> None:
         advise(reference_model.PATH, Goal(1.0, "nats", least_speed=2.0), target="gpu", language=few)
     with pytest.raises(SchemeError, match="the target is"):
         advise(reference_model.PATH, Goal(1.0, "nats"), target="tpu")
+
+
+@pytest.mark.parametrize("what", ["the model", "its folder", "another folder"])
+def test_nothing_is_replaced_but_a_checkpoint(what: str, tmp_path: Path) -> None:
+    folder, thesis = tmp_path / "source", tmp_path / "thesis"
+    shutil.copytree(reference_model.PATH, folder)
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("years of work")
+    output = {"the model": folder, "its folder": tmp_path, "another folder": thesis}[what]
+    with pytest.raises((SchemeError, FormatError), match=r"the model itself, or holds it|no checkpoint"):
+        advise(folder, Goal(1.0, "nats"), output=output, target="gpu", language=language)
+    assert (thesis / "thesis.tex").is_file()
+    assert (folder / "config.json").is_file()
+
+
+def test_a_file_of_the_model_is_not_written_over(wide: Net, how: NetHow, folder: Path) -> None:
+    wide.save(folder / "wide.onnx")
+    with pytest.raises(SchemeError, match="the model itself"):
+        advise("wide.onnx", Goal(5.0, "points"), how=how, output=folder / "wide.onnx")
+    with pytest.raises(MissingError, match="no such folder"):
+        advise("wide.onnx", Goal(5.0, "points"), how=how, output=folder / "absent" / "wide.onnx")
+    (folder / "there").mkdir()
+    with pytest.raises(SchemeError, match="of another kind"):
+        advise("wide.onnx", Goal(5.0, "points"), how=how, output=folder / "there")
+
+
+def test_for_a_gpu_the_text_to_judge_by_decides(tmp_path: Path) -> None:
+    held_out = (reference_model.PATH / "held_out.txt").read_text()
+    found = []
+    for number in range(2):
+        text = tmp_path / f"{number}.txt"
+        text.write_text(held_out[20_000 * number : 20_000 * (number + 1)])
+
+        def judged(source: Model, text: Path = text) -> Task:
+            return Task(source, "builtin", text, windows=2, threads=1, is_gpu=True)
+
+        rung = rungs_of_language(judged(load(reference_model.PATH)), Goal(1.0, "nats"))[0]
+        (tmp_path / f"rung-{number}").mkdir()
+        made = rung.make(tmp_path / f"rung-{number}")
+        found.append(made.loss.value)
+    assert found[0] != found[1]
+    path = tmp_path / "rung-1" / made.name
+    settings: dict[str, Any] = {"against": load(reference_model.PATH), "windows": 2, "threads": 1, "save": False}
+    again = evaluate(path, data=tmp_path / "1.txt", **settings).metric("kl_mean")
+    assert again is not None
+    assert found[1] == pytest.approx(again.value, rel=1e-3)
+
+
+def test_a_walk_knows_what_it_began_with(
+    graph: Net, how: NetHow, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Exception):  # noqa: N818
+        pass
+
+    def tell(_: Finding) -> None:
+        raise Ended
+
+    goal, output = Goal(5.0, "points", least_speed=999.0), folder / "small.onnx"
+    with pytest.raises(Ended):
+        advise(graph, goal, how=how, output=output, tell=tell)
+    with pytest.raises(SchemeError, match="say which one to go on with"):
+        advise(graph, goal, how=how, resume=True)
+    other = Net.parse(graph.to_bytes(), "other")
+    other.model.graph.initializers[next(iter(other.model.graph.initializers))].name = "renamed"
+    with pytest.raises(SchemeError, match="another model"):
+        advise(other, goal, how=how, output=output, resume=True)
+    with pytest.raises(SchemeError, match="has no name to know it by"):
+        advise(graph, goal, how=replace(how, data=[np.zeros(3)]), output=output, resume=True)
+    monkeypatch.setattr("tersor.pipeline.steps.provenance.versions", lambda: {"tersor": "0.0.1"})
+    with pytest.raises(SchemeError, match="another versions"):
+        advise(graph, goal, how=how, output=output, resume=True)
 
 
 def test_a_report_is_written_by_the_ending_of_its_name(graph: Net, how: NetHow, folder: Path) -> None:

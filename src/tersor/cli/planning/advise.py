@@ -12,7 +12,7 @@ from tersor.cli.options.images import MeanOption, StdOption, preparation_of
 from tersor.cli.options.language import ThreadsOption
 from tersor.cli.options.nets import DataOption, EpochsOption, NetSizeOption, TrainOption, WeightsOption
 from tersor.cli.quantize import parse_size
-from tersor.cli.screen.output import JsonOption, console, print_json, table
+from tersor.cli.screen.output import JsonOption, console, is_given, print_json, refuse_given, table
 from tersor.core.errors import SchemeError
 from tersor.models import Model
 from tersor.pipeline.advising.advise import TARGETS, save_report
@@ -29,6 +29,7 @@ MOST_KL, MOST_DROP = 0.05, 1.0
 
 
 def advise(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A language model as tersor quantize takes it, or a net.")
     ],
@@ -84,6 +85,7 @@ def advise(
     a size or a speed the smallest artefact within the loss is taken. Exit code 1 where no rung is enough.
     """
     is_net = is_network(model)
+    _check_given(context, is_net=is_net, is_gpu=target == "gpu")
     most = max_drop if is_net else max_kl
     if (max_kl if is_net else max_drop) is not None:
         raise SchemeError("nets lose accuracy: give --max-drop" if is_net else "language models: give --max-kl")
@@ -119,6 +121,18 @@ def advise(
         _show(advice, output, report)
     if advice.chosen is None:
         raise typer.Exit(1)
+
+
+def _check_given(context: typer.Context, *, is_net: bool, is_gpu: bool) -> None:
+    """Refuse what would be passed over."""
+    if is_net:
+        refuse_given(context, ("text", "windows"), "a net")
+        if is_given(context, "epochs") and not is_given(context, "train"):
+            raise SchemeError("--epochs are passes over --train: give both")
+        return
+    refuse_given(context, ("data", "weights", "mean", "std", "size_of"), "a language model")
+    if is_gpu:
+        refuse_given(context, ("train", "epochs"), "--target gpu: no rung of its ladder is trained")
 
 
 def _tell(finding: Finding) -> None:

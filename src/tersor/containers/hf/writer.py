@@ -25,7 +25,7 @@ from tersor.files.hashing import sha256
 from tersor.files.safetensors import TensorInfo
 from tersor.files.safetensors_writer import SafetensorsWriter, StoredTensor, encode
 
-__all__ = ["SHARD_BYTES", "CheckpointSource", "write_checkpoint"]
+__all__ = ["SHARD_BYTES", "CheckpointSource", "check_output", "write_checkpoint"]
 
 SHARD_BYTES = 5_000_000_000
 """Bytes of tensors in one file, as the hub's own tools split them."""
@@ -71,7 +71,7 @@ def write_checkpoint(
     Raises SchemeError and ShapeError for what the container cannot hold, before anything is written.
     """
     row = container(name)
-    _check_output(folder, output)
+    check_output(folder, output)
     config = read_json(folder / "config.json")
     stored = _lay_out(row, source, formats)
     modules = {tensor.removesuffix(".weight"): fmt for tensor, fmt in formats.items()}
@@ -91,7 +91,8 @@ def write_checkpoint(
         return tuple(Artefact(path.name, path.stat().st_size, sha256(path)) for path in paths)
 
 
-def _check_output(folder: Path, output: Path) -> None:
+def check_output(folder: Path, output: Path) -> None:
+    """Refuse to write the checkpoint `output` over its source `folder`, or over what is none."""
     if output.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise SchemeError(f"{output}: holds the source; choose another folder")
     is_foreign = output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tersor.calibrate.workspace import Workspace, workspace_path
+from tersor.containers.hf.writer import check_output
 from tersor.core.card import card_path
-from tersor.core.errors import SchemeError
+from tersor.core.errors import MissingError, SchemeError
 from tersor.files.atomic import atomic_writer, replace_folder
 from tersor.models import Model, load
 from tersor.pipeline.advising.ladder import Advice, Finding, Goal, Rung, walk
@@ -20,6 +24,7 @@ from tersor.pipeline.advising.language import Task, rungs_of_language
 from tersor.pipeline.advising.nets import NetTask, rungs_of_net
 from tersor.pipeline.advising.rendering import FORMS, written
 from tersor.pipeline.nets.quantizing import NetHow, is_network
+from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.cards import load_card, save_card
 
 __all__ = ["TARGETS", "advise", "save_report"]
@@ -27,6 +32,7 @@ __all__ = ["TARGETS", "advise", "save_report"]
 TARGETS = ("cpu", "gpu")
 """Where it is to run: processors (GGUF in llama.cpp, ONNX), or GPUs (compressed-tensors in vLLM and others)."""
 
+UNNAMED = "no file: "
 UNTOLD = ("model", "command", "progress", "threads")
 """Options that change nothing of what is found, and the model, which is told by itself."""
 
@@ -45,7 +51,7 @@ def advise(
     """Walk the ladder for `model` until `goal` is met, and return what was found.
 
     output    the artefact that meets it is put there, with its Card; None: nothing is kept
-    target    "cpu" or "gpu"; nets have one ladder, ONNX
+    target    "cpu" or "gpu"; nets have a ladder for processors alone
     how       for nets: calibration, data to judge by, training
     language  for language models: given the model, returns calibration text, text to judge by and more
     resume    go on with the rungs that a walk for the same `output` had finished when it was ended
@@ -55,14 +61,21 @@ def advise(
     """
     if target not in TARGETS:
         raise SchemeError(f"the target is {' or '.join(TARGETS)}, not {target!r:.40}")
-    if output is not None and output.exists() and output.is_dir() != (target == "gpu" and not is_network(model)):
-        raise SchemeError(f"{output} is there already, and of another kind than what is made")
+    if target == "gpu" and is_network(model):
+        raise SchemeError("the ladder of nets is one for processors, in ONNX Runtime: leave the target out")
+    if resume and output is None:
+        raise SchemeError("unfinished work lies beside the output: say which one to go on with")
     task, rungs = _ladder(model, goal, target, how, language)
+    if output is not None:
+        _check_output(output, _files(model) if isinstance(task, NetTask) else task.model.files, task)
     name = task.source.name if isinstance(task, NetTask) else task.model.name
     if output is None:
         with tempfile.TemporaryDirectory(prefix="tersor-advise-") as made:
             return walk(name, rungs, goal, Path(made), clock=time.monotonic, tell=tell)
-    work = Workspace(workspace_path(output), _described(model, task, rungs, goal), resume=resume)
+    described = _described(task, rungs, goal)
+    if resume and UNNAMED in json.dumps(described):
+        raise SchemeError("data that is no file has no name to know it by: such a walk cannot be gone on with")
+    work = Workspace(workspace_path(output), described, resume=resume)
     advice = walk(name, rungs, goal, work.folder, clock=time.monotonic, tell=tell)
     if advice.chosen is not None and advice.chosen.made is not None:
         _keep(work.folder / advice.chosen.made.name, output)
@@ -70,13 +83,37 @@ def advise(
     return advice
 
 
-def _described(model: Any, task: Task | NetTask, rungs: Sequence[Rung], goal: Goal) -> dict[str, Any]:
+def _files(net: Any) -> Iterable[Path]:
+    return [Path(net)] if isinstance(net, (str, Path)) else []
+
+
+def _check_output(output: Path, sources: Iterable[Path], task: Task | NetTask) -> None:
+    """Refuse before the walk what would replace the model itself, or what is no artefact of that kind."""
+    if not output.parent.is_dir():
+        raise MissingError(f"{output.parent}: no such folder; create it first, or give another output")
+    made, is_folder = output.resolve(), isinstance(task, Task) and task.is_gpu
+    if any(made in (source.resolve(), *source.resolve().parents) for source in sources):
+        raise SchemeError(f"{output}: is the model itself, or holds it; give another output")
+    if output.is_dir() != is_folder and os.path.lexists(output):
+        raise SchemeError(f"{output} is there already, and of another kind than what is made")
+    if is_folder and isinstance(task, Task):
+        check_output(task.model.files[0].parent, output)
+    elif os.path.lexists(output) and not output.is_file():
+        raise SchemeError(f"{output} exists and is no regular file (a device, pipe or broken link); name another")
+
+
+def _described(task: Task | NetTask, rungs: Sequence[Rung], goal: Goal) -> dict[str, Any]:
     """What shapes the artefacts and what is measured of them, as far as it has a name."""
     # A mix takes all of the size, and operators go back to float until no more is lost than that.
     is_net = isinstance(task, NetTask)
     shaping = {"goal": goal.most_loss if is_net else goal.most_bytes, "needs_speed": task.needs_speed}
     given = _told(task.how if isinstance(task, NetTask) else task)
-    return {**given, **shaping, "model": _state(model), "rungs": [rung.name for rung in rungs]}
+    about = {"rungs": [rung.name for rung in rungs], "versions": provenance.versions()}
+    if isinstance(task, NetTask):
+        model: object = hashlib.sha256(task.source.to_bytes()).hexdigest()
+    else:
+        model = [_of_file(path, path.name) for path in task.model.files]
+    return {**given, **shaping, **about, "model": model}
 
 
 def _told(given: Any) -> Any:
@@ -91,12 +128,16 @@ def _told(given: Any) -> Any:
 
 
 def _state(given: Any) -> list[Any]:
-    """Which file it is, and of when; for what is no file its kind."""
-    path = Path(given) if given and isinstance(given, (str, Path)) else None
+    """Which files these are, and of when; a name that is no file as it is, and what has no name by its kind."""
+    path = Path(given) if isinstance(given, (str, Path)) and str(given) else None
     if path is None or not path.exists():
-        return [str(given) if isinstance(given, (str, Path)) else type(given).__name__]
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
+        return [str(given)] if isinstance(given, (str, Path)) else [f"{UNNAMED}{type(given).__name__}"]
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    return [_of_file(one, str(one.relative_to(path)) if path.is_dir() else one.name) for one in files]
+
+
+def _of_file(path: Path, name: str) -> list[Any]:
+    return [name, path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _ladder(

@@ -1,7 +1,7 @@
 """The ladder of language models: GGUF for processors, compressed-tensors for GPUs.
 
 Each format is rounded plainly first, for that costs nothing; then with what calibration knows. What is lost is the
-mean KL divergence from full precision on text that no rung has seen.
+mean KL divergence from full precision on text that no rung has seen, through tersor's own decoder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tersor.core.card import Card
 from tersor.core.errors import MissingError
 from tersor.core.evaluation import Metric
 from tersor.evaluation.language.windows import DEFAULT_CONTEXT
@@ -103,7 +102,7 @@ def _rungs(task: Task, forms: Sequence[Form], most_bytes: int | None) -> Iterato
             if method == "qat" and not is_mixed and _is_first(expected, most_bytes):
                 is_mixed = True
                 yield _mix(task, level, most_bytes)
-            make = _in_checkpoint(task, form.name, method) if task.is_gpu else _in_gguf(task, form.name, method)
+            make = _made(task, form.name, method)
             yield Rung(f"{form.name}, {method}", GAINS[method], level, make, expected)
         if not is_mixed and _is_first(expected, most_bytes):
             is_mixed = True
@@ -133,7 +132,7 @@ def _text(task: Task) -> Calibration:
     return Calibration(task.calibration)
 
 
-def _in_gguf(task: Task, name: str, method: str) -> Callable[[Path], Made]:
+def _made(task: Task, name: str, method: str) -> Callable[[Path], Made]:
     def make(folder: Path) -> Made:
         return _measured(task, folder, name, method, ())
 
@@ -143,8 +142,9 @@ def _in_gguf(task: Task, name: str, method: str) -> Callable[[Path], Made]:
 def _measured(task: Task, folder: Path, name: str, method: str, formats: Sequence[str]) -> Made:
     """Quantize, and compare with full precision; `formats`: overrides by tensor, of a plan."""
     kind = f"{name}-mix" if formats else name
-    path = folder / f"{task.model.name}-{kind}-{method}.gguf"
-    more: dict[str, Any] = {"tensor_formats": tuple(formats)} if formats else {}
+    path = folder / (f"{task.model.name}-{kind}-{method}" + ("" if task.is_gpu else ".gguf"))
+    more: dict[str, Any] = {"container": "compressed-tensors"} if task.is_gpu else {}
+    more |= {"tensor_formats": tuple(formats)} if formats else {}
     if method == "qat":
         source = task.calibration if task.train is None else task.train
         count = settings.SEQUENCES if task.train is None else settings.TRAINING_SEQUENCES
@@ -191,29 +191,3 @@ def _speed(task: Task, path: Path, folder: Path) -> Metric | None:
         quantize(task.model, FULL, output=full, command="tersor advise")
     found = bench(path, against=full, threads=task.threads, prompt=64, generate=32, batches=(1,), rounds=SPEED_ROUNDS)
     return next((ratio for ratio in found[0].ratios if ratio.name == "generation_tokens_per_s"), None)
-
-
-def _in_checkpoint(task: Task, name: str, method: str) -> Callable[[Path], Made]:
-    def make(folder: Path) -> Made:
-        path = folder / f"{task.model.name}-{name}-{method}"
-        card = quantize(
-            task.model,
-            name,
-            output=path,
-            method=method,
-            calibration=task.calibration,
-            container="compressed-tensors",
-            force=True,
-            command="tersor advise",
-        )
-        return Made(path.name, card.nbytes, _held_out(card), None, card.notes)
-
-    return make
-
-
-def _held_out(card: Card) -> Metric:
-    """The divergence on calibration sequences that were kept back: no engine for GPUs is needed for that."""
-    found = next((metric for one in card.evaluations if (metric := one.metric("kl_mean")) is not None), None)
-    if found is None:
-        raise MissingError(f"{card.name}: too little calibration text to keep some back and judge by")
-    return found
