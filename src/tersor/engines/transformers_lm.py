@@ -13,7 +13,7 @@ from typing import Any
 
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError
-from tersor.engines.torch.checkpoints import is_quantized, load_quantized, rounds_tokens
+from tersor.engines.torch.checkpoints import is_quantized, load_quantized, rounds_tokens, vocabulary_size
 
 __all__ = ["TransformersLm"]
 
@@ -51,8 +51,7 @@ class TransformersLm:
         else:
             _check_memory(name, weights)
             self._model = _load(transformers, torch.float32, folder, name)
-        head: Any = self._model.get_output_embeddings()
-        self.vocabulary_size = int(head.weight.shape[0] if head is not None else self._model.config.vocab_size)
+        self.vocabulary_size = vocabulary_size(self._model)
         self._keeps = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def version(self) -> str:

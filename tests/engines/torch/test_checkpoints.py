@@ -14,7 +14,8 @@ import pytest
 from tersor.containers.hf.writer import write_checkpoint
 from tersor.core.errors import FormatError, MissingError, SchemeError, ShapeError, UnsupportedError
 from tersor.core.tensor import QuantizedTensor
-from tersor.engines.torch.checkpoints import load_quantized
+from tersor.engines.torch.checkpoints import load_quantized, vocabulary_size
+from tersor.engines.transformers_lm import TransformersLm
 from tersor.files.checkpoint import Checkpoint, weight_files
 from tersor.formats import get
 from tersor.kernels.linear.module import linear_class
@@ -54,10 +55,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def write(sources: dict[str, Path], tmp_path: Path) -> Write:
     """Return a function that rounds the matrices of a model and writes them into a container."""
 
-    def made(source: str, container: str, spelled: str, **options: Any) -> Path:
+    def made(source: str, container: str, spelled: str, *, head: bool = False, **options: Any) -> Path:
         fmt = get(spelled)
         with contextlib.closing(Checkpoint(*weight_files(sources[source])[:2])) as checkpoint:
-            formats = {name: fmt for name in checkpoint.tensors if name.endswith("proj.weight")}
+            wanted = ("proj.weight", "lm_head.weight") if head else ("proj.weight",)
+            formats = {name: fmt for name in checkpoint.tensors if name.endswith(wanted)}
             weights = ((name, np.asarray(checkpoint.read(name), np.float32)) for name in formats)
             tensors = ((name, QuantizedTensor(fmt, w.shape, fmt.encode(w))) for name, w in weights)
             output = tmp_path / f"{container}-{spelled}"
@@ -248,6 +250,22 @@ def test_the_rest_computes_in_the_type_that_is_asked_for(write: Write) -> None:
     assert distance(model, load_quantized(folder)) < 2e-3
     scales = model.model.layers[0].mlp.up_proj.scales
     assert torch.equal(model.half().model.layers[0].mlp.up_proj.scales, scales)  # a cast rounds no scale
+
+
+@pytest.mark.parametrize("kernels", ["tersor", "torch"])
+@pytest.mark.parametrize(("container", "spelled"), [CASES[0][1:], CASES[5][1:]])
+def test_an_output_matrix_that_the_file_has_quantized_is_taken(
+    write: Write, sources: dict[str, Path], container: str, spelled: str, kernels: Any
+) -> None:
+    folder = write("llama", container, spelled, head=True)
+    model = load_quantized(folder, kernels=kernels)
+    assert not isinstance(model.lm_head, torch.nn.Linear)
+    assert vocabulary_size(model) == 120
+    engine = TransformersLm(folder, name="m", weights=1)
+    assert engine.vocabulary_size == 120
+    with torch.no_grad():
+        wanted = decoded(folder, sources["llama"])(IDS[:1]).logits[0].numpy()
+    np.testing.assert_allclose(engine.logits(IDS[0].tolist()), wanted, atol=1e-2 * wanted.std())
 
 
 @pytest.mark.parametrize("source", ["llama", "qwen2"])

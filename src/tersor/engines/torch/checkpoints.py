@@ -30,7 +30,7 @@ else:
     torch = LazyModule("torch", "torch")
     transformers = LazyModule("transformers", "torch")
 
-__all__ = ["is_quantized", "load_quantized", "rounds_tokens"]
+__all__ = ["is_quantized", "load_quantized", "rounds_tokens", "vocabulary_size"]
 
 MOVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 """Endings of tensors that some files hold and models compute themselves."""
@@ -125,6 +125,14 @@ def _parameters_nowhere() -> Iterator[None]:
         yield
     finally:
         module.register_parameter = register
+
+
+def vocabulary_size(model: Any) -> int:
+    """Return for how many tokens a causal language model of transformers has logits, quantized or not."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return int(model.config.vocab_size)
+    return int(head.out_features if hasattr(head, "out_features") else head.weight.shape[0])
 
 
 def rounds_tokens(folder: Path) -> bool:

@@ -10,12 +10,17 @@ from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tersor
 from tersor import reference_model
+from tersor.containers.hf.writer import write_checkpoint
 from tersor.core.errors import EngineError
+from tersor.core.tensor import QuantizedTensor
 from tersor.deploy.running.supervised import Patience, RequestError, Running
+from tersor.files.checkpoint import Checkpoint, weight_files
+from tersor.formats import get
 from tersor.models.quantized_checkpoint import open_quantized
 
 torch = pytest.importorskip("torch", reason="runs the model: pip install 'tersor[torch]'")
@@ -232,6 +237,20 @@ def test_a_checkpoint_in_integers_says_what_its_decoded_weights_say(tmp_path: Pa
         assert model.one(prompt=PROMPT, max_tokens=6, temperature=0)["choices"][0]["text"] == tokenizer.decode(
             said[0, ids.shape[1] :]
         )
+
+
+def test_a_checkpoint_whose_output_matrix_is_quantized_answers(folder: Path, tmp_path: Path) -> None:
+    source, made, fmt = tmp_path / "source", tmp_path / "made", get("int4-g32-sym-f16")
+    shutil.copytree(folder, source)
+    config = transformers.AutoConfig.from_pretrained(folder, tie_word_embeddings=False, num_hidden_layers=1)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    with closing(Checkpoint(*weight_files(source)[:2])) as checkpoint:
+        formats = {name: fmt for name in checkpoint.tensors if name.endswith(("proj.weight", "lm_head.weight"))}
+        weights = ((name, np.asarray(checkpoint.read(name), np.float32)) for name in formats)
+        tensors = ((name, QuantizedTensor(fmt, w.shape, fmt.encode(w))) for name, w in weights)
+        write_checkpoint(source, checkpoint, formats, tensors, made, name="gptq")
+    with Asking(made) as model:
+        assert model.one(prompt=PROMPT, max_tokens=1, temperature=0)["usage"]["completion_tokens"] == 1
 
 
 def test_a_folder_without_safetensors_is_no_model(folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tersor.deploy.running.causal.pieces import Held, Pieces
 from tersor.deploy.running.causal.sampling import Draw
 from tersor.deploy.running.worker import Emit, RefusedError
 from tersor.engines.torch.attention import attend_by_kernel
-from tersor.engines.torch.checkpoints import is_quantized, load_quantized
+from tersor.engines.torch.checkpoints import is_quantized, load_quantized, vocabulary_size
 
 __all__ = ["opened"]
 
@@ -70,7 +70,7 @@ class _Causal:
         takes = inspect.signature(self._model.forward).parameters
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         text = self._model.config.get_text_config()
-        self._vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
+        self._vocabulary = vocabulary_size(self._model)
         limit = getattr(text, "max_position_embeddings", None)
         self._context = min(int(options.get("context", 2048)), int(limit or 1 << 30))
         self._ends = self._end_tokens()
