@@ -223,6 +223,14 @@ def test_less_time_puts_more_operators_on_integers(planner: NetPlanner, graph: N
     assert planner.clock.estimated(both.net).value <= (least + most) / 2
 
 
+def test_room_in_a_file_is_no_room_in_bits(planner: NetPlanner) -> None:
+    alone = planner.plan(NetGoal(bits_per_weight=6.0))
+    for room in (2_000, 60_000):
+        both = planner.plan(NetGoal(bits_per_weight=6.0, max_bytes=int(alone.file.measured["file_bytes"]) + room))
+        assert both.file.predicted["bits_per_weight"] <= 6.0
+        assert both.mix.loss <= alone.mix.loss * (1 + 1e-9)
+
+
 def test_time_is_measured_where_the_machine_is_at_hand(graph: Net, how: NetHow) -> None:
     planner = open_net_planner(graph, how, needs_speed=True)
     planned = planner.plan(NetGoal(max_latency_ms=1000.0), trials=0)

@@ -116,6 +116,7 @@ class NetPlanner:
                 told = f"{took:.3g} ms" if late > 0 else f"a file of {size:,} bytes"
             if nbytes is not None:
                 nbytes = min(nbytes - over, mix.nbytes - 1) if over > 0 else nbytes - over
+                nbytes = min([nbytes, *self._of_bits(goal)])  # room in the file is none in bits
                 # neighbours share quantizers: what lies around weights differs from mix to mix
             if late > 0 and time is not None and goal.max_latency_ms is not None:
                 room = MARGIN if self.clock is not None and self.clock.is_here else 1.0
@@ -145,14 +146,17 @@ class NetPlanner:
 
     def _bytes(self, goal: NetGoal) -> int | None:
         """What weights with a choice may take."""
-        limits = []
+        limits = self._of_bits(goal)
         if goal.max_bytes is not None:
             smallest = self.frontier.at(self.frontier.smallest)
             around = len(self.operators.net(smallest.formats).net.to_bytes()) - smallest.nbytes
             limits.append(goal.max_bytes - around)
-        if goal.bits_per_weight is not None:
-            limits.append(int(goal.bits_per_weight * self.analysis.weights / 8) - self.analysis.kept_bytes)
         return min(limits, default=None)
+
+    def _of_bits(self, goal: NetGoal) -> list[int]:
+        """The limit by bits per weight, if there is one."""
+        bits, analysis = goal.bits_per_weight, self.analysis
+        return [] if bits is None else [int(bits * analysis.weights / 8) - analysis.kept_bytes]
 
     def _fixed_time(self) -> int:
         """Nanoseconds of what has no choice, as told for the net on integers."""
