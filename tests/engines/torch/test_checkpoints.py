@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,38 @@ def test_order_of_activation_head_and_type_on_torch(write: Write, sources: dict[
     narrow = load_quantized(folder, kernels="torch", dtype=torch.bfloat16, round_head=True)
     assert narrow.lm_head.operator == "torch._weight_int8pack_mm"
     assert distance(narrow, model) < 2e-3
+
+
+def test_models_that_are_loaded_side_by_side_leave_torch_as_it_was(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write("llama", "gptq", "int4-g32-sym-f16")
+    before, kind = torch.nn.Module.register_parameter, transformers.AutoModelForCausalLM
+    entered, let_go = ({name: threading.Event() for name in ("first", "second")} for _ in range(2))
+    build, loaded = kind.from_config, []
+
+    def waiting(*given: Any, **more: Any) -> Any:
+        name = threading.current_thread().name
+        entered[name].set()
+        assert let_go[name].wait(60)
+        return build(*given, **more)
+
+    monkeypatch.setattr(kind, "from_config", waiting)
+    threads = [threading.Thread(target=lambda: loaded.append(load_quantized(folder)), name=name) for name in entered]
+    try:
+        threads[0].start()
+        assert entered["first"].wait(60)
+        assert not torch.nn.Linear(2, 2).weight.is_meta  # what another thread builds meanwhile
+        threads[1].start()
+        entered["second"].wait(0.5)  # it has to wait for the first
+    finally:
+        for name, thread in zip(let_go, threads, strict=True):  # the first ends before the second does
+            let_go[name].set()
+            if thread.ident is not None:
+                thread.join(60)
+        left, torch.nn.Module.register_parameter = torch.nn.Module.register_parameter, before
+    assert left is before
+    assert distance(*loaded) == 0
 
 
 def test_options_that_do_not_go_together_are_refused(write: Write) -> None:

@@ -7,6 +7,7 @@ everything else keeps the file's numbers in the type that the model computes in.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ __all__ = ["is_quantized", "load_quantized", "rounds_tokens", "vocabulary_size"]
 
 MOVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 """Endings of tensors that some files hold and models compute themselves."""
+_BUILDING = threading.Lock()
+"""Held while a model is built: what is changed of torch for that has to be put back in turn."""
 
 
 def is_quantized(folder: Path) -> bool:
@@ -111,20 +114,22 @@ def _empty_model(folder: Path, dtype: Any) -> Any:
 
 @contextlib.contextmanager
 def _parameters_nowhere() -> Iterator[None]:
-    """Have parameters of modules that are built meanwhile hold no memory."""
+    """Have parameters of modules that this thread builds meanwhile hold no memory; other threads' stay as they are."""
     module: Any = torch.nn.Module
-    register = module.register_parameter
+    builder = threading.get_ident()
+    with _BUILDING:
+        register = module.register_parameter
 
-    def emptied(self: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
-        register(self, name, parameter)
-        if parameter is not None:
-            self._parameters[name] = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        def emptied(self: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+            register(self, name, parameter)
+            if parameter is not None and threading.get_ident() == builder:
+                self._parameters[name] = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    module.register_parameter = emptied  # torch offers no other way that keeps buffers
-    try:
-        yield
-    finally:
-        module.register_parameter = register
+        module.register_parameter = emptied  # torch offers no other way that keeps buffers
+        try:
+            yield
+        finally:
+            module.register_parameter = register
 
 
 def vocabulary_size(model: Any) -> int:
