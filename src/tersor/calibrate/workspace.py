@@ -60,21 +60,28 @@ class Workspace:
         self.folder = folder
         if not is_owner:
             return
-        wanted = json.loads(json.dumps({"schema": SCHEMA, **run}))
+        wanted = _plain(run)
         if resume and (folder / "run.json").is_file():
-            found = self._described()
-            differing = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
-            if differing:
-                key = differing[0]
+            differing = self.differing(folder, run)
+            if differing is not None:
                 raise SchemeError(
-                    f"{folder}: the unfinished work was made with another {key}: {found.get(key)!r:.80}, now "
-                    f"{wanted.get(key)!r:.80}; repeat the command that began it, or run without --resume to start anew"
+                    f"{folder}: the unfinished work was made with another {differing}; repeat the command that began "
+                    "it, or run without --resume to start anew"
                 )
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with atomic_writer(folder / "run.json") as file:
             file.write(json.dumps(wanted, indent=1).encode())
+
+    @staticmethod
+    def differing(folder: Path, run: Mapping[str, Any]) -> str | None:
+        """Return what the work in `folder` was made with that is another in `run`; None: nothing, or no work."""
+        if not (folder / "run.json").is_file():
+            return None
+        wanted, found = _plain(run), _described(folder / "run.json")
+        key = min((key for key in {*wanted, *found} if wanted.get(key) != found.get(key)), default=None)
+        return None if key is None else f"{key}: {found.get(key)!r:.80}, now {wanted.get(key)!r:.80}"
 
     def save(self, layer: int, finished: Finished) -> None:
         """Keep the result of one block for good."""
@@ -121,13 +128,19 @@ class Workspace:
     def _file(self, layer: int) -> Path:
         return self.folder / f"block-{layer:04d}.bin"
 
-    def _described(self) -> dict[str, Any]:
-        path = self.folder / "run.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
-        return found
+
+def _plain(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return it as it comes back from a file."""
+    made: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, **run}))
+    return made
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
+    return found
 
 
 def _take(content: bytes, shape: tuple[int, ...], kind: Any) -> Bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,16 +41,31 @@ def test_estimates_are_near_what_is_measured(case: Case) -> None:
     assert 0.75 < np.exp(np.mean(np.log(ratios))) < 1.33
 
 
-def test_a_finished_analysis_is_taken_as_it_is_and_text_or_method_makes_it_anew(case: Case) -> None:
+def test_a_finished_analysis_is_taken_as_it_is_and_of_others_refused(case: Case) -> None:
     files = sorted(path for path in case.folder.rglob("*") if path.is_file())
     before = {path: path.stat().st_mtime_ns for path in files}
     again = analyse(case.model, case.folder, case.study)
     assert again.analysis == case.studied.analysis
     np.testing.assert_array_equal(again.probes, case.studied.probes)
     assert {path: path.stat().st_mtime_ns for path in files} == before
-    other = analyse(case.model, case.folder, replace(case.study, method="rtn"))
+    with pytest.raises(SchemeError, match=r"made with another method: 'gptq', now 'rtn'; name another folder, or"):
+        analyse(case.model, case.folder, replace(case.study, method="rtn"))
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    other = analyse(case.model, case.folder, replace(case.study, method="rtn"), resume=False)
     assert other.analysis.method == "rtn"
     assert all(path.stat().st_mtime_ns > before[path] for path in files)
+
+
+def test_what_rests_on_candidates_goes_with_them(case: Case) -> None:
+    shutil.rmtree(case.folder / "candidates")
+    other = analyse(case.model, case.folder, replace(case.study, method="rtn"))
+    assert other.analysis.method == "rtn"
+    assert other.analysis.measured != case.studied.analysis.measured
+    for block in (case.folder / "candidates").glob("*.bin"):
+        block.unlink()
+    (case.folder / "analysis.json").unlink()
+    third = analyse(case.model, case.folder, case.study)  # nothing was finished: nothing is lost
+    assert third.analysis.tensors == case.studied.analysis.tensors
 
 
 def test_a_stopped_analysis_goes_on_and_ends_the_same(case: Case) -> None:

@@ -130,9 +130,9 @@ def analyse(
 ) -> Studied:
     """Return the analysis of `model`, and save it with its candidates as `folder`.
 
-    What lies there already is taken where it is of the same model, text, method, formats and versions; else it is
-    begun anew, and with `resume` gone on with. Raises SchemeError for methods that need a run through the model, and
-    what calibration raises for texts and memory.
+    What lies there already is taken where it is of the same model, text, method, formats and versions, and with
+    `resume` gone on with where it is unfinished. Raises SchemeError where it is of others: it may have taken hours; and
+    for methods that need a run through the model. Raises what calibration raises for texts and memory.
     """
     if study.method not in METHODS:
         raise SchemeError(
@@ -198,14 +198,19 @@ def _whole(probes: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
 
 
 def _workspace(folder: Path, about: Mapping[str, Any], *, resume: bool) -> Workspace:
-    """Open the candidates; what was made from something else is removed with all that rests on it."""
+    """Open the candidates, on which all else rests; SchemeError where they are of something else."""
     folder.mkdir(exist_ok=True)
-    try:
-        return Workspace(folder / CANDIDATES, about, resume=resume)
-    except SchemeError:
-        for name in (ANALYSIS, PROJECTIONS):
+    candidates = folder / CANDIDATES
+    differing = Workspace.differing(candidates, about) if resume else None
+    if differing is not None and any(candidates.glob("*.bin")):
+        raise SchemeError(
+            f"{folder}: holds an analysis that was made with another {differing}; name another folder, or remove this "
+            "one to make it anew"
+        )
+    if differing is not None or not resume or not (candidates / "run.json").is_file():
+        for name in (ANALYSIS, PROJECTIONS, TOKENS):
             (folder / name).unlink(missing_ok=True)
-        return Workspace(folder / CANDIDATES, about, resume=False)
+    return Workspace(candidates, about, resume=resume and differing is None)
 
 
 def _texts(model: Model, study: Study) -> _Texts:
