@@ -35,7 +35,9 @@ def test_profiles_are_listed_with_their_sources(run: Run) -> None:
     assert all(any(line.startswith(name + " ") for line in done.out.splitlines()) for name in PROFILES)
     rows = run("estimate", "--list", "--json").document
     assert [row["name"] for row in rows] == list(PROFILES)
-    assert "data sheet" in next(row for row in rows if row["name"] == "h100")["memory_bytes"]["source"]
+    card = next(row for row in rows if row["name"] == "h100")
+    assert "data sheet" in card["read_bytes_per_s"]["source"]
+    assert card["memory_bytes"]["source"].startswith("81559 MiB, the memory.total that nvidia-smi shows")
 
 
 @pytest.mark.parametrize(

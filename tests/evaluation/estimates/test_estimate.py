@@ -100,6 +100,24 @@ def test_every_profile_can_be_estimated_for_and_every_figure_says_what_it_rests_
         assert (amount.value is None) == (amount.sense == "unknown")
 
 
+def test_memory_is_as_sure_as_its_source_and_so_is_what_fits_in_it() -> None:
+    def senses(name: str) -> list[str]:
+        found = {amount.name: amount for amount in made(TRAFFIC, 1e9, SHAPE, LOAD, machine_of(profile(name))).amounts}
+        return [found[name].sense for name in ("memory_bytes", "longest_context", "largest_batch")]
+
+    assert senses("h100") == ["exact", "at most", "at most"]
+    assert senses("raspberry-pi-5-8gb") == ["about"] * 3
+    assert senses("apple-m4") == ["at most"] * 3
+    two = machine_of(profile("pixel-8")).times(2).memory
+    assert two is not None
+    assert (two.value, two.sense) == (16e9, "about")
+
+
+def test_generation_is_bound_at_the_full_context() -> None:
+    found = {amount.name: amount for amount in made(TRAFFIC, 1e9, SHAPE, LOAD, MACHINE).amounts}
+    assert "and, at the full context, 0.0005243 GB of cache a step" in found["decode_tokens_per_s"].basis
+
+
 def test_several_machines_have_the_memory_and_the_bandwidth_of_all() -> None:
     one = made(TRAFFIC, 1e9, SHAPE, LOAD, MACHINE)
     four = made(TRAFFIC, 1e9, SHAPE, LOAD, MACHINE.times(4))

@@ -314,7 +314,7 @@ def test_a_machine_by_name_brings_its_formats_memory_and_bandwidth() -> None:
     assert set(card.formats) == {"int4-g128", "int8-channel"}
     assert card.read_bytes_per_s == 3350e9
     asked = target_named("h100", ("q6_k",))
-    assert (asked.formats, asked.memory_bytes) == (("q6_k",), 80e9)
+    assert (asked.formats, asked.memory_bytes) == (("q6_k",), 81559 << 20)
     assert target_named("cpu").is_here
     with pytest.raises(SchemeError, match=r"no target 'h1000'; there are cpu, gpu, mobile, and machines by name; near"):
         target_named("h1000")

@@ -47,3 +47,5 @@ def test_a_gpu_is_known_by_capability_memory_and_name(
 ) -> None:
     found = profile_of_graphics(Graphics(name, capability, mebibytes << 20))
     assert (None if found is None else found.name) == profile
+    memory = None if found is None else found.memory_bytes
+    assert memory is None or memory.value == mebibytes << 20  # what the driver reports, not what the label says

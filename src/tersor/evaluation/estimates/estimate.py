@@ -10,10 +10,11 @@ from tersor.core.errors import SchemeError
 from tersor.evaluation.estimates.limits import Machine
 from tersor.evaluation.estimates.shape import DecoderShape
 from tersor.evaluation.speed.traffic import Traffic
+from tersor.targets.profiles.profile import Figure
 
 __all__ = ["Amount", "Estimate", "Load", "Sense", "estimated"]
 
-Sense: TypeAlias = Literal["exact", "at least", "at most", "unknown"]
+Sense: TypeAlias = Literal["exact", "about", "at least", "at most", "unknown"]
 RESERVED = 0.1
 """Share of the memory left to the engine, its buffers and the system; vLLM's default leaves as much."""
 BUFFERS, ALLOWANCE = 1.1, 16 << 20
@@ -56,7 +57,7 @@ class Amount:
     """One figure.
 
     value  None where there is no basis for one
-    sense  whether it is exact, or on which side of it the truth lies
+    sense  whether it is exact, near the truth, or on which side of it the truth lies
     basis  what it rests on, in words
     """
 
@@ -113,7 +114,7 @@ def estimated(
         machine.name,
         kind,
         None if room is None else total <= room,
-        (*memory, *_limits(stored, shape, load, room), *_speeds(traffic, shape, load, machine)),
+        (*memory, *_limits(stored, shape, load, machine.memory), *_speeds(traffic, shape, load, machine)),
         (
             f"{RESERVED:.0%} of the memory is left to the engine and the system",
             "speeds are those of the roofs; real engines reach a share of them (docs/how-to/estimate.md)",
@@ -184,20 +185,20 @@ def _resident(needed: float, repacked: float, machine: Machine) -> tuple[Amount,
     )
 
 
-def _told(figure: object) -> tuple[Sense, str]:
-    source = getattr(figure, "source", None)
-    return ("exact", str(source)) if source else ("unknown", "no document that we read says it")
+def _told(figure: Figure | None) -> tuple[Sense, str]:
+    return ("unknown", "no document that we read says it") if figure is None else (figure.sense, figure.source)
 
 
-def _limits(stored: float, shape: DecoderShape, load: Load, room: float | None) -> tuple[Amount, ...]:
+def _limits(stored: float, shape: DecoderShape, load: Load, memory: Figure | None) -> tuple[Amount, ...]:
     """Return the longest context and the largest batch that fit."""
-    if room is None:
+    if memory is None:
         why = "the machine's memory is not known"
         return (
             Amount("longest_context", None, "tokens", "unknown", why),
             Amount("largest_batch", None, "sequences", "unknown", why),
         )
-    live = _live(shape, load)
+    live, room = _live(shape, load), memory.value * (1 - RESERVED)
+    sense: Sense = "about" if memory.sense == "about" else "at most"
 
     def holds(tokens: int, batch: int) -> bool:
         return stored + live + _cache(shape, load, tokens, batch) <= room
@@ -205,12 +206,12 @@ def _limits(stored: float, shape: DecoderShape, load: Load, room: float | None) 
     longest = _largest(lambda tokens: holds(tokens, load.batch))
     trained = f"; the model was trained for {shape.context}" if shape.context else ""
     return (
-        Amount("longest_context", longest, "tokens", "at most", f"{load.batch} sequences side by side{trained}"),
+        Amount("longest_context", longest, "tokens", sense, f"{load.batch} sequences side by side{trained}"),
         Amount(
             "largest_batch",
             _largest(lambda batch: holds(load.context, batch)),
             "sequences",
-            "at most",
+            sense,
             f"of {load.context} tokens each",
         ),
     )
@@ -255,8 +256,8 @@ def _decode(traffic: Traffic, shape: DecoderShape, load: Load, machine: Machine)
         computing = load.batch * 2 * (traffic.body + traffic.head) / peak.value
         seconds, bound = max((seconds, bound), (computing, f"{load.compute} arithmetic"))
     basis = (
-        f"bound by {bound}: {weights / 1e9:.4g} GB of weights and {cache / 1e9:.4g} GB of cache a step at "
-        f"{machine.read.value / 1e9:.4g} GB/s ({machine.read.source})"
+        f"bound by {bound}: {weights / 1e9:.4g} GB of weights and, at the full context, {cache / 1e9:.4g} GB of cache "
+        f"a step at {machine.read.value / 1e9:.4g} GB/s ({machine.read.source})"
     )
     experts = "; experts picked at random" if traffic.is_mixture and load.batch > 1 else ""
     return (

@@ -34,7 +34,7 @@ class Machine:
             return self
 
         def more(figure: Figure | None) -> Figure | None:
-            return None if figure is None else Figure(figure.value * count, f"{count} × {figure.source}")
+            return None if figure is None else Figure(figure.value * count, f"{count} × {figure.source}", figure.sense)
 
         peaks = {dtype: Figure(rate.value * count, f"{count} × {rate.source}") for dtype, rate in self.peaks.items()}
         notes = (*self.notes, "what the machines tell each other costs time that is not counted")

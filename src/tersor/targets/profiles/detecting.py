@@ -14,7 +14,7 @@ from tersor.targets.profiles.table import matching
 __all__ = ["profile_of", "profile_of_graphics"]
 
 NEAR = 0.1
-"""Memory of a GPU may differ by this share from the label's: drivers keep some, and count in powers of two."""
+"""Memory of a GPU may differ by this share from the profile's: drivers and error correction keep some."""
 
 
 def profile_of(processor: Processor, system: Path = SYSTEM) -> Profile | None:

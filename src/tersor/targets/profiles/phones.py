@@ -29,7 +29,7 @@ PHONES = (
         "snapdragon-8-gen-3",
         "phone",
         "Android, Snapdragon 8 Gen 3",
-        memory_bytes=Figure(24e9, f"at most, {_GEN3}"),
+        memory_bytes=Figure(24e9, _GEN3, "at most"),
         read_bytes_per_s=Figure(76.8e9, f"LPDDR5X at 4800 MHz × 64 bits, {_GEN3}; runlocalai.co gives the same"),
         cores=(
             Cores("Cortex-X4", Figure(1, _GEN3), Figure(3.3e9, _GEN3), X4),
@@ -45,7 +45,7 @@ PHONES = (
         "snapdragon-8-elite",
         "phone",
         "Android, Snapdragon 8 Elite",
-        memory_bytes=Figure(24e9, f"at most, {_ELITE}"),
+        memory_bytes=Figure(24e9, _ELITE, "at most"),
         read_bytes_per_s=Figure(84.8e9, "LPDDR5X at 5300 MHz, geektopia.es 2024-10-22"),
         cores=(
             Cores("Oryon prime", Figure(2, _ELITE), Figure(4.32e9, _ELITE)),
@@ -59,7 +59,7 @@ PHONES = (
         "pixel-8",
         "phone",
         "Google Pixel 8 (Tensor G3)",
-        memory_bytes=Figure(8e9, _PIXEL8),
+        memory_bytes=Figure(8e9, _PIXEL8, "about"),
         cores=(
             Cores("Cortex-X3", Figure(1, _PIXEL8), Figure(2.91e9, _PIXEL8)),
             Cores("Cortex-A715", Figure(4, _PIXEL8), Figure(2.37e9, _PIXEL8)),
@@ -73,7 +73,7 @@ PHONES = (
         "iphone-16-pro",
         "phone",
         "Apple iPhone 16 Pro (A18 Pro)",
-        memory_bytes=Figure(8e9, _IPHONE16_MEMORY),
+        memory_bytes=Figure(8e9, _IPHONE16_MEMORY, "about"),
         engines={"xnnpack": _XNNPACK, "llama.cpp": Support(("q4_0", "q8_0"), "llama.cpp, ggml-metal")},
         notes=(f"the bandwidth of memory is not told; the neural engine's 35 TOP/s ({_IPHONE16}) are not XNNPACK's",),
     ),

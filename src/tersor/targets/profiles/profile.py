@@ -12,19 +12,25 @@ from typing import Literal, TypeAlias
 
 from tersor.core.errors import SchemeError
 
-__all__ = ["DTYPES", "Cores", "Figure", "Kind", "Profile", "Support"]
+__all__ = ["DTYPES", "Cores", "Figure", "FigureSense", "Kind", "Profile", "Support"]
 
 Kind: TypeAlias = Literal["cpu", "gpu", "phone", "board"]
+FigureSense: TypeAlias = Literal["exact", "about", "at most"]
 DTYPES = ("float32", "float16", "bfloat16", "float8", "float4", "int8", "int4")
 """What peaks are told for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number and its source: a document by name, or an address."""
+    """A number and its source: a document by name, or an address.
+
+    sense  "about" for the label of a memory, of which the system sees a little more or less; "at most" for what some
+           machines of the class have less of
+    """
 
     value: float
     source: str
+    sense: FigureSense = "exact"
 
     def __post_init__(self) -> None:
         if not self.value > 0 or not self.source:
