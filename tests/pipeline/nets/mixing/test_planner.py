@@ -11,6 +11,7 @@ import pytest
 
 from tersor.core.card import card_path
 from tersor.core.errors import QualityError, SchemeError
+from tersor.evaluation.nets.images import Preparation
 from tersor.graph.net import Net
 from tersor.graph.ptq import Recipe
 from tersor.pipeline.deploy.making import make_fresh
@@ -179,6 +180,23 @@ def test_costs_are_kept_and_taken_again_only_of_the_same(graph: Net, how: NetHow
     other = open_net_planner(graph, replace(how, limit=1), saved=saved)
     assert other.analysis.calibration != first.analysis.calibration
     assert (saved / "analysis.json").stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize("which", ["calibration.npz", "test.npz", "preparation"])
+def test_costs_on_other_images_of_the_same_name_and_number_are_not_taken(
+    which: str, graph: Net, how: NetHow, folder: Path
+) -> None:
+    saved = folder / "costs"
+    first = open_net_planner(graph, how, saved=saved)
+    if which == "preparation":
+        how = replace(how, preparation=Preparation(mean=(0.5, 0.5, 0.5)))
+    else:
+        with np.load(folder / which) as arrays:
+            content = dict(arrays)
+        np.savez(folder / which, **{**content, "images": content["images"][::-1]})
+    other = open_net_planner(graph, how, saved=saved)
+    assert other.analysis.calibration != first.analysis.calibration
+    assert "sha256" in first.analysis.calibration
 
 
 def test_a_curve_rises_with_its_bytes_and_is_measured(planner: NetPlanner) -> None:
