@@ -44,6 +44,14 @@ def layers(matrix: Callable[..., Arrays]) -> Layers:
     return made
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 def tokens(*shape: int, seed: int = 2) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
 
@@ -90,6 +98,39 @@ def test_numbers_that_change_between_the_layers_are_seen(layers: Layers) -> None
     other = tokens(1, 64, seed=3)
     assert torch.equal(together[1](other), alone[1](other))
     assert torch.equal(together[0](x), alone[0](x))
+
+
+def test_numbers_that_change_in_inference_mode_are_seen(layers: Layers, threads: int) -> None:
+    """Torch counts no changes there."""
+    alone, together = layers(), layers()
+    join(together)
+    with torch.inference_mode():
+        for x in (tokens(1, 64), tokens(1, 65)[:, 1:], tokens(64, 2)[:, 0]):  # some lie where eight bytes never begin
+            together[0](x)
+            x.mul_(2)
+            assert torch.equal(together[0](x), alone[0](x)), threads
+            x[..., 63] += 1
+            assert torch.equal(together[1](x), alone[1](x)), threads
+            assert torch.equal(together[2](x), alone[2](x)), threads
+
+
+def test_one_product_in_inference_mode_where_threads_need_not_start_for_more(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    counted: list[int] = []
+
+    def counting(*given: Any) -> torch.Tensor:
+        counted.append(1)
+        return multiply(*given)
+
+    monkeypatch.setattr(joint, "multiply", counting)
+    together = layers()
+    join(together)
+    with torch.inference_mode():
+        x = tokens(1, 64)
+        for layer in together:
+            layer(x)
+    assert len(counted) == threads - 1
 
 
 def test_weights_that_are_loaded_copied_or_moved_are_used(layers: Layers) -> None:

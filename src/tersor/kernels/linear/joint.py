@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Joint", "joined"]
+__all__ = ["Joint", "can_watch", "joined"]
 
 
 @dataclass(eq=False)
@@ -40,15 +40,15 @@ class Joint:
     digits: Digits
     per_token: bool
     spans: tuple[tuple[int, int], ...]
-    _last: tuple[Tensor, int, Tensor] | None = field(default=None, init=False)
+    _last: tuple[Tensor, int | Tensor, Tensor] | None = field(default=None, init=False)
 
     def part(self, seat: int, x: Tensor) -> Tensor:
         """Return what layer number `seat` makes of the one token `x`; all others' are made with the first one's."""
         last = self._last  # read once: another thread may put its own there
-        version = 0 if x.is_inference() else x._version  # in inference mode torch does not count
-        if last is None or last[0] is not x or last[1] != version:
+        if last is None or last[0] is not x or not _is_as_it_was(x, last[1]):
+            mark = _mark(x)
             given = x if self.order is None else x.index_select(-1, self.order)
-            last = x, version, multiply(given, self.weight, self.bias, self.digits, self.per_token)
+            last = x, mark, multiply(given, self.weight, self.bias, self.digits, self.per_token)
             self._last = last
         if seat == len(self.spans) - 1:
             self._last = None
@@ -83,6 +83,31 @@ def joined(
     ]
     spans = tuple(pairwise(accumulate((one.rows for one in weights), initial=0)))
     return Joint(whole, bias, orders[0], digits, per_token, spans), parts
+
+
+def can_watch(x: Tensor) -> bool:
+    """Tell whether changes of the one token `x` are seen for less than a joint product saves.
+
+    Torch counts them, but not in inference mode: there a copy is kept. Of 4096 numbers in bfloat16 it took 5.5 µs, each
+    look at it 5 (one thread of a Xeon). That is for saving a start of all threads; one thread alone gains nothing.
+    """
+    if not x.is_inference():
+        return True
+    return torch.get_num_threads() > 1 and x.is_contiguous() and x.storage_offset() * x.itemsize % 8 == 0
+
+
+def _mark(x: Tensor) -> int | Tensor:
+    """Return what tells later whether `x` was changed in place."""
+    return _bits(x).clone() if x.is_inference() else x._version
+
+
+def _is_as_it_was(x: Tensor, mark: int | Tensor) -> bool:
+    return x._version == mark if isinstance(mark, int) else torch.equal(_bits(x), mark)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Its numbers, eight bytes at a time: so they are compared several times as fast, and to the last bit."""
+    return x.view(-1).view(torch.int64)
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:

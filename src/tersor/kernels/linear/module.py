@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.errors import ShapeError, UnsupportedError
 from tersor.kernels.lazy import LazyModule
 from tersor.kernels.linear.arena import LINE, Arena
-from tersor.kernels.linear.joint import Joint, joined
+from tersor.kernels.linear.joint import Joint, can_watch, joined
 from tersor.kernels.linear.multiply import multiply
 from tersor.kernels.linear.operators import register
 from tersor.kernels.linear.weights import REALS, PackedWeight
@@ -146,6 +146,7 @@ class _Linear:
             and self._bias is parts["bias"]
             and type(x) is torch.Tensor
             and not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+            and can_watch(x)
         )
 
     def extra_repr(self) -> str:
