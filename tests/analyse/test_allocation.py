@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -120,3 +121,35 @@ def test_what_cannot_be_reached_is_refused_with_the_nearest() -> None:
 def test_beaten_options_are_left_out() -> None:
     options = [Option("a", 4, 1.0), Option("b", 4, 0.5), Option("c", 5, 0.6), Option("d", 6, 0.1)]
     assert [option.name for option in pareto(options)] == ["b", "d"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neighbours_are_the_best_of_all_pairs_of_changes(seed: int) -> None:
+    frontier = Frontier(options_of(seed, 7))
+    mix = frontier.at((frontier.smallest + frontier.largest) // 2)
+    nbytes, slack = round(1.05 * mix.nbytes), 4.0
+    places = {name: [one.name for one in front].index(mix.formats[name]) for name, front in frontier.fronts.items()}
+    wanted = []
+    for up, down in product(frontier.fronts, repeat=2):
+        if up != down:
+            for high, low in product(range(places[up] + 1, len(frontier.fronts[up])), range(places[down])):
+                wanted.append(frontier.changed(mix, {up: high, down: low}))
+    wanted = [one for one in wanted if one.nbytes <= nbytes and one.loss <= slack * mix.loss]
+    wanted.sort(key=lambda one: (one.loss, one.nbytes))
+    assert len(wanted) > 8
+    for count in (1, 8, len(wanted), len(wanted) + 5):
+        found = frontier.neighbours(mix, nbytes, count, slack)
+        assert [one.formats for one in found] == [one.formats for one in wanted[:count]]
+        assert [one.loss for one in found] == pytest.approx([one.loss for one in wanted[:count]])
+    assert frontier.neighbours(frontier.at(frontier.smallest), nbytes, 8, slack) == []
+
+
+def test_neighbours_of_hundreds_of_tensors_take_no_memory_to_speak_of() -> None:
+    frontier = Frontier(options_of(3, 400))
+    mix = frontier.at((frontier.smallest + frontier.largest) // 2)
+    tracemalloc.start()
+    found = frontier.neighbours(mix, mix.nbytes, 8, 1.03)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 8
+    assert peak < 8 << 20  # a mix for each of the pairs would take gigabytes

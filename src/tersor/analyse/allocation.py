@@ -7,6 +7,7 @@ rounding leaves over is spent afterwards on the changes that help most.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -112,16 +113,34 @@ class Frontier:
         nbytes  that they may take
         slack   their loss may be so many times that of `mix`
         """
-        places = {name: _place(front, mix.formats[name]) for name, front in self.fronts.items()}
-        rises = [(name, place) for name, at in places.items() for place in range(at + 1, len(self.fronts[name]))]
-        falls = [(name, place) for name, at in places.items() for place in range(at)]
-        found: list[Mix] = []
-        for up, high in rises:
-            for down, low in falls:
-                changed = self.changed(mix, {up: high, down: low})
-                if up != down and changed.nbytes <= nbytes and changed.loss <= slack * mix.loss:
-                    found.append(changed)
-        return sorted(found, key=lambda one: (one.loss, one.nbytes))[:count]
+        rises, falls = self._moves(mix, upwards=True), self._moves(mix, upwards=False)
+        if not rises or not falls:
+            return []
+        tensors, sizes, losses = (np.array(column) for column in list(zip(*falls, strict=True))[:3])
+        found: list[tuple[float, int, int, int]] = []  # loss, bytes, and numbers of a rise and a fall
+        most = slack * mix.loss
+        for number, (tensor, size, loss, *_) in enumerate(rises):
+            bytes_of, loss_of = mix.nbytes + size + sizes, mix.loss + loss + losses
+            fits = np.flatnonzero((tensors != tensor) & (bytes_of <= nbytes) & (loss_of <= most))
+            found += [(float(loss_of[fall]), int(bytes_of[fall]), number, int(fall)) for fall in fits]
+            if len(found) >= count:  # what is no better than these is not even written down
+                found = heapq.nsmallest(count, found)
+                most = min(most, found[-1][0])
+        names = list(self.fronts)
+        return [
+            self.changed(mix, {names[rises[up][0]]: rises[up][3], names[falls[down][0]]: falls[down][3]})
+            for _, _, up, down in heapq.nsmallest(count, found)
+        ]
+
+    def _moves(self, mix: Mix, *, upwards: bool) -> list[tuple[int, int, float, int]]:
+        """Number of a tensor, what its change adds to bytes and loss, and its place on its front, for every change."""
+        found = []
+        for number, (name, front) in enumerate(self.fronts.items()):
+            at = _place(front, mix.formats[name])
+            for place in range(at + 1, len(front)) if upwards else range(at):
+                one = front[place]
+                found.append((number, one.nbytes - front[at].nbytes, one.loss - front[at].loss, place))
+        return found
 
     def changed(self, mix: Mix, moved: Mapping[str, int]) -> Mix:
         """Return a mix with other options: tensor → place on its front."""
