@@ -250,12 +250,24 @@ def test_why_no_operator_takes_a_weight_is_told(integers: Integers) -> None:
         assert message in reason
 
 
-def test_activations_round_as_the_kernels_of_a_token_do(activations: Activations) -> None:
-    """The rounding of `_int_mm` is `quantize_activations` over the whole token."""
+def test_activations_round_as_the_kernels_of_a_token_do(
+    integers: Integers, activations: Activations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `_int_mm` is given are the codes of `quantize_activations` over the whole token."""
+    given: list[torch.Tensor] = []
+    whole = torch._int_mm
+
+    def seen(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        given.append(a)
+        return whole(a, b)
+
+    monkeypatch.setattr("tersor.kernels.linear.by_torch.products.torch._int_mm", seen)
     x = activations(6, 64)
-    codes, scale = quantize_activations(x, 64, 1)
+    run("torch._int_mm", integers(16, 64, 64, 8), x, CPU)
+    codes, _ = quantize_activations(x, 64, 1)
     assert codes.abs().amax() == 127
-    assert scale.shape == (6, 1)
+    assert [one.dtype for one in given] == [torch.int8]
+    assert torch.equal(given[0], codes.to(torch.int8))
 
 
 def test_places_that_are_not_there_are_named() -> None:
