@@ -37,3 +37,10 @@ def test_options_that_make_no_sense_are_refused(
     done = run("optimize", convolution, *options)
     assert done.code == 1
     assert message in done.err
+
+
+@pytest.mark.parametrize("option", ["--batch", "--length"])
+def test_sizes_of_nets_mean_nothing_for_a_gguf(run: Run, model: Path, option: str) -> None:
+    done = run("optimize", model, option, 1)
+    assert done.code == 1
+    assert f"{option} means nothing for a GGUF" in done.err

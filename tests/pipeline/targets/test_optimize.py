@@ -93,6 +93,8 @@ def test_what_cannot_be_done_is_refused(net: Path, tmp_path: Path) -> None:
     gguf.touch()
     with pytest.raises(SchemeError, match="processor time is for nets"):
         optimize(gguf, clock="processor", threads=(1,))
+    with pytest.raises(SchemeError, match="batch and length are of the inputs of nets"):
+        optimize(gguf, batch=2)
     with pytest.raises(SchemeError, match=r"give threads=\(1,\)"):
         optimize(net, clock="processor", threads=(1, 2))
     with pytest.raises(MissingError, match="no such file"):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tersor.cli.screen.benchmarks import shown_number
-from tersor.cli.screen.output import JsonOption, console, print_json, table
+from tersor.cli.screen.output import JsonOption, console, print_json, refuse_given, table
 from tersor.cli.screen.progress import progress_bar
 from tersor.core.errors import SchemeError
 from tersor.core.records import plain
@@ -23,6 +23,7 @@ __all__ = ["optimize"]
 
 
 def optimize(
+    context: typer.Context,
     artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="An ONNX net or a GGUF.")],
     output: Annotated[
         Path | None,
@@ -50,6 +51,8 @@ def optimize(
     side by side. An engine whose results are not those of the first is not taken. The choice lies beside the artefact
     and holds for its bytes, this processor, these shapes and these releases of the engines.
     """
+    if artefact.suffix == ".gguf":
+        refuse_given(context, ("batch", "length"), "a GGUF")
     with progress_bar(unit="items") as progress:
         found = pipeline.optimize(
             artefact,

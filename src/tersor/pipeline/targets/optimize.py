@@ -96,7 +96,7 @@ def optimize(
     output         file that remembers the choice; None: NAME.choices.json beside the artefact
     engines        to try; None: all that are installed
     threads        numbers to try; none: one, every physical core, every core
-    batch, length  of free axes of a net's inputs
+    batch, length  of free axes of a net's inputs; a GGUF has none
     rounds         of the race among the best, at least: up to four times as many while two are close
     again          measure although a choice is remembered
     clock          "processor" tells processor time, which other work does not lengthen; for nets and one thread
@@ -112,8 +112,10 @@ def optimize(
     if clock == "processor" and tuple(threads) != (1,):
         raise SchemeError("processor time of several threads is no measure of speed: give threads=(1,)")
     path, began, machine = _checked(Path(artefact).expanduser(), clock), time.perf_counter(), processor()
+    sizes = Sizes(batch, length)
+    if path.suffix == ".gguf" and sizes != Sizes():
+        raise SchemeError("batch and length are of the inputs of nets: leave them out for a GGUF")
     digest, place = sha256(path), output or choices_path(path)
-    sizes = Sizes() if path.suffix == ".gguf" else Sizes(batch, length)
     known, load = read_choices(place), busy_cores()
     found = known.find(digest, fingerprint(machine), batch, length)
     counts = tuple(dict.fromkeys(threads or (machine.physical, machine.cores, 1)))
