@@ -10,6 +10,7 @@ import pytest
 
 from tersor.core.errors import EngineError, FormatError, MissingError, SchemeError, UnsupportedError
 from tersor.evaluation.nets.running.choices import Choices, choices_path
+from tersor.pipeline.targets import optimize as optimizing
 from tersor.pipeline.targets.optimize import Optimized, optimize
 
 pytest.importorskip("onnxruntime", reason="nets run in ONNX Runtime: pip install 'tersor[onnx]'")
@@ -82,6 +83,19 @@ def test_threads_of_llama_cpp_are_chosen_for_a_gguf(tiny_gguf: Callable[..., Pat
     assert found.choice.best_ms == min(row.best_ms or 0 for row in found.choice.tried)
     with pytest.raises(UnsupportedError, match=r"run it in llama\.cpp with"):
         found.open()
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(-1.0, 2), (90.0, 8)])
+def test_a_race_of_threads_that_stays_close_ends_in_time(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int
+) -> None:
+    pytest.importorskip("xllamacpp", reason="runs a GGUF: pip install 'tersor[llama]'")
+    path = Path(shutil.copy(tiny_gguf(), tmp_path / "tiny.gguf"))
+    monkeypatch.setattr(optimizing, "undecided", lambda blocks: range(len(blocks)))
+    monkeypatch.setattr(optimizing, "MORE_S", seconds)
+    told: list[str] = []
+    optimize(path, threads=(1, 2), rounds=2, progress=lambda what, *_: told.append(what))
+    assert len(told) == 2 * (1 + rounds)  # a warm-up comes first
 
 
 def test_what_cannot_be_done_is_refused(net: Path, tmp_path: Path) -> None:

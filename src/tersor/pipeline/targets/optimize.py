@@ -13,7 +13,7 @@ import numpy as np
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.evaluation.nets.running.choices import SLOWER, Choice, Tried, choices_path
-from tersor.evaluation.nets.running.choosing import MORE, Placed, best_way
+from tersor.evaluation.nets.running.choosing import MORE, MORE_S, Placed, best_way
 from tersor.evaluation.nets.running.engines import NET_ENGINES, Clock, Loaded, Way, installed, ways
 from tersor.evaluation.nets.running.race import Entry, Sizes, likeness_db
 from tersor.evaluation.nets.running.remembered import fingerprint, is_current, read_choices, releases, way_of
@@ -216,11 +216,15 @@ def _language(path: Path, search: _Search, _sizes: Sizes, progress: RaceProgress
     """Try numbers of threads in llama.cpp, in turn in one process, by the shortest time of a generated token."""
     work = Workload(32, 16, (), search.rounds, 1, 1, threads=max(search.threads), timeout_s=search.timeout_s)
     blocks: list[list[float]] = [[] for _ in search.threads]
-    racing, total, done = list(range(len(blocks))), len(blocks) * (search.rounds + 1), 0
+    racing, total, done, end = list(range(len(blocks))), len(blocks) * (search.rounds + 1), 0, float("inf")
     with LlamaCpp(path, context=0, threads=work.threads, timeout_s=work.timeout_s) as engine:
         prompts = work.prompts(1, work.prompt, engine.vocabulary_size)
         engine.timed("time_open", sequences=1, context=work.context, threads=work.threads)
         for number in range(-1, MORE * search.rounds):  # the first round warms up
+            if number == search.rounds:
+                end = time.monotonic() + MORE_S
+            if time.monotonic() > end:
+                break
             if number >= search.rounds:
                 racing = [racing[index] for index in undecided([blocks[index] for index in racing])]
                 total += len(racing)
