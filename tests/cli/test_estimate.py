@@ -40,15 +40,25 @@ def test_profiles_are_listed_with_their_sources(run: Run) -> None:
     assert card["memory_bytes"]["source"].startswith("81559 MiB, the memory.total that nvidia-smi shows")
 
 
+def test_a_prompt_is_cut_to_the_context_only_where_nobody_asked_for_it(run: Run, model: Path) -> None:
+    options = ("estimate", model, "--gpu", "h100", "--context", 256, "--json")
+    amounts = {amount["name"]: amount for amount in run(*options).document["amounts"]}
+    assert "for 256 tokens" in amounts["prefill_tokens_per_s"]["basis"]
+    refused = run(*options, "--prompt", 1000)
+    assert (refused.code, "a prompt of 1000 tokens does not fit in a context of 256" in refused.err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "name a MODEL, or --list"),
         (("x.gguf", "--gpu", "h100", "--target", "l4"), "--target and --gpu name the same thing"),
-        (("x.gguf", "--gpu", "h99"), "no such file"),
+        (("x.gguf", "--gpu", "h99"), "no profile 'h99'"),
+        (("x.gguf", "--gpu", "h100", "--threads", 2), "threads are those of a measurement here"),
+        (("x.gguf", "--gpu", "h100"), "no such file"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(run: Run, options: tuple[str, ...], message: str) -> None:
+def test_options_that_make_no_sense_are_refused(run: Run, options: tuple[object, ...], message: str) -> None:
     done = run("estimate", *options)
     assert done.code == 1
     assert message in done.err

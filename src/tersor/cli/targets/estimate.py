@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tersor.cli.screen.output import JsonOption, console, print_json, table
+from tersor.cli.screen.output import JsonOption, console, is_given, print_json, table
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import number, size
 from tersor.core.records import plain
@@ -20,6 +20,7 @@ __all__ = ["estimate"]
 
 
 def estimate(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", help="A GGUF, a model folder (its config.json is enough), or a hub id."),
@@ -33,7 +34,9 @@ def estimate(
         str | None,
         typer.Option("--format", metavar="NAME", help="File type or number format; without it as it is stored."),
     ] = None,
-    context: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens that each sequence grows to.")] = 4096,
+    context_tokens: Annotated[
+        int, typer.Option("--context", min=1, metavar="N", help="Tokens that each sequence grows to.")
+    ] = 4096,
     prompt: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of the prompt.")] = 512,
     chunk: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of it evaluated together.")] = 512,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences side by side.")] = 1,
@@ -63,8 +66,8 @@ def estimate(
         model,
         target=target or gpu or pipeline.HERE,
         format=format_,
-        context=context,
-        prompt=min(prompt, context),
+        context=context_tokens,
+        prompt=prompt if is_given(context, "prompt") else min(prompt, context_tokens),
         batch=batch,
         chunk=chunk,
         cache_format=cache,

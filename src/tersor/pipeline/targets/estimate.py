@@ -71,16 +71,17 @@ def estimate(
     cache_format  number format of keys and values
     compute       type that matrices are multiplied in; None: what engines take for such weights on such a machine
     machines      how many share the model
-    threads       of the measurement here; 0: every physical core
+    threads       of the measurement here, and of that alone; 0: every physical core
 
     Raises MissingError, FormatError and UnsupportedError for models, SchemeError for options.
     """
     if machines < 1:
         raise SchemeError(f"machines must be 1 or more, got {machines}")
-    source = _shaped(model)
     if compute is not None and compute not in DTYPES:
         raise SchemeError(f"matrices are multiplied in {', '.join(DTYPES)}, not {compute!r:.40}")
-    machine = _machine(target, threads).times(machines)
+    known = _known(target, threads)
+    source = _shaped(model)
+    machine = (known or _measured(threads)).times(machines)
     stored = _weights(source, format)
     metadata = {key: entry.value for key, entry in source.metadata.items()}
     traffic = weigh(stored.weights, {"general.architecture": source.architecture, **metadata}, 0)
@@ -113,11 +114,17 @@ def _shaped(place: str | Path) -> Model:
     return load(place)
 
 
-def _machine(target: str | Machine, threads: int) -> Machine:
-    if isinstance(target, Machine):
-        return target
-    if target != HERE:
-        return machine_of(profile(target))
+def _known(target: str | Machine, threads: int) -> Machine | None:
+    """Return a machine that nothing has to be measured of; None for this one."""
+    if target == HERE:
+        return None
+    if threads:
+        raise SchemeError("threads are those of a measurement here: nothing is measured of another machine")
+    return target if isinstance(target, Machine) else machine_of(profile(target))
+
+
+def _measured(threads: int) -> Machine:
+    """Return this machine, whose rates are measured."""
     here, load = processor(), busy_cores()
     found = machine_here(here.name, measure_roofs(threads or here.physical), machine_bytes(), here.flags)
     if is_busy(load):
