@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from tersor.analyse.projections import project
+from tersor.analyse.projections import held_bytes, project
 from tersor.analyse.side_by_side import FULL, SideBySide
 from tersor.decoder import Decoder
 from tersor.models.model import ModelTensor
@@ -102,3 +103,33 @@ def test_slices_and_batches_change_only_the_draw_of_the_head(
     for name, projections in project(made.decoder, made.ids, changes, seed=2).items():
         ours, other = (float(np.square(p[:, 0], dtype=np.float64).mean()) for p in (sliced[name], projections))
         assert ours == pytest.approx(other, rel=0.6)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 40])
+def test_blocks_that_are_too_large_are_gone_through_in_parts(
+    rows: int, case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = case()
+    sources = {tensor.name: tensor for tensor in made.model.tensors}
+    chosen = ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.ffn_down.weight", "blk.1.ffn_gate.weight")
+    read: list[int] = []
+
+    class Watched(Small):
+        def read(self, name: str, start: int, stop: int) -> Tensor:
+            read.append(4 * (stop - start) * self.sources[name].columns * len(self.scales))
+            return super().read(name, start, stop)
+
+    changes = Watched(made.decoder, sources, chosen)
+    whole = project(made.decoder, made.ids[:8], changes, seed=1)
+    assert len(read) == 4
+    most = 4 * rows * max(sources[name].columns for name in chosen) * 3
+    monkeypatch.setattr("tersor.analyse.projections.CHANGES_AT_ONCE", most)
+    read.clear()
+    parts = project(made.decoder, made.ids[:8], changes, seed=1, spill=tmp_path)
+    assert max(read) <= most
+    assert len(read) > 4
+    for name, projections in whole.items():
+        np.testing.assert_allclose(parts[name], projections, rtol=1e-3, atol=1e-6)
+    held, states = held_bytes(made.decoder, 8, made.ids.shape[1], 3)
+    assert states == 4 * (made.decoder.layers + 2) * 8 * made.ids.shape[1] * made.decoder.hidden
+    assert most < held

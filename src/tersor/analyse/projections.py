@@ -15,7 +15,7 @@ covariance and shorter tails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Changes", "Projections", "project"]
+__all__ = ["Changes", "Projections", "held_bytes", "project"]
 
 Projections = dict[str, npt.NDArray[np.float32]]
 """GGUF name → [draws, candidates]; the mean square over draws is a divergence in nats per token."""
@@ -42,6 +42,8 @@ EMBEDDING = "token_embd.weight"
 GRADIENT_BYTES = 256 << 20
 """Gradients of several sequences held at once: their products with the candidates are one matrix product."""
 PRIME = 1_000_003
+CHANGES_AT_ONCE = 2 << 30
+"""Changes of matrices of a block held at once, all candidates: larger blocks are gone back through several times."""
 CHANGE_BYTES = 256 << 20
 """Changes of rows of the output matrix held at once, all candidates."""
 
@@ -78,6 +80,17 @@ def project(
     """
     with torch.no_grad():
         return _Pass(decoder, ids, changes, seed, spill, progress).run()
+
+
+def held_bytes(decoder: Decoder, sequences: int, tokens: int, candidates: int) -> tuple[int, int]:
+    """Return bytes that `project` holds at most beside hidden states, and those of all hidden states.
+
+    candidates  of a matrix, at most
+    """
+    largest = max((decoder.block_nbytes(layer) for layer in range(decoder.layers)), default=0)
+    changes, gradients = min(CHANGES_AT_ONCE, candidates * largest), min(GRADIENT_BYTES, sequences * largest)
+    states = 4 * (decoder.layers + 2) * sequences * tokens * decoder.hidden
+    return 2 * largest + changes + max(gradients, largest), states
 
 
 @dataclass
@@ -139,28 +152,60 @@ class _Pass:
         return gradient
 
     def _block(self, layer: int, hidden: Activations, gradient: Activations) -> Activations:
+        """Project what a block sees, and return the gradients of its inputs."""
         block = self.decoder.block(layer)
         names = [name for name in self.changes.names(layer) if name in block.weights]
-        changes = {name: self._whole(name, block.weights[name]) for name in names}
-        held = max(1, GRADIENT_BYTES // max(block.nbytes, 1))
         before = self._states()
-        waiting: dict[str, list[Tensor]] = {}
-        for part in hidden.chunks():
-            found, weights = _gradients(block, names, hidden.read(part), gradient.read(part))
-            before.write(part, found)
-            for name, values in zip(names, weights, strict=True):
-                waiting.setdefault(name, []).append(values.flatten())
-            count = len(next(iter(waiting.values()), []))
-            if count >= held or part.stop == len(self.ids):
-                draws = slice(part.stop - count, part.stop)
-                for name, rows in waiting.items():
-                    self._add(name, draws, torch.stack(rows) @ changes[name].T)
-                waiting.clear()
+        for rows in self._groups({name: block.weights[name] for name in names}):
+            changes = {name: self.changes.read(name, part.start, part.stop).flatten(1) for name, part in rows}
+            self._projected(block, rows, changes, (hidden, gradient, before))
         return before
 
-    def _whole(self, name: str, weight: Tensor) -> Tensor:
-        rows = weight.numel() // weight.shape[-1]
-        return self.changes.read(name, 0, rows).flatten(1)
+    def _groups(self, weights: Mapping[str, Tensor]) -> list[list[tuple[str, slice]]]:
+        """Split matrices into rows whose changes are held together; each group is a pass back through the block."""
+        groups: list[list[tuple[str, slice]]] = [[]]
+        left = CHANGES_AT_ONCE
+        for name, weight in weights.items():
+            of_a_row = 4 * weight.shape[-1] * self.changes.count(name)
+            rows, start = weight.numel() // weight.shape[-1], 0
+            while start < rows:
+                stop = min(rows, start + max(1, left // of_a_row))
+                if groups[-1] and (stop - start) * of_a_row > left:
+                    groups.append([])
+                    left = CHANGES_AT_ONCE
+                    continue
+                groups[-1].append((name, slice(start, stop)))
+                left -= (stop - start) * of_a_row
+                start = stop
+                if start < rows:  # a matrix goes on in the next
+                    groups.append([])
+                    left = CHANGES_AT_ONCE
+        return groups
+
+    def _projected(
+        self,
+        block: Block,
+        rows: Sequence[tuple[str, slice]],
+        changes: Mapping[str, Tensor],
+        states: tuple[Activations, Activations, Activations],
+    ) -> None:
+        """Go back through a block; `states`: its inputs, gradients of its outputs, where those of its inputs go."""
+        hidden, gradient, before = states
+        held = max(1, GRADIENT_BYTES // max(block.nbytes, 1))
+        waiting: dict[str, list[Tensor]] = {}
+        count = 0
+        for part in hidden.chunks():
+            found, slopes = _gradients(block, [name for name, _ in rows], hidden.read(part), gradient.read(part))
+            before.write(part, found)
+            for (name, taken), values in zip(rows, slopes, strict=True):
+                waiting.setdefault(name, []).append(values.reshape(-1, values.shape[-1])[taken].flatten())
+            count += 1
+            if count >= held or part.stop == len(self.ids):
+                draws = slice(part.stop - count, part.stop)
+                for name, one in waiting.items():
+                    self._add(name, draws, torch.stack(one) @ changes[name].T)
+                waiting.clear()
+                count = 0
 
     def _embedding(self, gradient: Activations) -> None:
         """Project what the rows of the table that a sequence names bring into it."""

@@ -37,6 +37,7 @@ from tersor.pipeline.calibrated.run import Calibration, by_block, divided, exact
 from tersor.pipeline.calibrated.statistics import open_statistics
 from tersor.pipeline.planning.layout import candidate_formats, fused_groups, kept_bytes, spread
 from tersor.pipeline.planning.plan_file import GGUF
+from tersor.pipeline.planning.room import folder_of_states
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.stages import Clock
 
@@ -270,10 +271,12 @@ class _Run:
     clock: Clock = field(default_factory=Clock)
 
     def analysis(self) -> Analysis:
+        most = max(map(len, self.formats.values()), default=1)
+        spill = folder_of_states(self.decoder, self.texts.probes.shape, most, self.study.calibration.spill, self.folder)
         sources = {tensor.name: tensor for tensor in self.model.tensors}
         self._survey()
         surveyed = Surveyed(self.workspace, self.formats, sources, self.decoder.layers)
-        projections = self._projections(surveyed)
+        projections = self._projections(surveyed, spill)
         tensors = tuple(self._tensor(name, surveyed, projections[name]) for name in self.formats)
         found = Analysis(
             model=self.model.name,
@@ -323,7 +326,7 @@ class _Run:
         else:
             run_statistics(decoder, self.texts.statistics, surveyor, setting)
 
-    def _projections(self, surveyed: Surveyed) -> Projections:
+    def _projections(self, surveyed: Surveyed, spill: Path | None) -> Projections:
         path = self.folder / PROJECTIONS
         if path.is_file():
             with SafetensorsFile(path) as file:
@@ -335,7 +338,8 @@ class _Run:
                 self.progress("gradients", round(1000 * (step + share)), 1000 * (2 * layers + 1))
 
         with self.clock.stage("gradients"):
-            found = project(self.decoder, self.texts.probes, surveyed, seed=self.study.seed, progress=tell)
+            probes, seed = self.texts.probes, self.study.seed
+            found = project(self.decoder, probes, surveyed, seed=seed, spill=spill, progress=tell)
         _write(path, {name: np.ascontiguousarray(values) for name, values in found.items()}, "F32")
         return found
 
