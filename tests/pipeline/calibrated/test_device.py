@@ -29,7 +29,7 @@ METHODS = [
     *("awq", "smoothquant+gptq", "hadamard+best", "gptq+qat"),
 ]
 PAIRED = ("gptaq", "qronos", "best", "hadamard+best", "gptq+qat")
-"""They weigh the errors of earlier layers, or train, so that one code that falls the other way moves all that follow."""
+"""They weigh errors of earlier layers, or train: one code that falls the other way moves all that follow."""
 EQUAL_BYTES = 0.97
 """Least share of bytes that are equal for the others: a code at the middle of two values falls either way."""
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.errors import SchemeError, ShapeError
 from tersor.kernels.layouts import layout
 from tersor.kernels.lazy import LazyModule
-from tersor.kernels.reference import best, floats
-from tersor.kernels.reference.families import k_affine, k_symmetric, legacy, lookup, ternary
+from tersor.kernels.reference import best
+from tersor.kernels.reference.families import floats, k_affine, k_symmetric, legacy, lookup, ternary
 from tersor.kernels.reference.kernel import Blocks, Kernel, mean_square
 
 if TYPE_CHECKING:
