@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.core.errors import MissingError, SchemeError, UnsupportedError
-from tersor.core.evaluation import Benchmark, Limit, Metric
+from tersor.core.evaluation import Benchmark, Metric
 from tersor.evaluation.limits import judge
 from tersor.evaluation.nets.running.choices import Choice
 from tersor.evaluation.nets.running.kernels import Kernel, of_roof
@@ -74,8 +74,7 @@ def bench(
     batch, length      of a net: sizes of a free first axis of its inputs, and of other free axes
     threads            of engines and roofs; 0: as `optimize` chose, where nothing runs beside, or all physical cores
     prompt, generate   tokens of a round; `batches`: numbers of parallel sequences to measure the throughput of
-    device, kernels    of folders, the second of quantized ones, as `load_quantized` takes them; a GGUF stays on the
-                       processor, and the settings of each Benchmark name what it was run with
+    device, kernels    of folders as `load_quantized` takes them, kernels of quantized ones; GGUFs stay on the processor
     max_latency_ratio  largest allowed ratio of the median time per token to that of `against`
     min_tokens_per_s   smallest allowed speed of generation; of engines that are compared, that of the fastest
     timeout_s          longest wait for loading and for each step of a round
@@ -84,25 +83,21 @@ def bench(
     compared are not kept. Raises MissingError and UnsupportedError for what cannot be run, EngineError where an engine
     fails; SchemeError for options that do not combine.
     """
-    _check_limits(max_latency_ratio, min_tokens_per_s, rounds, has_other=against is not None)
-    began = time.perf_counter()
-    if Path(artefact).suffix == ".onnx":
-        if min_tokens_per_s is not None:
-            raise SchemeError("min_tokens_per_s is for language models: a net generates no tokens")
+    began, is_net = time.perf_counter(), Path(artefact).suffix == ".onnx"
+    _check_limits(max_latency_ratio, min_tokens_per_s, rounds, has_other=against is not None, is_net=is_net)
+    if is_net:
         asked = NetBench(engine, compare, threads, rounds, Sizes(batch, length), timeout_s)
         return _net(Path(artefact), against, asked, max_latency_ratio, command=command, progress=progress)
     _check_engines(engine, compare=compare, has_other=against is not None)
     how: Any = {"threads": threads or processor().physical, "device": device, "kernels": kernels}
     workload = Workload(prompt, generate, tuple(batches), rounds, timeout_s=timeout_s, **how)
     if compare:
-        fastest, *others = _compared(_located(artefact), workload, command, progress)
-        return replace(fastest, limits=_limits(fastest, None, min_tokens_per_s)), *others
+        return _compared(_located(artefact), workload, min_tokens_per_s, command, progress)
     paths = [_located(place) for place in (artefact, against) if place is not None]
     kept = None if threads or against is not None else remembered(paths[0])
     workload = workload if kept is None else replace(workload, threads=kept.threads)
     sides, made = _raced(paths, workload, progress)
-    subject = _chosen(_subject(sides, made, workload, command), kept)
-    subject = replace(subject, limits=_limits(subject, max_latency_ratio, min_tokens_per_s))
+    subject = _judged(_chosen(_subject(sides, made, workload, command), kept), max_latency_ratio, min_tokens_per_s)
     results = [replace(one, seconds=time.perf_counter() - began) for one in (subject, *made[1:])]
     if save:
         cards.add(cards.carded(paths[0]), benchmark=results[0])
@@ -148,7 +143,9 @@ def model_roof(
     return found, scene, f"{name}, {side.version}{said}"
 
 
-def _check_limits(ratio: float | None, speed: float | None, rounds: int, *, has_other: bool) -> None:
+def _check_limits(ratio: float | None, speed: float | None, rounds: int, *, has_other: bool, is_net: bool) -> None:
+    if speed is not None and is_net:
+        raise SchemeError("min_tokens_per_s is for language models: a net generates no tokens")
     if ratio is not None and not has_other:
         raise SchemeError("max_latency_ratio compares with another artefact: name it with against")
     if rounds < LEAST_ROUNDS and (ratio is not None or speed is not None):
@@ -225,7 +222,9 @@ def _raced(
     return sides, [replace(one, notes=one.notes + general) for one in made]
 
 
-def _compared(path: Path, workload: Workload, command: str, progress: RaceProgress | None) -> tuple[Benchmark, ...]:
+def _compared(
+    path: Path, workload: Workload, speed: float | None, command: str, progress: RaceProgress | None
+) -> tuple[Benchmark, ...]:
     """Run a model in every engine that can, and return the Benchmarks, the fastest generation first."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +248,7 @@ def _compared(path: Path, workload: Workload, command: str, progress: RaceProgre
             ratios = ratios_of(sides[index], sides[first], workload, (sizes[index], sizes[first]))
             one = replace(one, against=made[first].engine, ratios=ratios)
         found.append(replace(one, seconds=time.perf_counter() - began))
-    return tuple(found)
+    return _judged(found[0], None, speed), *found[1:]
 
 
 def _located(place: str | Path) -> Path:
@@ -292,7 +291,8 @@ def _benchmark(side: Side, traffic: Traffic | str, scene: Scene, workload: Workl
     )
 
 
-def _limits(subject: Benchmark, ratio: float | None, speed: float | None) -> tuple[Limit, ...]:
+def _judged(subject: Benchmark, ratio: float | None, speed: float | None) -> Benchmark:
+    """Return the Benchmark with what its limits came to."""
     found = []
     latency = next((metric for metric in subject.ratios if metric.name == "latency_p50_ms"), None)
     if ratio is not None and latency is not None:
@@ -301,7 +301,7 @@ def _limits(subject: Benchmark, ratio: float | None, speed: float | None) -> tup
     generation = subject.metric("generation_tokens_per_s")
     if speed is not None and generation is not None:
         found.append(judge(generation, speed, is_least=True))
-    return tuple(found)
+    return replace(subject, limits=tuple(found))
 
 
 def _memory_notes(paths: Sequence[Path]) -> tuple[str, ...]:
