@@ -69,6 +69,15 @@ def test_groups_are_those_that_engines_multiply_as_one() -> None:
     names = [f"blk.0.{kind}.weight" for kind in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up")]
     assert [len(group) for group in fused_groups(names, WHERE).values()] == [3, 1, 2]
     assert fused_groups(names, "gguf") == {name: (name,) for name in names}
+    experts = [f"blk.0.{kind}.weight" for kind in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_inp")]
+    assert [len(group) for group in fused_groups(experts, WHERE).values()] == [3, 1]
+
+
+def test_a_plan_by_hand_that_parts_what_engines_multiply_as_one_is_refused(make: Callable[..., Model]) -> None:
+    for pattern, told in (("attn_k=int8-g32", "attn_q as int4-g32-sym-f16 and attn_k as"), ("0.ffn_up=int8-g32", "ffn_up")):
+        with pytest.raises(SchemeError, match=f"{told}.*: engines multiply .* as one, give them one format"):
+            plan_checkpoint(make(), "int4-g32", WHERE, Choices(tensor_formats=(pattern,)))
+    plan_checkpoint(make(), "int4-g32", WHERE, Choices(tensor_formats=("attn_[qkv]=int8-g32",)))
 
 
 def test_what_a_checkpoint_cannot_hold_is_refused(make: Callable[..., Model], study: Study, tmp_path: Path) -> None:

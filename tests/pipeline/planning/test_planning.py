@@ -239,6 +239,10 @@ def test_a_table_of_embeddings_that_a_token_does_not_read_takes_no_time(
             assert fast.file.predicted["latency_ms"] <= read / 1e6 * (1 + 1e-9)
             assert fast.file.predicted["tensor_bytes"] > read  # the table comes on top
     assert len(kinds) > 1
+    for row in sweep(planner, [5.0, 6.0], is_measured=False, rate=1e9).rows:
+        whole = round(planner.analysis.weights * row.bits_per_weight / 8)
+        read = whole - table.rows * get(row.formats[table.name]).row_bytes(table.columns)
+        assert row.tokens_per_s == pytest.approx(1e9 / read, rel=1e-6)
 
 
 def test_a_tensor_that_is_fixed_keeps_its_format(case: Case) -> None:
@@ -273,7 +277,7 @@ def test_a_curve_falls_as_it_grows_and_leaves_out_what_no_mix_reaches(case: Case
     assert predicted == sorted(predicted, reverse=True)
     for row in curve.rows:
         assert row.measured is not None
-        assert row.tokens_per_s is not None
+        assert row.tokens_per_s == pytest.approx(8e9 / (planner.analysis.weights * row.bits_per_weight), rel=1e-6)
         assert 0.4 < row.measured.value / row.kl < 2.5
     with pytest.raises(SchemeError, match=r"no mix has 1 to 2 bits per weight"):
         sweep(planner, parse_sweep("1:2"), is_measured=False, rate=None)

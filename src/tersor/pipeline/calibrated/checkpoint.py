@@ -6,7 +6,7 @@ A checkpoint that is quantized already is a source too: `convert` keeps its code
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -37,7 +37,7 @@ from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import Choices
 
-__all__ = ["CHOSEN", "convert", "plan_checkpoint", "write_quantized"]
+__all__ = ["CHOSEN", "FUSED", "convert", "plan_checkpoint", "write_quantized"]
 
 ROWS_AT_ONCE = 1 << 22
 PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -101,6 +101,14 @@ def convert(model: Model, name: str, output: Path, where: str, *, command: str =
         return write_quantized(model, plan, output, where, found, command=command)
 
 
+FUSED = (
+    ("attn_q", "attn_k", "attn_v"),
+    ("ffn_gate", "ffn_up"),
+    ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+)
+"""Matrices that vLLM multiplies as one, and so reads in one format."""
+
+
 def plan_checkpoint(
     model: Model, name: str, where: str, choices: Choices, held: Mapping[str, Format] | None = None
 ) -> Plan:
@@ -138,6 +146,7 @@ def plan_checkpoint(
     kinds = sorted({row.format for row in rows if row.reason == CHOSEN})
     if len(kinds) > 1 and not container(where).mixes:
         raise SchemeError(f"all matrices of {where} take one format, not {', '.join(kinds)}; compressed-tensors mixes")
+    _check_fused(rows)
     recipe = Recipe(
         format=f"{name} in {where}",
         mixture="",
@@ -147,6 +156,20 @@ def plan_checkpoint(
         calibration=choices.get("calibration", ""),
     )
     return Plan(model.name, model.architecture, recipe, tuple(rows))
+
+
+def _check_fused(rows: Sequence[PlannedTensor]) -> None:
+    """Refuse formats that differ among matrices that engines multiply as one."""
+    formats = {row.name.removesuffix(".weight"): row.format for row in rows if row.reason == CHOSEN}
+    for name, kind in formats.items():
+        stem, stored = name.rpartition(".")[::2]
+        fused = next((row for row in FUSED if stored == row[0]), ())
+        other = next((one for one in fused if formats.get(f"{stem}.{one}", kind) != kind), None)
+        if other is not None:
+            raise SchemeError(
+                f"{stem}: {stored} as {kind} and {other} as {formats[f'{stem}.{other}']}: engines multiply "
+                f"{', '.join(fused)} as one, give them one format"
+            )
 
 
 def _chosen(tensor: ModelTensor, name: str, source: str) -> tuple[str, str, str]:

@@ -13,15 +13,12 @@ from tersor.core.errors import SchemeError
 from tersor.core.plan import Plan
 from tersor.formats import get
 from tersor.models.model import Model
-from tersor.pipeline.calibrated.checkpoint import CHOSEN, plan_checkpoint
+from tersor.pipeline.calibrated.checkpoint import CHOSEN, FUSED, plan_checkpoint
 from tersor.pipeline.planning.plan_file import GGUF, PlanFile
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.planning import Choices, make_plan
 
 __all__ = ["candidate_formats", "file_bytes", "fixed_options", "full_plan", "fused_groups", "kept_bytes", "spread"]
-
-FUSED = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
-"""Matrices that vLLM multiplies as one, and so reads in one format."""
 
 
 def candidate_formats(model: Model, formats: Sequence[str], where: str = GGUF) -> dict[str, tuple[str, ...]]:

@@ -100,7 +100,9 @@ def _sides(model: Model, studied: Studied, plan: Plan, prepared: Prepared) -> np
         return torch.from_numpy(fmt.decode(data, source.columns))
 
     def embed(ids: Tensor) -> Tensor:
-        return rows(EMBEDDING, 0, sources[EMBEDDING].rows)[ids] * decoder.embedding_scale
+        wanted, places = torch.unique(ids, return_inverse=True)  # of a table of hundreds of thousands
+        table = torch.cat([rows(EMBEDDING, int(one), int(one) + 1) for one in wanted])
+        return table[places] * decoder.embedding_scale
 
     def head(start: int, stop: int) -> Tensor:
         return rows(decoder.matrix, start, stop)

@@ -108,7 +108,7 @@ class Planner:
             goal = replace(goal, bandwidth=read_rate())
         overhead, mix = 0, self.frontier.at(self.frontier.largest)
         nbytes: int | None = None
-        streamed = self._unread(mix.formats)  # by the least of all mixes so far: what is left out never grows again
+        streamed = self.unread(mix.formats)  # by the least of all mixes so far: what is left out never grows again
         for _ in range(ROUNDS):
             overhead = self._file(mix, goal).file_bytes - mix.nbytes - self.analysis.kept_bytes + MARGIN
             nbytes = self._budget(goal, overhead, streamed)
@@ -116,7 +116,7 @@ class Planner:
             found = self._file(mix, goal)
             if _keeps(found, goal):
                 break
-            streamed = min(streamed, self._unread(mix.formats))
+            streamed = min(streamed, self.unread(mix.formats))
         else:
             raise SchemeError(f"{goal.described()}: no mix was found that keeps it")
         if not trials:
@@ -132,7 +132,7 @@ class Planner:
             raise SchemeError(f"{goal.described()}: no mix was measured to keep it")
         return replace(made, tried=tried)
 
-    def _unread(self, formats: Mapping[str, str]) -> int:
+    def unread(self, formats: Mapping[str, str]) -> int:
         """Return the bytes of a table of embeddings of its own, of which a token reads one row."""
         table = "token_embd.weight"
         is_read = all(tensor.name != "output.weight" for tensor in self.model.tensors)
@@ -247,7 +247,7 @@ class Planner:
             "file_bytes": nbytes,
         }
         if goal.bandwidth is not None:
-            predicted["latency_ms"] = 1000 * (plan.nbytes - self._unread(whole.formats)) / goal.bandwidth
+            predicted["latency_ms"] = 1000 * (plan.nbytes - self.unread(whole.formats)) / goal.bandwidth
         return Planned(whole, replace(file, predicted=predicted), nbytes, kl, together)
 
     def _searched(self, mix: Mix, nbytes: int, trials: int) -> tuple[Mix, tuple[float, float], int]:

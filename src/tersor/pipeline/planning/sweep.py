@@ -101,7 +101,7 @@ def sweep(planner: Planner, sizes: Sequence[float], *, is_measured: bool, rate: 
             one.file_bytes,
             one.kl,
             measured.get(str(index)),
-            None if rate is None else rate / one.file.predicted["tensor_bytes"],
+            None if rate is None else rate / (one.file.predicted["tensor_bytes"] - planner.unread(one.mix.formats)),
             dict(one.mix.formats),
         )
         for index, one in enumerate(found)
