@@ -57,6 +57,13 @@ def test_from_a_model_to_a_file_by_a_plan(run: Run, model: Path, text: Path, tmp
     document = run("plan", model, *options, "--json").document
     assert document["predicted"]["bits_per_weight"] <= 6
 
+    for more, told in (
+        (("--explain", "blk.0.attn_q", "--json"), "--explain tells a person: leave --json out"),
+        (("--sweep", "4:8", "--explain", "blk.0.attn_q"), "--explain means nothing for --sweep"),
+        (("--sweep", "4:8", "--trials", "2"), "--trials means nothing for --sweep"),
+    ):
+        refused = run("plan", model, *options[: 4 if "--json" in more else 2], *more)
+        assert (refused.code, told in refused.err) == (1, True), refused.err
     refused = run("quantize", model, "-o", output, "--plan", plan)
     assert refused.code == 1
     assert "the plan was made for gptq, which has to know a text" in refused.err

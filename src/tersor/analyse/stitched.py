@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,16 +25,23 @@ EMBEDDING = "token_embd.weight"
 
 
 def measure_mixes(
-    decoder: Decoder, surveyed: Surveyed, ids: npt.NDArray[np.int64], mixes: Mapping[str, Mapping[str, str]]
+    decoder: Decoder,
+    surveyed: Surveyed,
+    ids: npt.NDArray[np.int64],
+    mixes: Mapping[str, Mapping[str, str]],
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Divergence]:
     """Return how far each mix is from full precision on `ids`, int64 [sequences, tokens].
 
-    mixes  name → tensor → format, one of its candidates; tensors that are not named stay as they are
+    mixes     name → tensor → format, one of its candidates; tensors that are not named stay as they are
+    progress  called with (what is done, blocks done, blocks)
     """
     with torch.no_grad():
         sides = SideBySide(decoder, ids)
         sides.begin({name: _embedder(decoder, surveyed, mix) for name, mix in mixes.items()})
         for layer in range(decoder.layers):
+            if progress is not None:
+                progress("measuring mixes", layer, decoder.layers)
             block = decoder.block(layer)
             names = surveyed.names(layer)
             weights = {

@@ -74,7 +74,10 @@ def test_groups_are_those_that_engines_multiply_as_one() -> None:
 
 
 def test_a_plan_by_hand_that_parts_what_engines_multiply_as_one_is_refused(make: Callable[..., Model]) -> None:
-    for pattern, told in (("attn_k=int8-g32", "attn_q as int4-g32-sym-f16 and attn_k as"), ("0.ffn_up=int8-g32", "ffn_up")):
+    for pattern, told in (
+        ("attn_k=int8-g32", "attn_q as int4-g32-sym-f16 and attn_k as"),
+        ("0.ffn_up=int8-g32", "ffn_up"),
+    ):
         with pytest.raises(SchemeError, match=f"{told}.*: engines multiply .* as one, give them one format"):
             plan_checkpoint(make(), "int4-g32", WHERE, Choices(tensor_formats=(pattern,)))
     plan_checkpoint(make(), "int4-g32", WHERE, Choices(tensor_formats=("attn_[qkv]=int8-g32",)))

@@ -83,7 +83,7 @@ def test_a_divergence_is_met_by_the_smallest_mix_and_shares_add_up(case: Case) -
 
 def later_is_better(*given: Any) -> Any:
     """What measure_mixes would return if each neighbour were better by more than the noise."""
-    sides = given[-1]
+    sides = given[3]
     noise = np.random.default_rng(0).normal(scale=1e-3, size=(len(sides), 64))
     return {side: SimpleNamespace(kl=1 - 0.1 * int(side) + noise[int(side)]) for side in sides}
 
@@ -104,7 +104,7 @@ def test_a_neighbour_is_better_by_the_lower_end_of_its_interval_alone(
     def measured(*given: Any) -> Any:  # 1: better in the mean, by chance; 2: surely; 3: surely, by less
         rough = np.where(np.arange(64) % 2, 2.0, -2.0)
         gains = {"1": 0.3 + rough, "2": 0.2 + rough / 100, "3": 0.1 + rough / 1000}
-        return {side: SimpleNamespace(kl=3.0 - gains.get(side, np.zeros(64))) for side in given[-1]}
+        return {side: SimpleNamespace(kl=3.0 - gains.get(side, np.zeros(64))) for side in given[3]}
 
     monkeypatch.setattr(planning, "measure_mixes", measured)
     monkeypatch.setattr(planning, "SLACK", 100.0)  # so that there are three
@@ -192,15 +192,17 @@ def test_a_limit_that_the_curve_alone_calls_broken_is_measured(case: Case) -> No
 def test_no_mix_is_measured_twice(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[frozenset[tuple[str, str]]] = []
 
-    def measured(decoder: Any, surveyed: Any, ids: Any, sides: dict[str, dict[str, str]]) -> Any:
+    def measured(decoder: Any, surveyed: Any, ids: Any, sides: dict[str, dict[str, str]], progress: Any) -> Any:
         seen.extend(frozenset(formats.items()) for formats in sides.values())
-        return measure_mixes(decoder, surveyed, ids, sides)
+        return measure_mixes(decoder, surveyed, ids, sides, progress)
 
     monkeypatch.setattr(planning, "measure_mixes", measured)
-    planner = Planner(case.model, case.studied)
+    told: list[tuple[str, int, int]] = []
+    planner = Planner(case.model, case.studied, progress=lambda *step: told.append(step))
     first = planner.plan(PlanGoal(max_kl=planner.plan(PlanGoal(bits_per_weight=6)).kl))
     assert planner.plan(PlanGoal(max_kl=first.kl)).kl <= first.kl
     assert len(seen) == len(set(seen)) > 1
+    assert set(told) == {("measuring mixes", 0, 2), ("measuring mixes", 1, 2)}
 
 
 def test_memory_and_latency_are_sizes(case: Case) -> None:

@@ -177,7 +177,9 @@ def plan(
     if output is None and analysis is None:
         raise SchemeError("give --output for the plan, or --analysis to look at a saved one")
     if sweep_range is not None:
-        refuse_given(context, GOALS, "--sweep, which shows what every size costs")
+        refuse_given(context, (*GOALS, "explain", "trials"), "--sweep, which shows what every size costs")
+    if explain is not None and as_json:
+        raise SchemeError("--explain tells a person: leave --json out, whose figures stand in the saved analysis")
     kinds, fixed = listed(formats), tuple(tensor_format or ())
     limits: dict[str, Any] = {"bits_per_weight": bits_per_weight, "max_latency_ms": max_latency_ms}
     if is_network(model):
@@ -203,12 +205,17 @@ def plan(
         cut = calibration, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
         study = study_of(target, formats, method, cut, statistics, container=container, threads=threads)
         studied = _analysed(source, analysis or _beside(output), study)
-    planner = Planner(source, studied, target, fixed, row.allowed)
+    with progress_bar(unit="weights") as progress:
+        planner = Planner(source, studied, target, fixed, row.allowed, progress)
+        if goal is None:
+            rate = limits["bandwidth"] or (read_rate() if row.is_here else None)
+            curve = sweep(planner, sizes, is_measured=measure, rate=rate)
+        else:
+            planned = planner.plan(goal, trials=trials)
     if goal is None:
-        rate = limits["bandwidth"] or (read_rate() if row.is_here else None)
-        show_curve(source.name, sweep(planner, sizes, is_measured=measure, rate=rate), output, as_json=as_json)
+        show_curve(source.name, curve, output, as_json=as_json)
         return
-    planned = _planned(planner, goal, trials, threads, is_measured=measure)
+    planned = _measured(planner, planned, threads) if measure else planned
     if output is not None:
         planned.file.save(output, shares_of(planner.analysis, planned.mix))
     if as_json:
@@ -220,12 +227,9 @@ def plan(
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, explain)))
 
 
-def _planned(planner: Planner, goal: PlanGoal, trials: int, threads: int, *, is_measured: bool) -> Planned:
-    planned = planner.plan(goal, trials=trials)
-    if is_measured:
-        with progress_bar(unit="weights") as progress:
-            planned, _ = measure_plan(planner.model, planner.studied, planned, threads=threads, progress=progress)
-    return planned
+def _measured(planner: Planner, planned: Planned, threads: int) -> Planned:
+    with progress_bar(unit="weights") as progress:
+        return measure_plan(planner.model, planner.studied, planned, threads=threads, progress=progress)[0]
 
 
 def _limits(

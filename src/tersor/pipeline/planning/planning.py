@@ -8,7 +8,7 @@ is what is predicted, moved by what runs of the method came to: `measure` takes 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -69,6 +69,7 @@ class Planner:
 
     fixed    "PATTERN=FORMAT" texts: tensors that have no choice any more; the format must be one of their candidates
     allowed  formats that the target runs; of tensors that have others alone, those stay. None: all that were analysed
+    progress  is told how far measuring is
     """
 
     model: Model
@@ -76,6 +77,7 @@ class Planner:
     target: str = "cpu"
     fixed: tuple[str, ...] = ()
     allowed: frozenset[str] | None = None
+    progress: Callable[[str, int, int], None] | None = None
     groups: dict[str, tuple[str, ...]] = field(init=False)
     frontier: Frontier = field(init=False)
     _known: dict[frozenset[tuple[str, str]], npt.NDArray[np.float64]] = field(init=False, default_factory=dict)
@@ -221,7 +223,8 @@ class Planner:
         new = {str(number): spread(one, self.groups).formats for number, one in enumerate(mixes)}
         new = {side: formats for side, formats in new.items() if keys[int(side)] not in self._known}
         if new:
-            found = measure_mixes(Decoder(self.model), self.studied.surveyed, self.studied.measured_on, new)
+            studied = self.studied
+            found = measure_mixes(Decoder(self.model), studied.surveyed, studied.measured_on, new, self.progress)
             self._known.update({keys[int(side)]: found[side].kl for side in new})
         return [self._known[key] for key in keys]
 

@@ -93,7 +93,8 @@ def sweep(planner: Planner, sizes: Sequence[float], *, is_measured: bool, rate: 
     measured: dict[str, Interval] = {}
     if is_measured:
         mixes = {str(index): one.mix.formats for index, one in enumerate(found)}
-        sides = measure_mixes(Decoder(planner.model), planner.studied.surveyed, planner.studied.measured_on, mixes)
+        studied = planner.studied
+        sides = measure_mixes(Decoder(planner.model), studied.surveyed, studied.measured_on, mixes, planner.progress)
         measured = {name: mean_interval(side.kl) for name, side in sides.items()}
     rows = [
         CurveRow(
