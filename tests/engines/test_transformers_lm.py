@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tersor.core.errors import EngineError, MissingError
+from tersor.engines import transformers_lm
 from tersor.engines.transformers_lm import TransformersLm
 
 torch = pytest.importorskip("torch", reason="transformers computes with torch: pip install 'tersor[torch]'")
@@ -67,6 +68,12 @@ def test_requests_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"big takes .* GiB in float32, this machine has .*compare with a bf16 GGUF"):
         TransformersLm(tmp_path / "absent", name="big", weights=1 << 45)
+
+
+def test_memory_is_what_a_container_grants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_lm, "machine_bytes", lambda: 8 << 30)
+    with pytest.raises(MissingError, match=r"big takes 7\.5 GiB in float32, this machine has 8\.0"):
+        TransformersLm(tmp_path / "absent", name="big", weights=15 << 27)
 
 
 def test_a_folder_that_transformers_cannot_load_is_named(tmp_path: Path) -> None:

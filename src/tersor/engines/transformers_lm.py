@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 from tersor.core.arrays import Float32
 from tersor.core.errors import EngineError, MissingError
 from tersor.engines.torch.checkpoints import is_quantized, load_quantized, rounds_tokens, vocabulary_size
+from tersor.targets.memory import machine_bytes
 
 __all__ = ["TransformersLm"]
 
@@ -124,12 +124,8 @@ def _load(transformers: Any, dtype: object, folder: Path, name: str) -> Any:
 
 def _check_memory(name: str, weights: int) -> None:
     """Refuse to load what would not fit: MissingError says how much is needed."""
-    needed = 4 * weights
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return
-    if needed > MEMORY_SHARE * there:
+    needed, there = 4 * weights, machine_bytes()
+    if there is not None and needed > MEMORY_SHARE * there:
         raise MissingError(
             f"{name} takes {needed / 2**30:.1f} GiB in float32, this machine has {there / 2**30:.1f}; "
             "compare with a bf16 GGUF of it instead (--against model-bf16.gguf)"
