@@ -174,12 +174,7 @@ def plan(
       tersor plan net.onnx --calibration images/ --data labelled/ --max-drop 0.5 -o plan.yaml
       tersor quantize net.onnx -o small.onnx --plan plan.yaml --calibration images/
     """
-    if output is None and analysis is None:
-        raise SchemeError("give --output for the plan, or --analysis to look at a saved one")
-    if sweep_range is not None:
-        refuse_given(context, (*GOALS, "explain", "trials"), "--sweep, which shows what every size costs")
-    if explain is not None and as_json:
-        raise SchemeError("--explain tells a person: leave --json out, whose figures stand in the saved analysis")
+    _check_given(context, is_swept=sweep_range is not None, as_json=as_json)
     kinds, fixed = listed(formats), tuple(tensor_format or ())
     limits: dict[str, Any] = {"bits_per_weight": bits_per_weight, "max_latency_ms": max_latency_ms}
     if is_network(model):
@@ -225,6 +220,16 @@ def plan(
     sys.stdout.write(_told(planner, planned, model, output, again))
     if explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, explain)))
+
+
+def _check_given(context: typer.Context, *, is_swept: bool, as_json: bool) -> None:
+    """Refuse what lacks a place, and what nothing would be shown of."""
+    if not is_given(context, "output") and not is_given(context, "analysis"):
+        raise SchemeError("give --output for the plan, or --analysis to look at a saved one")
+    if is_swept:
+        refuse_given(context, (*GOALS, "explain", "trials"), "--sweep, which shows what every size costs")
+    if as_json and is_given(context, "explain"):
+        raise SchemeError("--explain tells a person: leave --json out, whose figures stand in the saved analysis")
 
 
 def _measured(planner: Planner, planned: Planned, threads: int) -> Planned:
