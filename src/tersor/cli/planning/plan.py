@@ -184,8 +184,9 @@ def plan(
         limits |= {"max_bytes": None if max_size is None else parse_size(max_size), "max_drop": max_drop}
         given = replace(given, formats=kinds, fixed=fixed, sweep=sweep_range, explain=explain)
         place, tell = analysis or _beside(output), None if analysis is None else _tell
-        again = _repeated(context)
-        plan_net_command(model, output, given, limits, saved=place, again=again, tell=tell, as_json=as_json)
+        plan_net_command(
+            model, output, given, limits, saved=place, again=_repeated(context), tell=tell, as_json=as_json
+        )
         return
     refuse_given(context, OF_NETS, "a language model")
     row = target_named(target, kinds, container)
@@ -211,12 +212,26 @@ def plan(
         show_curve(source.name, curve, output, as_json=as_json)
         return
     planned = _measured(planner, planned, threads) if measure else planned
+    again = _repeated(context, without="TEXT" if saved is not None else BUILT_IN)
+    _show(planner, planned, (model, output), again, explain=explain, as_json=as_json)
+
+
+def _show(
+    planner: Planner,
+    planned: Planned,
+    names: tuple[str, Path | None],
+    again: list[str],
+    *,
+    explain: str | None,
+    as_json: bool,
+) -> None:
+    """Save the plan, and tell of it; `names`: the model as it was typed, and where the plan goes."""
+    model, output = names
     if output is not None:
         planned.file.save(output, shares_of(planner.analysis, planned.mix))
     if as_json:
         print_json(plain({**plain(planned.file), "tried": planned.tried, "moved": planned.was_moved}))
         return
-    again = _repeated(context, without="TEXT" if saved is not None else BUILT_IN)
     sys.stdout.write(_told(planner, planned, model, output, again))
     if explain is not None:
         sys.stdout.write(explanation(planner.analysis, planned.mix, named(planner.analysis, explain)))
