@@ -125,6 +125,7 @@ def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_pat
     assert {row.units for row in gain.metrics if row.name.startswith("kl_mean")} == {judging}
     assert {row.method for row in card.errors} == {"gptq+qat", ""}
     assert told[0].startswith("planned peak memory of training ")
+    assert any(note.startswith("planned peak memory of training ") for note in card.notes)
     steps = [step for step in seen if step[0].startswith("training ")]
     assert {where for where, _, _ in steps} == {"training block 1", "training block 2", "training end to end"}
     weighed = [step[1:] for step in seen if step[0] == "weighing errors of blocks"]

@@ -118,11 +118,13 @@ def _in_ranks(
     run = Run(statistics, how.threads, how.resume, how.proof, how.progress, how.tell)
     is_trained, method = split_training(how.method)
     training, more = how.training or Training(), text.ids[:0] if learnt is None else learnt.ids
+    trained: tuple[str, ...] = ()
     if is_trained:
         check_training(plan, ranks)
         most, decoder = count + len(more), Decoder(model)
         memory = plan_training(model.tensors, decoder, training, sequences=most, length=length, device=ranks.device)
         memory.check(run.tell)
+        trained = (f"planned peak memory of training {memory.total / 2**30:.2f} GiB",)
     method = split_rotation(method)[1]  # the model is turned by now, and the plan names the whole
     prepared = prepare(model, plan, output, text=text, method=method, calibration=calibration, ranks=ranks, run=run)
     if learnt is not None:  # the method before training has not read it: what that has made stays, whatever follows
@@ -137,7 +139,7 @@ def _in_ranks(
         raise QualityError(_worse(prepared.gain, how.method))
     if how.save_imatrix is not None:
         write_imatrix(how.save_imatrix, _importances(prepared))
-    noted = text.notes + (() if learnt is None else learnt.notes) + _told(calibration, how)
+    noted = text.notes + (() if learnt is None else learnt.notes) + _told(calibration, how) + trained
     findings = _Findings(prepared, noted, how, report)
     if is_gguf:
         card = plainly.quantize(
