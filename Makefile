@@ -34,7 +34,7 @@ check: $(VENV)/.dev  ## format, lint, types, slow tests
 # for other quantizers (interop, peers_*, int8_peers), those that write checkpoints of gigabytes (bounded_memory, decode_cpu) or
 # install a peer (linear_roofline), and those
 # that load a live server for many minutes (serving_*).
-BY_HAND := benchmarks/interop.py benchmarks/bounded_memory.py $(wildcard benchmarks/peers_*.py) benchmarks/int8_peers.py benchmarks/nets.py benchmarks/net_plans.py benchmarks/rollout_statistics.py benchmarks/shadow_cost.py benchmarks/drift_replay.py benchmarks/linear_roofline.py benchmarks/decode_cpu.py benchmarks/mobile_estimates.py benchmarks/engine_choice.py benchmarks/estimate_decode.py benchmarks/plan_quality.py benchmarks/qat_language.py $(wildcard benchmarks/serving_*.py)
+BY_HAND := benchmarks/interop.py benchmarks/bounded_memory.py $(wildcard benchmarks/peers_*.py) benchmarks/int8_peers.py benchmarks/nets.py benchmarks/net_plans.py benchmarks/net_cures.py benchmarks/rollout_statistics.py benchmarks/shadow_cost.py benchmarks/drift_replay.py benchmarks/linear_roofline.py benchmarks/decode_cpu.py benchmarks/mobile_estimates.py benchmarks/engine_choice.py benchmarks/estimate_decode.py benchmarks/plan_quality.py benchmarks/qat_language.py $(wildcard benchmarks/serving_*.py)
 
 bench: $(VENV)/.dev  ## the benchmarks that need no more than is installed, one after the other
 	set -e; for script in $(filter-out $(BY_HAND),$(sort $(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script; done
