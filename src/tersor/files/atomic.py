@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tersor.core.errors import FormatError, MissingError
+from tersor.core.errors import FormatError, MissingError, SchemeError
 
 try:
     import fcntl
 except ImportError:  # Windows has no advisory locks; two runs to one name are then not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer", "check_folder", "replace_folder"]
+__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer", "check_file", "check_folder", "replace_folder"]
 
 
 @contextlib.contextmanager
@@ -110,6 +110,16 @@ def check_folder(path: Path) -> None:
         raise MissingError(f"{path.parent}: no such folder; create it first")
     if path.exists() and not path.is_dir():
         raise FormatError(f"{path}: a file has this name, and a folder is needed; choose another")
+
+
+def check_file(path: Path, sources: Iterable[Path]) -> None:
+    """Refuse, before any work, a file that could not be made, or would be one of `sources`: SchemeError says which."""
+    if path.is_dir():
+        raise SchemeError(f"{path} is a folder; the output must be a file, for example {path / 'model.gguf'}")
+    if os.path.lexists(path) and not path.is_file():
+        raise SchemeError(f"{path} exists and is no regular file (a device, pipe or broken link); name another")
+    if path.resolve() in {source.resolve() for source in sources}:
+        raise SchemeError(f"{path} is a file of the model itself; give another output")
 
 
 def replace_folder(complete: Path, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from tersor.containers.gguf import Part, Split, lay_out, write_gguf
 from tersor.containers.mixtures import file_type
 from tersor.core.arrays import Bytes, Float32
 from tersor.core.card import Artefact, Card, Seconds, TensorError
-from tersor.core.errors import MissingError, SchemeError, TersorError
+from tersor.core.errors import MissingError, TersorError
 from tersor.core.metadata import MetadataEntry
 from tersor.core.plan import Plan, PlannedTensor
+from tersor.files.atomic import check_file
 from tersor.formats import FORMATS
 from tersor.models.model import Model, ModelTensor
 from tersor.pipeline.steps import provenance
@@ -250,15 +250,8 @@ def _check_target(model: Model, output: Path, parts: Sequence[Part]) -> None:
     folder = output.parent
     if not folder.is_dir():
         raise MissingError(f"{folder}: no such folder; create it first, or give another output")
-    inputs = {path.resolve() for path in model.files}
     for part in parts:
-        target = folder / part.name
-        if target.is_dir():
-            raise SchemeError(f"{target} is a folder; the output must be a file, for example {target / 'model.gguf'}")
-        if os.path.lexists(target) and not target.is_file():
-            raise SchemeError(f"{target} exists and is no regular file (a device, pipe or broken link); name another")
-        if target.resolve() in inputs:
-            raise SchemeError(f"{target} is a file of the model itself; give another output")
+        check_file(folder / part.name, model.files)
     needed = sum(part.nbytes for part in parts)
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -17,7 +17,7 @@ from tersor.calibrate.workspace import Workspace, workspace_path
 from tersor.containers.hf.writer import check_output
 from tersor.core.card import card_path
 from tersor.core.errors import MissingError, SchemeError
-from tersor.files.atomic import atomic_writer, replace_folder
+from tersor.files.atomic import atomic_writer, check_file, replace_folder
 from tersor.models import Model, load
 from tersor.pipeline.advising.ladder import Advice, Finding, Goal, Rung, walk
 from tersor.pipeline.advising.language import Task, rungs_of_language
@@ -98,8 +98,8 @@ def _check_output(output: Path, sources: Iterable[Path], task: Task | NetTask) -
         raise SchemeError(f"{output} is there already, and of another kind than what is made")
     if is_folder and isinstance(task, Task):
         check_output(task.model.files[0].parent, output)
-    elif os.path.lexists(output) and not output.is_file():
-        raise SchemeError(f"{output} exists and is no regular file (a device, pipe or broken link); name another")
+    else:
+        check_file(output, sources)
 
 
 def _described(task: Task | NetTask, rungs: Sequence[Rung], goal: Goal) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The ladder of language models: GGUF for processors, compressed-tensors for GPUs.
 
 Each format is rounded plainly first, for that costs nothing; then with what calibration knows. What is lost is the
-mean KL divergence from full precision on text that no rung has seen, through tersor's own decoder.
+mean KL divergence from full precision on text that no rung has seen, of files in llama.cpp, of folders in transformers.
 """
 
 from __future__ import annotations
