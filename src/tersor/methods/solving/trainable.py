@@ -19,7 +19,7 @@ from tersor.core.errors import SchemeError
 from tersor.core.format import Format, Lattice
 from tersor.kernels.lazy import LazyModule
 from tersor.kernels.places import slopes, values
-from tersor.kernels.reference.places import level_of
+from tersor.kernels.reference.places import is_inside, level_of, passed
 from tersor.methods.solving.matrix import MatrixGrid
 from tersor.methods.solving.scales import Scales
 
@@ -225,7 +225,7 @@ def _rounded(place: Tensor, zero: Tensor, levels: int, table: Tensor | None) -> 
     """Levels (in steps, from zero), codes, and whether each place is within the range."""
     if table is None:
         level = level_of(place, zero, levels)
-        return level, level + zero, (place > -zero - 0.5) & (place < levels - 0.5 - zero)
+        return level, level + zero, is_inside(place, zero, levels)
     order = table.argsort(stable=True)
     ascending = table[order]
     edges = (ascending[1:] + ascending[:-1]) / 2
@@ -242,13 +242,12 @@ def _rounding() -> Any:
         def forward(  # noqa: PLR0917 (autograd has no keywords)
             ctx: Any, place: Tensor, step: Tensor, offset: Tensor, zero: Tensor, levels: int, table: Tensor | None
         ) -> Tensor:
-            ctx.levels = levels
+            ctx.levels = levels if table is None else None
             if table is None:
                 ctx.save_for_backward(place, step, zero)
                 return values(place, step, offset, zero, levels)
             level, _, inside = _rounded(place, zero, levels, table)
             ctx.save_for_backward(level, inside, step)
-            ctx.levels = None
             return level * step - offset
 
         @staticmethod
@@ -257,9 +256,6 @@ def _rounding() -> Any:
             if ctx.levels is not None:
                 place, step, zero = ctx.saved_tensors
                 return *slopes(gradient, place, step, zero, ctx.levels), None, None, None
-            level, inside, step = ctx.saved_tensors
-            for_step = (gradient * level).sum(-1, keepdim=True)
-            for_offset = -gradient.sum(-1, keepdim=True)
-            return gradient * inside * step, for_step, for_offset, None, None, None
+            return *passed(gradient, *ctx.saved_tensors), None, None, None
 
     return Rounding
