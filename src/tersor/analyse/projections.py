@@ -163,24 +163,20 @@ class _Pass:
 
     def _groups(self, weights: Mapping[str, Tensor]) -> list[list[tuple[str, slice]]]:
         """Split matrices into rows whose changes are held together; each group is a pass back through the block."""
-        groups: list[list[tuple[str, slice]]] = [[]]
-        left = CHANGES_AT_ONCE
+        groups: list[list[tuple[str, slice]]] = []
+        left = 0
         for name, weight in weights.items():
             of_a_row = 4 * weight.shape[-1] * self.changes.count(name)
             rows, start = weight.numel() // weight.shape[-1], 0
             while start < rows:
-                stop = min(rows, start + max(1, left // of_a_row))
-                if groups[-1] and (stop - start) * of_a_row > left:
+                if left < of_a_row:
                     groups.append([])
                     left = CHANGES_AT_ONCE
-                    continue
+                stop = min(rows, start + max(1, left // of_a_row))
                 groups[-1].append((name, slice(start, stop)))
                 left -= (stop - start) * of_a_row
                 start = stop
-                if start < rows:  # a matrix goes on in the next
-                    groups.append([])
-                    left = CHANGES_AT_ONCE
-        return groups
+        return groups or [[]]  # gradients go back through a block without candidates too
 
     def _projected(
         self,
