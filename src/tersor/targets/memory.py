@@ -48,10 +48,7 @@ def available_bytes(system: Path = SYSTEM) -> int | None:
 
     None where the system does not tell.
     """
-    found = [_kilobytes(system / "proc/meminfo").get("MemAvailable")]
-    if found == [None]:
-        with suppress(AttributeError, ValueError, OSError):
-            found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")]
+    found = [_of_machine(system, "MemAvailable", "SC_AVPHYS_PAGES")]
     found += [max(0, limit - _taken(folder, is_second=is_second)) for folder, is_second, limit in _granted(system)]
     return min((one for one in found if one is not None), default=None)
 
@@ -61,12 +58,18 @@ def machine_bytes(system: Path = SYSTEM) -> int | None:
 
     None where the system does not tell.
     """
-    found = [_kilobytes(system / "proc/meminfo").get("MemTotal")]
-    if found == [None]:
-        with suppress(AttributeError, ValueError, OSError):
-            found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    found = [_of_machine(system, "MemTotal", "SC_PHYS_PAGES")]
     found += [limit for _, _, limit in _granted(system)]
     return min((one for one in found if one), default=None)
+
+
+def _of_machine(system: Path, entry: str, pages: str) -> int | None:
+    """Return what the system tells of memory: an entry of Linux's, else a number of pages."""
+    found = _kilobytes(system / "proc/meminfo").get(entry)
+    if found is None:
+        with suppress(AttributeError, ValueError, OSError):
+            found = os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages)
+    return found
 
 
 def _granted(system: Path) -> Iterator[tuple[Path, bool, int]]:
