@@ -53,6 +53,17 @@ def choose_isa() -> Iterator[Callable[[str], None]]:
         native.set_isa(before)
 
 
+@pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
+def kernel(request: pytest.FixtureRequest, choose_isa: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The definition in place of the kernels that a test module names as KERNELS, and every instruction set here."""
+    name: str = request.param
+    if name == "reference":
+        monkeypatch.setattr(request.module.KERNELS, "on_torch", lambda: None)
+    else:
+        choose_isa(name)
+    return name
+
+
 class Ggml:
     """Encode and decode with ggml; finite input only."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,17 +16,7 @@ from tersor.kernels.reference.attention import attend as defined
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 ISAS = ("portable", "avx2", "avx512")
-
-
-@pytest.fixture(params=["reference", *ISAS])
-def kernel(request: pytest.FixtureRequest, choose_isa: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The definition, and the native kernel on every instruction set that this processor has."""
-    name: str = request.param
-    if name == "reference":
-        monkeypatch.setattr(attention, "on_torch", lambda: None)
-    else:
-        choose_isa(name)
-    return name
+KERNELS = attention
 
 
 def numbers(*shape: int, seed: int = 1) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,17 +11,7 @@ from tersor.kernels import places
 from tersor.kernels.reference import places as definition
 
 SHAPES = [(1, 1), (5, 3), (7, 16), (40, 19), (33, 32), (600, 128)]
-
-
-@pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
-def kernel(request: pytest.FixtureRequest, choose_isa: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The definition, and the native kernel on every instruction set that this processor has."""
-    name: str = request.param
-    if name == "reference":
-        monkeypatch.setattr(places, "on_torch", lambda: None)
-    else:
-        choose_isa(name)
-    return name
+KERNELS = places
 
 
 def case(groups: int, width: int, levels: int) -> tuple[Tensor, ...]:
