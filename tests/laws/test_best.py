@@ -60,6 +60,32 @@ def test_best_errs_less_than_ggml(name: str, kind: str, weighted: bool) -> None:
         assert np.mean(best <= ggml) >= 0.95
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.003, 0.01, 0.02, 0.05])
+@pytest.mark.parametrize("name", reference.BEST)
+def test_best_keeps_groups_of_weights_that_are_almost_the_same(name: str, spread: float) -> None:
+    """Their codes are all one, and fix no line with a minimum: only one through zero."""
+    x = (1 + spread * np.random.default_rng(93).uniform(-1, 1, (16, COLUMNS))).astype(np.float32)
+    best, ggml = (block_errors(name, x, None, search).sum() for search in ("best", "ggml"))
+    assert best <= 1.5 * ggml + 1e-6 * np.square(x, dtype=np.float64).sum()
+    mixed = weights("gaussian")
+    mixed[:, :32] = x[0, :32]
+    best, ggml = (block_errors(name, mixed, None, search).sum() for search in ("best", "ggml"))
+    assert best <= 1.05 * ggml  # what the block gains as a whole may cost
+
+
+@pytest.mark.parametrize("kind", ["one in 32", "dead", "one outlier"])
+@pytest.mark.parametrize("name", ["q2_k", "q4_k", "q5_k", "q4_1", "q5_1"])
+def test_best_keeps_the_few_columns_that_matter(name: str, kind: str) -> None:
+    random = np.random.default_rng(94)
+    shares = {
+        "one in 32": np.arange(COLUMNS) % 32 == 5,
+        "dead": random.random(COLUMNS) > 0.95,
+        "one outlier": np.where(np.arange(COLUMNS) == 77, 1e7, 1.0),
+    }[kind].astype(np.float32)
+    best, ggml = (block_errors(name, weights("gaussian"), shares, search).sum() for search in ("best", "ggml"))
+    assert best <= 1.3 * ggml
+
+
 @WEIGHTED
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_best_of_the_negated_weights_is_negated(name: str, weighted: bool) -> None:

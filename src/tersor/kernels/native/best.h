@@ -66,9 +66,12 @@ struct Affine {
     vf scale, minimum;  // x ≈ scale · code + minimum, minimum ≤ 0 unless FREE
 };
 
-// Least-squares scale and minimum for given codes; `gain` is how much of Σ w·x² they explain.
+constexpr float ALIKE = 1e-5f;  // of Σ w · Σ w·code²: codes that vary less than that, as they are weighed, fix no minimum
+
+// Least-squares scale and minimum for given codes; where they are all alike, the scale for the minimum `anchor` that they
+// were counted from. `gain` is how much of Σ w·x² they explain.
 template <bool FREE>
-inline vi solve_affine(const Sums& s, vf sum_w, vf sum_x, Affine& fit, vf& gain) {
+inline vi solve_affine(const Sums& s, vf sum_w, vf sum_x, vf anchor, Affine& fit, vf& gain) {
     const vf determinant = sum_w * s.l2 - s.l * s.l;
     fit.scale = (sum_w * s.lx - sum_x * s.l) / determinant;
     fit.minimum = (s.l2 * sum_x - s.l * s.lx) / determinant;
@@ -78,7 +81,12 @@ inline vi solve_affine(const Sums& s, vf sum_w, vf sum_x, Affine& fit, vf& gain)
         fit.minimum = choose(above, vf{}, fit.minimum);
     }
     gain = fit.scale * s.lx + fit.minimum * sum_x;
-    return (determinant > 0.0f) & (fit.scale > 0.0f);
+    const vi varied = determinant > ALIKE * (sum_w * s.l2);
+    const vf rest = s.lx - anchor * s.l, anchored = rest / s.l2;
+    fit.scale = choose(varied, fit.scale, anchored);
+    fit.minimum = choose(varied, fit.minimum, anchor);
+    gain = choose(varied, gain, anchored * rest + anchor * (2.0f * sum_x - anchor * sum_w));
+    return (s.l2 > 0.0f) & (fit.scale > 0.0f);
 }
 
 template <int N, int LEVELS, bool WEIGHTED, bool FREE>
@@ -95,13 +103,13 @@ inline Affine start_affine(const vf* x, const vf* w, vf sum_w, vf sum_x, const T
     for (int k = 0; k < trials.count; ++k) {
         const vf inverse = ((float)LEVELS + trials.from + trials.step * (float)k) / range;
         const Sums s = code_sums<N, WEIGHTED, true>(x, w, inverse, anchor, 0.0f, (float)LEVELS);
-        const vi better = solve_affine<FREE>(s, sum_w, sum_x, fit, gain) & (gain > best_gain);
+        const vi better = solve_affine<FREE>(s, sum_w, sum_x, anchor, fit, gain) & (gain > best_gain);
         best = {choose(better, fit.scale, best.scale), choose(better, fit.minimum, best.minimum)};
         best_gain = choose(better, gain, best_gain);
     }
     for (int k = 0; k < trials.refits; ++k) {
         const Sums s = code_sums<N, WEIGHTED, true>(x, w, 1.0f / best.scale, best.minimum, 0.0f, (float)LEVELS);
-        const vi better = solve_affine<FREE>(s, sum_w, sum_x, fit, gain) & (gain > best_gain);
+        const vi better = solve_affine<FREE>(s, sum_w, sum_x, best.minimum, fit, gain) & (gain > best_gain);
         best = {choose(better, fit.scale, best.scale), choose(better, fit.minimum, best.minimum)};
         best_gain = choose(better, gain, best_gain);
     }

@@ -213,7 +213,7 @@ inline void our_single_affine(Tile32& t, vi& d, vi& minimum) {
     const vf inverse = choose(fit.scale != 0.0f, 1.0f / fit.scale, vf{});
     const Sums s = code_sums<32, WEIGHTED, true>(t.x, t.importance, inverse, fit.minimum, 0.0f, (float)LEVELS);
     vf gain;
-    const vi solved = solve_affine<true>(s, sum_w, sum_x, again, gain);
+    const vi solved = solve_affine<true>(s, sum_w, sum_x, fit.minimum, again, gain);
     again = {float_from_half(half_from_float(again.scale)), float_from_half(half_from_float(again.minimum))};
     const vi better = solved & (affine_error<32, LEVELS, WEIGHTED>(t.x, t.importance, again.scale, again.minimum) <
                                 affine_error<32, LEVELS, WEIGHTED>(t.x, t.importance, fit.scale, fit.minimum));

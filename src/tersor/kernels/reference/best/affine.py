@@ -23,6 +23,8 @@ else:
 
 __all__ = ["SEARCHES"]
 
+ALIKE = 1e-5
+"""Of Σ w · Σ w·code²: codes that vary less than that, as they are weighed, fix no minimum."""
 MOVES = ((0, 0), (1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))  # of (scale, minimum) on the lattice
 
 
@@ -85,8 +87,11 @@ class Groups:
         return error(self.x - minimum, self.w, scale, whole(0, top))
 
 
-def _solved(sums: Sums, *, free: bool) -> tuple[Line, Tensor]:
-    """The least-squares line for given codes, and where there is one with a positive scale."""
+def _solved(sums: Sums, anchor: Tensor, *, free: bool) -> tuple[Line, Tensor]:
+    """The least-squares line for given codes, and where there is one with a positive scale.
+
+    Where all codes are alike it is the best of those with the minimum `anchor`, which the codes were counted from.
+    """
     determinant = sums.w * sums.code2 - sums.code * sums.code
     scale = (sums.w * sums.code_x - sums.x * sums.code) / determinant
     minimum = (sums.code2 * sums.x - sums.code * sums.code_x) / determinant
@@ -95,7 +100,13 @@ def _solved(sums: Sums, *, free: bool) -> tuple[Line, Tensor]:
         scale = torch.where(above, sums.code_x / sums.code2, scale)
         minimum = torch.where(above, torch.zeros_like(minimum), minimum)
     gain = scale * sums.code_x + minimum * sums.x
-    return Line(scale, minimum, gain), (determinant > 0) & (scale > 0)
+    varied = determinant > ALIKE * (sums.w * sums.code2)
+    rest = sums.code_x - anchor * sums.code
+    anchored = rest / sums.code2
+    scale = torch.where(varied, scale, anchored)
+    minimum = torch.where(varied, minimum, anchor)
+    gain = torch.where(varied, gain, anchored * rest + anchor * (2 * sums.x - anchor * sums.w))
+    return Line(scale, minimum, gain), (sums.code2 > 0) & (scale > 0)
 
 
 def _started(groups: Groups, trials: Trials) -> Line:
@@ -105,11 +116,9 @@ def _started(groups: Groups, trials: Trials) -> Line:
     gain = anchor * (2 * groups.sum_x - anchor * groups.sum_w)
     best = Line(torch.zeros_like(anchor), anchor, gain)
     for trial in (*trials.tries, *[None] * trials.refits):
-        if trial is None:
-            sums = groups.sums(divided(1, best.scale), best.minimum, trials.top)
-        else:
-            sums = groups.sums(divided(trial, high - anchor), anchor, trials.top)
-        line, valid = _solved(sums, free=trials.free)
+        start = best.minimum if trial is None else anchor
+        inverse = divided(1, best.scale) if trial is None else divided(trial, high - anchor)
+        line, valid = _solved(groups.sums(inverse, start, trials.top), start, free=trials.free)
         better = valid & (line.gain > best.gain)
         best = Line(*(torch.where(better, new, old) for new, old in zip(line, best, strict=True)))
     return best
@@ -123,7 +132,7 @@ def search_single(blocks: Blocks, *, trials: Trials, bits: int) -> tuple[AffineG
     groups = Groups.of(blocks.x, weights(blocks))
     start = _started(groups, trials)
     d, minimum = half(start.scale), half(start.minimum)
-    refit, valid = _solved(groups.sums(inverse_of(d), minimum, trials.top), free=True)
+    refit, valid = _solved(groups.sums(inverse_of(d), minimum, trials.top), minimum, free=True)
     again, lower = half(refit.scale), half(refit.minimum)
     better = valid & (groups.error(again, lower, trials.top) < groups.error(d, minimum, trials.top))
     d, minimum = torch.where(better, again, d), torch.where(better, lower, minimum)
