@@ -195,7 +195,11 @@ class _Registered:
     def is_rolled_back(self, name: str, plan: ModelPlan, standings: Standings) -> bool:
         if plan.fallback is not None and plan.fallback not in standings:
             return self._files.is_rolled_back(name, plan, standings)
-        return self._registry.rolled_back_from(name) == standings[plan.primary].label
+        left = self._registry.rolled_back_from(name)
+        # What was left may be a candidate that had been promoted: no deployment has named another primary since.
+        return left is not None and (
+            left == standings[plan.primary].label or left == self._inspector.label(plan, plan.candidate)
+        )
 
     def answers(
         self, name: str, plan: ModelPlan, standings: Standings, *, is_rolled_back: bool, author: Author, why: str
@@ -238,6 +242,8 @@ class _Registered:
             if serving.artefact == labels.primary:
                 registry.shift(name, labels.candidate, state=now.state, weight=weight, who=who, why=why)
         elif now.state == "promoted":
+            if registry.rolled_back_from(name) is not None:
+                return  # the fallback answers, whatever was promoted before
             registry.deploy(name, labels.candidate, labels.fallback, who=who, why=why, is_hashed=True)
         elif labels.candidate in (serving.artefact, serving.candidate):
             registry.deploy(name, labels.primary, labels.fallback, who=who, why=why, is_hashed=True)

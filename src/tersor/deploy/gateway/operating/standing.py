@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from tersor.core.errors import MissingError, QualityError, SchemeError
+from tersor.core.errors import MissingError, QualityError, SchemeError, TersorError
 from tersor.deploy.config import ModelPlan
 from tersor.deploy.registry.manifest import Contents, contents_of, state_of
 from tersor.deploy.registry.registry import Registry
@@ -68,6 +68,15 @@ class Inspector:
         if not path:
             raise QualityError(f"{place}: no artefact that a registry could know; serve it without `registry:`")
         return self._standing(Path(path), place, is_primary=True, plan=plan)
+
+    def label(self, plan: ModelPlan, variant: str | None) -> str | None:
+        """Return what the registry calls the artefact of a variant, may it serve or not; None where it knows none."""
+        path = plan.variants[variant].path if variant is not None else ""
+        try:
+            row = self._registry.registered(self._contents(Path(path))) if path else None
+        except (TersorError, OSError):  # it is gone, or changes just now
+            return None
+        return None if row is None else row.label
 
     def _standing(self, path: Path, place: str, *, is_primary: bool, plan: ModelPlan) -> Standing:
         registry, folder = self._registry, self._folder
