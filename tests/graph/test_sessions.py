@@ -8,7 +8,7 @@ import pytest
 
 from tersor.core.errors import EngineError, FormatError, SchemeError, ShapeError, TersorError
 from tersor.graph.net import Net
-from tersor.graph.sessions import Session, feeds_of, read_batches
+from tersor.graph.sessions import Session, feeds_of, items_of, one, read_batches
 
 from .conftest import Array, Drawing, images, resnet, run
 
@@ -136,6 +136,35 @@ def test_a_limit_takes_no_batch_more_from_the_loader() -> None:
 def test_calibration_data_that_is_none_is_refused(data: Any, limit: int | None, message: str) -> None:
     with pytest.raises(SchemeError, match=message):
         list(read_batches(one_input(), data, limit=limit))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "items"),
+    [
+        ([["n", 4]], 1),
+        ([[None, 4]], 1),
+        ([["n", 4], ["n"]], 1),
+        ([["n", 4], []], 1),
+        ([[], ["n", 4]], 1),
+        ([[3, 4]], 3),
+        ([["n", 4], [2, 4]], 3),
+        ([["n", 4], ["m", 4]], 3),
+        ([[None, 4], [None, 4]], 3),
+        ([[]], 1),
+    ],
+)
+def test_one_item_is_taken_where_all_inputs_share_a_free_axis(shapes: list[Any], items: int) -> None:
+    d = Drawing()
+    names = [d.input(f"x{number}", shape) for number, shape in enumerate(shapes)]
+    for name in names:
+        d.output(d.add("Relu", name))
+    sizes = [
+        [size if isinstance(size, int) else 3 for size in shape or ([3] if shape is None else [])] for shape in shapes
+    ]
+    feeds = {name: np.zeros(size, np.float32) for name, size in zip(names, sizes, strict=True)}
+    taken = one(d.net(), feeds)
+    assert items_of(taken) == items
+    assert items_of(feeds) == (3 if any(sizes) else 1)
 
 
 def test_batches_are_numbered_in_messages() -> None:

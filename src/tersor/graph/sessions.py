@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     ir, onnxruntime = LazyModule("onnx_ir", "onnx"), LazyModule("onnxruntime", "onnx")
 
-__all__ = ["Feeds", "Session", "feeds_of", "read_batches"]
+__all__ = ["Feeds", "Session", "feeds_of", "items_of", "one", "read_batches"]
 
 Feeds: TypeAlias = dict[str, Array]
 QUIET = 4  # of onnxruntime's log levels: only what is fatal, errors come as exceptions
@@ -123,6 +123,29 @@ def feeds_of(net: Net, batch: Any, place: str) -> Feeds:
         names = ", ".join(str(value.name) for value in inputs)
         raise SchemeError(f"{place}: one array, but the net takes {names}: give a tuple or a mapping")
     return {str(value.name): _checked(value, item, place) for value, item in zip(inputs, given, strict=True)}
+
+
+def items_of(feeds: Feeds) -> int:
+    """Return how many items a batch has, by its first input that has axes; one where none has."""
+    return next((len(values) for values in feeds.values() if values.ndim), 1)
+
+
+def one(net: Net, feeds: Feeds) -> Feeds:
+    """Return the first item of a batch; the whole of it where inputs do not say that they share an axis that is free.
+
+    A first axis of a fixed size, or of another name than that of the input beside, may be no batch: of the state of a
+    recurrent net it is the layers.
+    """
+    axes = {_free_axis(value) for value in net.inputs if feeds[str(value.name)].ndim}
+    if len(axes) != 1 or "" in axes:
+        return feeds
+    return {name: values[:1] if values.ndim else values for name, values in feeds.items()}
+
+
+def _free_axis(value: ir.Value) -> str:
+    """Return what the first axis of an input is called, or the input where that is free without a name; else ""."""
+    axis = value.shape[0] if value.shape is not None else 0
+    return "" if isinstance(axis, int) else str(axis.value or value.name)
 
 
 def _array(item: Any, place: str) -> Array:

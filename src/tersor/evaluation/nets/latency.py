@@ -14,7 +14,7 @@ from tersor.core.evaluation import Benchmark, Metric
 from tersor.evaluation.speed.summary import median_metric
 from tersor.evaluation.statistics import quantile_interval
 from tersor.graph.net import Net
-from tersor.graph.sessions import Feeds, Session
+from tersor.graph.sessions import Feeds, Session, items_of
 
 __all__ = ["latency_metrics", "race_nets"]
 
@@ -44,14 +44,13 @@ def race_nets(subject: Net, against: Net, feeds: Feeds, *, threads: int = 0, sec
             session.run(feeds)
             times.append(1e3 * (time.perf_counter() - before))
     sizes = [len(net.to_bytes()) for net in (subject, against)]
-    items = len(next(iter(feeds.values())))
     return Benchmark(
         subject=subject.name,
         subject_sha256="",
         against=f"{against.name} in float",
         engine=f"onnxruntime {version('onnxruntime')}",
         machine={"cores": os.cpu_count() or 1},
-        settings={"batch": items, "rounds": len(ours), "threads": threads or (os.cpu_count() or 1)},
+        settings={"batch": items_of(feeds), "rounds": len(ours), "threads": threads or (os.cpu_count() or 1)},
         metrics=(*latency_metrics(ours), Metric("file_bytes", float(sizes[0]), "bytes")),
         ratios=(
             median_metric("latency_p50_ms", [a / b for a, b in zip(ours, theirs, strict=True)], ""),

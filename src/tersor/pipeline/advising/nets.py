@@ -21,7 +21,7 @@ from tersor.evaluation.nets.accuracy import evaluate_net
 from tersor.evaluation.nets.latency import race_nets
 from tersor.graph.net import Net
 from tersor.graph.observe import batches_of
-from tersor.graph.sessions import Feeds
+from tersor.graph.sessions import Feeds, one
 from tersor.pipeline.advising.ladder import Goal, Rung
 from tersor.pipeline.advising.made import Made
 from tersor.pipeline.nets.data import calibration_batches
@@ -75,7 +75,7 @@ class NetTask:
         feeds = next(iter(batches_of(self.source, data, 1)), None)
         if feeds is None:
             raise SchemeError("the calibration data is empty: give at least one batch")
-        return {name: values[:1] for name, values in feeds.items()}
+        return one(self.source, feeds)
 
     def judged_by(self) -> Iterable[tuple[Any, Any]]:
         """Batches of inputs and labels; no labels: None."""
@@ -88,7 +88,7 @@ class NetTask:
         """Return what a net loses and how fast it is, beside the float one; what its Card has is not measured again."""
         found = next(iter(card.evaluations if card is not None else ()), None)
         if found is None:
-            scores = [scores_by(one, self.how.threads) for one in (net, self.source)]
+            scores = [scores_by(each, self.how.threads) for each in (net, self.source)]
             found = evaluate_net(scores[0], against=scores[1], data=self.judged_by())
         loss = _points(found.metric("accuracy_drop")) or _lost(found.metric("agreement"))
         if loss is None:

@@ -18,7 +18,7 @@ from tersor.files.atomic import atomic_writer, check_folder
 from tersor.graph.net import Net
 from tersor.graph.observe import batches_of
 from tersor.graph.sensitivity.rebuild import FORMATS, roundings_of
-from tersor.graph.sessions import Feeds
+from tersor.graph.sessions import Feeds, one
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.judge import Judge
 from tersor.pipeline.nets.mixing.costs import Operators, analyse_net, method_of, operators_of
@@ -26,7 +26,7 @@ from tersor.pipeline.nets.mixing.divergence import Yardstick
 from tersor.pipeline.nets.mixing.goals import NetGoal
 from tersor.pipeline.nets.mixing.planner import NetPlanner
 from tersor.pipeline.nets.mixing.speed import Clock
-from tersor.pipeline.nets.quantizing import NetHow, described, few, one, open_source, recipe_of, with_data
+from tersor.pipeline.nets.quantizing import NetHow, described, few, open_source, recipe_of, with_data
 from tersor.pipeline.planning.sweep import Curve, CurveRow
 from tersor.targets.estimating.machine import Machine, of_profile, of_roofs
 from tersor.targets.profiles.table import profile
@@ -96,7 +96,7 @@ def open_net_planner(
             _keep(analysis, saved)
     clock = None
     if needs_speed:
-        clock = Clock(operators, _machine(target), one(batches[0]), target == HERE, how.threads)
+        clock = Clock(operators, _machine(target), one(plain, batches[0]), target == HERE, how.threads)
     held = Yardstick.open(plain, judged, threads=how.threads)
     judge = _judge(how, plain, batches)
     return NetPlanner(operators, analysis, held, judge, clock, target, tuple(fixed))

@@ -28,7 +28,7 @@ from tersor.graph.sensitivity.operators import Sensitivity, sensitivities
 from tersor.graph.sensitivity.rebuild import FORMATS as OPERATOR_FORMATS
 from tersor.graph.sensitivity.rebuild import roundings_of
 from tersor.graph.sensitivity.search import Returned, return_to_float
-from tersor.graph.sessions import Feeds
+from tersor.graph.sessions import Feeds, items_of, one
 from tersor.graph.training.train import Trained
 from tersor.graph.writing.torch_module import integer_module
 from tersor.kernels.lazy import LazyModule
@@ -56,7 +56,6 @@ __all__ = [
     "few",
     "is_network",
     "labelled_data",
-    "one",
     "open_source",
     "quantize_network",
     "recipe_of",
@@ -189,13 +188,13 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     returned = None if how.max_drop is None else _meeting(quantized, plain, batches, how, how.max_drop)
     quantized = quantized if returned is None else returned.net
     evaluations = tuple(_evaluations(quantized, plain, how))
-    race = [race_nets(quantized.net, plain, one(batches[0]), threads=how.threads)] * how.bench
+    race = race_nets(quantized.net, plain, one(plain, batches[0]), threads=how.threads) if how.bench else None
     about: Any = {"began": began, "source_bytes": source.weight_bytes, "trained": trained}
     card = replace(
         card_of(quantized, files, name, described(how, batches), **about),
         layers=operator_errors(quantized, few(batches)),
         evaluations=evaluations,
-        benchmarks=tuple(race),
+        benchmarks=() if race is None else (race,),
         notes=notes_of(quantized, trained, returned, how.max_drop),
         command=how.command,
     )
@@ -340,15 +339,10 @@ def few(batches: Sequence[Feeds], most: int = RANKED_ITEMS) -> list[Feeds]:
     taken, items = [], 0
     for feeds in batches:
         taken.append(feeds)
-        items += len(next(iter(feeds.values())))
+        items += items_of(feeds)
         if items >= most:
             break
     return taken
-
-
-def one(feeds: Feeds) -> Feeds:
-    """Return the first item of a batch."""
-    return {name: values[:1] for name, values in feeds.items()}
 
 
 def _evaluations(quantized: QuantizedNet, plain: Net, how: NetHow) -> Iterator[Evaluation]:
@@ -363,7 +357,7 @@ def _evaluations(quantized: QuantizedNet, plain: Net, how: NetHow) -> Iterator[E
 
 def described(how: NetHow, batches: Sequence[Feeds]) -> str:
     """Return the calibration data in words."""
-    items = sum(len(next(iter(feeds.values()))) for feeds in batches)
+    items = sum(map(items_of, batches))
     source = how.calibration
     name = Path(str(source)).name if isinstance(source, (str, Path)) else type(source).__name__
     return f"{name}: {items} items in {len(batches)} batches"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.graph.net import Array, Net
-from tersor.graph.sessions import Feeds, Session
+from tersor.graph.sessions import Feeds, Session, items_of
 
 __all__ = ["Yardstick"]
 
@@ -86,4 +86,4 @@ def _floats(made: Mapping[str, Array]) -> list[Array]:
 
 
 def _items(batches: Sequence[Feeds]) -> int:
-    return sum(len(next(iter(feeds.values()))) for feeds in batches)
+    return sum(map(items_of, batches))

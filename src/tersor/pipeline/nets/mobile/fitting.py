@@ -21,7 +21,7 @@ from tersor.graph.placement.engines import engine
 from tersor.graph.placement.sites import Placement
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.scheme import Precision
-from tersor.graph.sessions import Feeds
+from tersor.graph.sessions import Feeds, items_of
 from tersor.graph.simplify import simplified
 from tersor.pipeline.nets.cards import card_of, relative_error
 from tersor.pipeline.nets.data import calibration_batches
@@ -119,7 +119,7 @@ def quantize_for_phone(net: Any, name: str | None, how: NetHow, *, suffix: str =
             + ("; --force writes the last all the same" if made else "")
         )
     notes = [*chosen.card.notes, *chosen.made.notes, *(_told(trial) for trial in trials)]
-    about = f"{_items(batches)} items in {len(batches)} batches"
+    about = f"{sum(map(items_of, batches))} items in {len(batches)} batches"
     plan = replace(chosen.card.plan, recipe=replace(chosen.card.plan.recipe, calibration=about))
     seconds = replace(chosen.card.seconds, total=time.perf_counter() - began)
     card = replace(chosen.card, plan=plan, sources=files, notes=tuple(notes), seconds=seconds, command=how.command)
@@ -189,10 +189,6 @@ def _few(batches: Sequence[Feeds]) -> Feeds:
     shape = {name: batches[0][name].shape[1:] for name in names}
     alike = [feeds for feeds in batches if all(feeds[name].shape[1:] == shape[name] for name in names)]
     return {name: np.concatenate([feeds[name] for feeds in alike])[:ITEMS] for name in names}
-
-
-def _items(batches: Sequence[Feeds]) -> int:
-    return sum(len(next(iter(feeds.values()))) for feeds in batches)
 
 
 def _told(trial: Trial) -> str:
