@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pair", "equalized", "pairs_of", "scale"]
 
+ELEMENTWISE = {"Relu", "LeakyRelu", "PRelu", "Flatten"}
+"""Of HOMOGENEOUS what leaves the last axis alone. (A Flatten of more than rows has other columns.)"""
 ROUNDS = 20
 CONVERGED = 1e-3
 LIMIT = 1e3
@@ -75,34 +77,51 @@ def pairs_of(net: Net) -> Iterator[Pair]:
         if first.op_type == "MatMul":
             found = bias_place(first)
             value = value if found is None else found[0].outputs[0]
-        second = _reader(value)
-        if second is not None and _fits(first, second):
+        second, between = _reader(value)
+        if second is not None and _fits(first, second, between) and not _is_shared(first, second):
             yield Pair(first, second, str(second.inputs[0].name))  # type: ignore[union-attr]
 
 
-def _reader(value: ir.Value) -> ir.Node | None:
-    """Return the operator with weights that alone reads a value, behind functions that a factor passes through."""
+def _reader(value: ir.Value) -> tuple[ir.Node | None, set[str]]:
+    """Return the operator with weights that alone reads a value, and what is between: a factor passes through it."""
+    between: set[str] = set()
     while len(value.uses()) == 1 and not value.is_graph_output():
         use = next(iter(value.uses()))
         node = use.node
         if use.idx == 0 and has_rows(node):
-            return node
+            return node, between
         flat = node.op_type != "Flatten" or attribute(node, "axis", 1) == 1
         if use.idx or node.op_type not in HOMOGENEOUS or not flat or len(node.outputs) > 1:
-            return None
+            break
+        between.add(node.op_type)
         value = node.outputs[0]
-    return None
+    return None, between
 
 
-def _fits(first: ir.Node, second: ir.Node) -> bool:
-    """Whether the outputs of the first are the channels of the second, each once or in a row of places."""
+def _fits(first: ir.Node, second: ir.Node, between: set[str]) -> bool:
+    """Whether the outputs of the first are the channels of the second, each once or in a row of places.
+
+    Channels of a convolution are the second axis, those of a matrix the last: a matrix reads the former only where they
+    are flat, and pooling, which goes along the last, mixes the latter.
+    """
     weight = constant(first.inputs[WEIGHT])
     assert weight is not None, "has_rows"
     channels, columns = weight.shape[weight_axis(first) or 0], channels_read(second)
-    images = first.op_type in ("Conv", "ConvTranspose")
-    if second.op_type in ("Conv", "ConvTranspose"):
+    images, reads_images = (node.op_type in ("Conv", "ConvTranspose") for node in (first, second))
+    if reads_images:
         return images and channels == columns
-    return channels == columns or (images and columns % channels == 0)
+    if images:
+        return "Flatten" in between and columns % channels == 0
+    return channels == columns and between <= ELEMENTWISE
+
+
+def _is_shared(first: ir.Node, second: ir.Node) -> bool:
+    """Whether others read what would be scaled: each would need a copy of its own."""
+    found = bias_place(first)
+    held = [first.inputs[WEIGHT], second.inputs[WEIGHT]]
+    if found is not None and len(found[0].inputs) > found[1]:
+        held.append(found[0].inputs[found[1]])
+    return any(value is not None and (len(value.uses()) > 1 or value.is_graph_output()) for value in held)
 
 
 def _factors(pair: Pair, largest: Array | None, strength: float) -> Array:
