@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.graph.corrections.smooth import Smoothing, Stream, sampled, smooth, smoothed, smoothing, streams
+from tersor.graph.corrections.smooth import Half, Smoothing, Stream, sampled, smooth, smoothed, smoothing, streams
 from tersor.graph.net import Net, constant
 from tersor.graph.placement.engines import engine
 from tersor.graph.placement.placing import place
@@ -55,11 +55,12 @@ def test_the_function_stays_and_what_was_hard_to_round_is_not(residual: bool) ->
     stream, one = next((stream, one) for stream, one in found.found.items() if stream.value == "normed")
     assert stream.nodes == ("up", "gate")
     assert one.factors is not None
-    assert one.error < 0.25 * one.plain
+    assert one.error < 0.4 * one.plain
     assert one.factors.argmax() == 3
     plain, better = (quantized(net, data, smooth=smooth, products=False) for smooth in (False, True))
-    noise = [sqnr(run(net, feeds)["y"], run(each.net, feeds)["y"]) for each in (plain, better) for feeds in batches]
-    assert min(noise[len(batches) :]) > max(noise[: len(batches)]) + 3
+    for feeds in [*batches, *read_batches(net, images(40, 5, 16, seed=9, count=1))]:  # the last is of rows not seen
+        wanted = run(net, feeds)["y"]
+        assert sqnr(wanted, run(better.net, feeds)["y"]) > sqnr(wanted, run(plain.net, feeds)["y"]) + 1.5
 
 
 def test_factors_go_into_a_norm_that_nobody_else_reads_and_into_a_mul_otherwise() -> None:
@@ -83,7 +84,8 @@ def test_columns_that_are_alike_are_left_alone() -> None:
     random = np.random.default_rng(3)
     rows = random.uniform(-1, 1, (64, 8)).astype(np.float32)
     matrix = random.uniform(-1, 1, (12, 8)).astype(np.float32)
-    found = smoothing(rows, np.stack([rows.min(axis=0), rows.max(axis=0)]), [matrix], SCHEME)
+    half = Half(rows, np.stack([rows.min(axis=0), rows.max(axis=0)]))
+    found = smoothing((half, half), [matrix], SCHEME)
     assert found.factors is None
     assert found.error == found.plain
 
@@ -91,18 +93,33 @@ def test_columns_that_are_alike_are_left_alone() -> None:
 def test_errors_are_measured_on_what_is_rounded() -> None:
     """By a derivation of its own: codes as QuantizeLinear makes them, in float64."""
     random = np.random.default_rng(4)
-    rows = random.standard_normal((50, 6)).astype(np.float32)
+    parts = random.standard_normal((2, 50, 6)).astype(np.float32)
     matrix = random.standard_normal((3, 6)).astype(np.float32)
-    ends = np.stack([rows.min(axis=0), rows.max(axis=0)])
-    found = smoothing(rows, ends, [matrix[:2], matrix[2:]], SCHEME)
-    low, high = float(ends.min()), float(ends.max())
-    step = (high - low) / 255
-    zero = round(-low / step)
-    inputs = (np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step
-    scale = np.abs(matrix).max(axis=1, keepdims=True) / 127
-    made = inputs @ (np.rint(matrix / scale) * scale).T
-    wanted = rows.astype(np.float64) @ matrix.T
-    assert found.plain == pytest.approx(np.square(made - wanted).sum() / np.square(wanted).sum(), rel=1e-3)
+    first, second = (Half(rows, np.stack([rows.min(axis=0), rows.max(axis=0)])) for rows in parts)
+    found = smoothing((first, second), [matrix[:2], matrix[2:]], SCHEME)
+    error = energy = 0.0
+    for ends, rows in ((first.extremes, second.rows), (second.extremes, first.rows)):
+        low, high = float(ends.min()), float(ends.max())
+        step = (high - low) / 255
+        zero = round(-low / step)
+        inputs = (np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step
+        scale = np.abs(matrix).max(axis=1, keepdims=True) / 127
+        made = inputs @ (np.rint(matrix / scale) * scale).T
+        wanted = rows.astype(np.float64) @ matrix.T
+        error += np.square(made - wanted).sum()
+        energy += np.square(wanted).sum()
+    assert found.plain == pytest.approx(error / energy, rel=1e-3)
+
+
+def test_columns_that_would_all_be_cut_off_on_other_data_are_left_alone() -> None:
+    """Long tails in every column: divided, each of them goes beyond a range that knows other rows."""
+    random = np.random.default_rng(6)
+    rows = random.lognormal(sigma=1.5, size=(80, 48)).astype(np.float32) * np.geomspace(0.2, 1, 48, dtype=np.float32)
+    matrix = random.standard_normal((10, 48)).astype(np.float32)
+    first, second = (Half(part, np.stack([part.min(axis=0), part.max(axis=0)])) for part in np.split(rows, 2))
+    whole = Half(rows, np.stack([rows.min(axis=0), rows.max(axis=0)]))
+    assert smoothing((whole, whole), [matrix], SCHEME).factors is not None
+    assert smoothing((first, second), [matrix], SCHEME).factors is None
 
 
 def test_codes_that_pass_from_operator_to_operator_are_not_taken_apart() -> None:
@@ -111,12 +128,31 @@ def test_codes_that_pass_from_operator_to_operator_are_not_taken_apart() -> None
     assert not smooth(net, placed(net), list(read_batches(net, images(2, 3, 16, 16))), threads=1).ranges
 
 
-def test_rows_come_from_all_batches_and_extremes_from_all_rows() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_come_from_all_batches_and_extremes_from_all_rows(count: int) -> None:
     net = block(residual=False)
-    batches = list(read_batches(net, images(4, 5, 16, count=3)))
-    rows, ends = sampled(net, batches, ["gelu"], rows=9, threads=1)["gelu"]
+    batches = list(read_batches(net, images(4, 5, 16, count=count)))
+    halves = sampled(net, batches, ["gelu"], rows=6, threads=1)["gelu"]
     every = [run(net, feeds, watched=["gelu"])["gelu"].reshape(-1, 32) for feeds in batches]
-    assert rows.shape == (9, 32)
-    for part, whole in zip(np.split(rows, 3), every, strict=True):
-        assert all((np.abs(whole - row).max(axis=1) < 1e-5).any() for row in part)
-    np.testing.assert_allclose(ends[1], np.concatenate(every).max(axis=0), atol=1e-5)
+    if count == 1:
+        wholes = np.array_split(every[0], 2)
+        rows = [half.rows for half in halves]
+    else:
+        wholes = [np.concatenate(every[::2]), every[1]]
+        rows = [half.rows[:2] for half in halves]
+        assert np.abs(every[2] - halves[0].rows[2:, None]).max(axis=2).min(axis=1).max() < 1e-5
+    assert sum(len(half.rows) for half in halves) == 6
+    for whole, some, half in zip(wholes, rows, halves, strict=True):
+        assert all((np.abs(whole - row).max(axis=1) < 1e-5).any() for row in some)
+        np.testing.assert_allclose(half.extremes, [whole.min(axis=0), whole.max(axis=0)], atol=1e-5)
+
+
+def test_a_single_row_is_both_halves() -> None:
+    d = Drawing(3, opset=20)
+    net = simplified(
+        d.output(d.add("MatMul", d.add("Gelu", d.input("x", ["b", 8]), made="gelu"), d.weight(8, 4))).net()
+    )
+    (row,) = images(1, 8, count=1)
+    one, other = sampled(net, list(read_batches(net, [row])), ["gelu"], threads=1)["gelu"]
+    np.testing.assert_array_equal(one.rows, other.rows)
+    np.testing.assert_array_equal(one.extremes, np.repeat(one.rows, 2, axis=0))

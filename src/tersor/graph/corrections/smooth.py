@@ -2,8 +2,10 @@
 
 Source: SmoothQuant, Xiao et al. 2022, arXiv:2211.10438. A rewrite: the function of the net stays.
 Differs: the strength is searched for each input, by the error of the outputs of all that read it, inputs and weights
-rounded. Factors go into the norm before where nobody else reads it (there is then no operator
-more), else into a Mul: in a net with norms behind its sums, others read them.
+rounded. Each half of the data is judged by ranges of the other: columns that all reach to the end of one range go
+beyond it on what was not seen, and ranges that know the rows would not tell. Factors go into the norm before where
+nobody else reads it (there is then no operator more), else into a Mul: in a net with norms behind its sums, others
+read them.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 else:
     torch, ir = LazyModule("torch", "torch"), LazyModule("onnx_ir", "onnx")
 
-__all__ = ["Smoothed", "Smoothing", "Stream", "sampled", "smooth", "smoothed", "smoothing", "streams"]
+__all__ = ["Half", "Smoothed", "Smoothing", "Stream", "sampled", "smooth", "smoothed", "smoothing", "streams"]
 
-ROWS = 256
+ROWS = 512
 """Rows of an input that errors are measured on, over all batches."""
 STRENGTHS = (0.5, 0.65, 0.8, 0.9)
 WORTH = 0.8
@@ -51,11 +53,23 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Half:
+    """What half of the data makes of a stream.
+
+    rows      [rows, columns], some of them
+    extremes  [2, columns]: least and largest of each column, over all rows
+    """
+
+    rows: Float32
+    extremes: Float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Smoothing:
     """What was found for a stream.
 
     factors  float32 [columns] that the input is divided by; None: by nothing
-    error    squared error of the outputs, as a share of their square
+    error    squared error of the outputs, as a share of their square, of each half of the data by the other's ranges
     plain    that of an input divided by nothing
     """
 
@@ -93,13 +107,13 @@ def smooth(
     for place, stream in enumerate(every):
         site = placement.activations[stream.value]
         bits = placement.weights[stream.nodes[0]].scheme.bits
-        found[stream] = smoothing(*seen[stream.value], _matrices(net, stream), site.scheme, bits)
+        found[stream] = smoothing(seen[stream.value], _matrices(net, stream), site.scheme, bits)
         if progress is not None:
             progress("smoothing", place + 1, len(every))
     made, renamed = smoothed(net, found)
     ranges = {}
     for stream, one in found.items():
-        ends = seen[stream.value][1] / (1 if one.factors is None else one.factors)
+        ends = _together(seen[stream.value]) / (1 if one.factors is None else one.factors)
         ranges[renamed.get(stream.value, stream.value)] = (float(ends.min()), float(ends.max()))
     return Smoothed(made, ranges, found)
 
@@ -139,58 +153,80 @@ def sampled(
     *,
     rows: int = ROWS,
     threads: int = 0,
-) -> dict[str, tuple[Float32, Float32]]:
-    """Return rows of each value, [rows, columns], evenly from all batches, and its extremes [2, columns] over all."""
+) -> dict[str, tuple[Half, Half]]:
+    """Return what each half of the data makes of each value: every second batch, or half of the rows of a single one.
+
+    rows  of both halves together, evenly from all batches
+    """
     session = Session(net, [name for name in values if name not in {str(v.name) for v in net.inputs}], threads=threads)
-    each = -(-rows // len(batches))
-    found: dict[str, list[Float32]] = {name: [] for name in values}
-    extremes: dict[str, Float32] = {}
-    for feeds in batches:
+    is_single = len(batches) == 1
+    each = -(-rows // (2 if is_single else len(batches)))
+    found: dict[str, tuple[list[Half], list[Half]]] = {name: ([], []) for name in values}
+    for number, feeds in enumerate(batches):
         made = {**session.run(feeds), **feeds}
         for name in values:
             flat = np.asarray(made[name], np.float32).reshape(-1, made[name].shape[-1])
-            found[name].append(flat[spread(len(flat), each)])
-            ends = np.stack([flat.min(axis=0), flat.max(axis=0)])
-            if name in extremes:
-                ends = np.stack([np.minimum(ends[0], extremes[name][0]), np.maximum(ends[1], extremes[name][1])])
-            extremes[name] = ends
-    return {name: (np.concatenate(found[name]), extremes[name]) for name in values}
+            parts = np.array_split(flat, 2) if is_single else [flat]
+            for place, part in enumerate(parts, number):
+                if len(part):
+                    ends = np.stack([part.min(axis=0), part.max(axis=0)])
+                    found[name][place % 2].append(Half(part[spread(len(part), each)], ends))
+    return {name: _halves(*parts) for name, parts in found.items()}
 
 
-def smoothing(
-    rows: Float32, extremes: Float32, matrices: Sequence[Float32], scheme: Scheme, bits: int = 8
-) -> Smoothing:
+def _halves(first: list[Half], second: list[Half]) -> tuple[Half, Half]:
+    """Join the parts of each half; where there is one row in all, both halves are that."""
+    one, other = (
+        Half(np.concatenate([part.rows for part in parts]), _together(parts)) for parts in (first, second or first)
+    )
+    return one, other
+
+
+def _together(parts: Sequence[Half]) -> Float32:
+    """Return the extremes of all."""
+    return np.stack(
+        [
+            np.min([part.extremes[0] for part in parts], axis=0),
+            np.max([part.extremes[1] for part in parts], axis=0),
+        ]
+    )
+
+
+def smoothing(halves: tuple[Half, Half], matrices: Sequence[Float32], scheme: Scheme, bits: int = 8) -> Smoothing:
     """Return the factors with which the outputs of `matrices` are best, all codes spread over the whole range.
 
-    rows      [rows, columns] of the input
-    extremes  [2, columns]: least and largest of each column
+    halves    of the data, each judged by the factors and ranges of the other
     matrices  [outputs, columns] each; rounded to `bits` here by their largest weight
     scheme    of the input
     """
     matrix = np.concatenate(matrices)
-    wanted = rows @ matrix.T
-    energy = max(float(np.square(wanted, dtype=np.float64).sum()), np.finfo(np.float64).tiny)
-    largest = np.abs(extremes).max(axis=0)
+    pairs = (halves, halves[::-1])
+    energy = sum(float(np.square(half.rows @ matrix.T, dtype=np.float64).sum()) for half in halves)
+    energy = max(energy, np.finfo(np.float64).tiny)
     best: Smoothing | None = None
     for strength in (0.0, *STRENGTHS):
-        factors = _balanced(matrix, largest, strength) if strength else np.ones(len(largest), np.float32)
-        inputs, ends = rows / factors, extremes / factors
-        weights = _rounded_rows(matrix * factors, bits)
-        quantizer = Quantizer.of_range(float(ends.min()), float(ends.max()), scheme)
-        made = quantizer.values(quantizer.codes(inputs)) @ weights.T
-        error = float(np.square(made - wanted, dtype=np.float64).sum()) / energy
+        squares = 0.0
+        for known, other in pairs:
+            factors = _factors(matrix, known.extremes, strength)
+            ends = known.extremes / factors
+            quantizer = Quantizer.of_range(float(ends.min()), float(ends.max()), scheme)
+            made = quantizer.values(quantizer.codes(other.rows / factors)) @ _rounded_rows(matrix * factors, bits).T
+            squares += float(np.square(made - other.rows @ matrix.T, dtype=np.float64).sum())
+        error = squares / energy
         if best is None:
             best = Smoothing(None, strength, error, error)
         elif error < best.error * (1.0 if best.strength else WORTH):
-            best = Smoothing(factors, strength, error, best.plain)
+            best = Smoothing(_factors(matrix, _together(halves), strength), strength, error, best.plain)
     assert best is not None, "nothing tried"
     return best
 
 
-def _balanced(matrix: Float32, largest: Float32, strength: float) -> Float32:
-    scales = input_scales(
-        [torch.from_numpy(matrix)], largest_input=torch.from_numpy(np.ascontiguousarray(largest)), strength=strength
-    )
+def _factors(matrix: Float32, extremes: Float32, strength: float) -> Float32:
+    """Return what columns are divided by, whose geometric mean is 1; ones at a strength of 0."""
+    if not strength:
+        return np.ones(matrix.shape[1], np.float32)
+    largest = np.ascontiguousarray(np.abs(extremes).max(axis=0))
+    scales = input_scales([torch.from_numpy(matrix)], largest_input=torch.from_numpy(largest), strength=strength)
     found: Float32 = scales.numpy()
     return np.asarray(found / np.exp(np.log(found).mean()), np.float32)
 
