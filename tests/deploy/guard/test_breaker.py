@@ -204,6 +204,23 @@ def test_an_old_probe_that_is_given_up_does_not_open_it_again() -> None:
     assert breaker.probes_in_flight == 0
 
 
+def test_who_has_nobody_else_is_let_through_and_moves_nothing() -> None:
+    breaker = Breaker(BreakerRules(in_a_row=2, wait_s=1, jitter=0, probes=1, successes=2))
+    send(breaker, "error", 0.0, 2)
+    outcomes: tuple[Outcome, ...] = ("error", "ok", "ok", "ok")
+    for outcome in outcomes:
+        permit = breaker.ask(0.5, has_other=False)
+        assert permit is not None
+        breaker.record(permit, outcome, 0.5)
+    assert (breaker.state(0.5), breaker.openings) == ("open", 1)
+    probe, more = breaker.ask(2.0, has_other=False), breaker.ask(2.0, has_other=False)
+    assert probe is not None
+    assert more is not None
+    assert (probe.is_probe, more.is_probe) == (True, False)
+    breaker.record(more, "error", 2.0)
+    assert breaker.state(2.0) == "half-open"
+
+
 def test_openings_within_a_span_say_roll_back_until_reset() -> None:
     breaker = opened(replace(RULES, span_s=7))
     send(breaker, "error", 2.0)

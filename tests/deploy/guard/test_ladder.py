@@ -119,16 +119,29 @@ def test_an_open_breaker_sends_requests_to_full_precision_or_refuses_them() -> N
     case = ladder.admit(1.0, is_streaming=True)
     assert (case.permit, case.decision.action, case.decision.reason) == (None, "full precision", "breaker open")
     assert case.decision.state == "open"
-    for change, reason in (({"full_s": None}, "no full precision"), ({"remaining_s": 1.0, "full_s": 2.0}, "no time")):
-        case = ladder.admit(1.0, is_streaming=False, **change)
-        assert (case.decision.action, case.decision.reason) == ("refuse", reason)
+    case = ladder.admit(1.0, is_streaming=False, remaining_s=1.0, full_s=2.0)
+    assert (case.decision.action, case.decision.reason) == ("refuse", "no time")
     with pytest.raises(SchemeError, match="nothing to judge"):
         ladder.judge(case, Progress(), 1.0)
     with pytest.raises(SchemeError, match="nothing to finish"):
         ladder.finish(case, Progress(), case.decision, "stop", 1.0)
     rates = ladder.rates(1.0)
-    assert (rates.fallbacks.events, rates.refusals.events, rates.fallbacks.total) == (3, 2, 5)
+    assert (rates.fallbacks.events, rates.refusals.events, rates.fallbacks.total) == (3, 1, 4)
     assert (rates.errors.events, rates.errors.total, rates.faults.events) == (2, 2, 0)
+
+
+def test_without_full_precision_nobody_is_sent_away_for_what_others_were_answered() -> None:
+    ladder = Ladder(Breaker(BreakerRules(in_a_row=2)))
+    bad, sound = Progress(1, findings=(FAULT,), full_s=None), Progress(1, is_finished=True, full_s=None)
+    told = []
+    for progress in (bad, bad, sound, bad, sound, sound):
+        case = ladder.admit(1.0, is_streaming=False, full_s=None)
+        decision = ladder.judge(case, progress, 1.0)
+        ladder.finish(case, progress, decision, "stop", 1.0)
+        told.append(decision.action)
+    assert told == ["refuse", "refuse", "quantized", "refuse", "quantized", "quantized"]
+    assert (ladder.breaker.state(1.0), ladder.breaker.openings) == ("open", 1)
+    assert (ladder.rates(1.0).faults.events, ladder.rates(1.0).faults.total) == (3, 6)
 
 
 def test_a_variant_that_garbles_every_reply_is_taken_out_and_brought_back_when_sound() -> None:

@@ -26,6 +26,8 @@ Verdict: TypeAlias = Literal["keep", "roll back"]
 
 BAD: tuple[Outcome, ...] = ("fault", "error", "timeout")
 LOG = 256
+NO_PERIOD = -1
+"""Of a permit that a breaker gave although it would not, for want of another variant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +139,20 @@ class Breaker:
         faults, errors = self._outcomes.rates(now)
         return faults, errors
 
-    def ask(self, now: float) -> Permit | None:
-        """Return leave to send one request, None where the full-precision variant has to take it."""
+    def ask(self, now: float, *, has_other: bool = True) -> Permit | None:
+        """Return leave to send one request, None where the full-precision variant has to take it.
+
+        has_other  whether there is one that could; where there is none leave is always given, and what comes of a
+                   request that would have gone there neither opens nor closes anything
+        """
         elapsed = self._advance(now)
-        if self._state == "open":
-            return None
         is_probe = self._state == "half-open"
-        if is_probe and not self._may_probe():
+        is_barred = self._state == "open" or (is_probe and not self._may_probe())
+        if is_barred and has_other:
             return None
         self._number += 1
+        if is_barred:
+            return Permit(self._number, NO_PERIOD, is_probe=False)
         if is_probe:
             self._probes[self._number] = (self._period, elapsed)
         return Permit(self._number, self._period, is_probe)

@@ -183,10 +183,14 @@ class Ladder:
     def admit(
         self, now: float, *, is_streaming: bool, remaining_s: float = math.inf, full_s: float | None = 0.0
     ) -> Case:
-        """Decide who takes a new request, and count it. `remaining_s` and `full_s` as in Progress."""
+        """Decide who takes a new request, and count it. `remaining_s` and `full_s` as in Progress.
+
+        Without full precision an open breaker sends nobody away: it would take from all clients what some requests
+        cannot be answered with.
+        """
         self.budget.request()
         progress = Progress(remaining_s=remaining_s, full_s=full_s)
-        permit = self.breaker.ask(now)
+        permit = self.breaker.ask(now, has_other=full_s is not None)
         if permit is not None:
             choice = _Choice("quantized", "sound")
             return Case(is_streaming, permit, self._decision(choice, is_streaming, progress, now))
