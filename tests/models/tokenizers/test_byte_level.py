@@ -144,6 +144,16 @@ def test_special_and_added_tokens_are_cut_out_of_the_text(
     assert_parity(tokenizer, lambda text: source.encode(text).ids, texts, special=True)
 
 
+def test_a_mark_in_an_added_token_is_no_space(
+    tmp_path: Path, training_texts: list[str], assert_parity: Parity
+) -> None:
+    source = trained(_LLAMA3, training_texts)
+    source.add_tokens([AddedToken("<｜fim▁begin｜>", normalized=False)])
+    tokenizer = load_tokenizer(saved(tmp_path / "m", source), 1300, architecture="llama")
+    assert tokenizer.tokens[source.get_vocab_size() - 1] == "<｜fim▁begin｜>"
+    assert_parity(tokenizer, lambda text: source.encode(text).ids, ["<｜fim▁begin｜>def f(", "<｜fim begin｜>"])
+
+
 def test_the_post_processor_outranks_add_bos_token_as_in_transformers(
     tmp_path: Path, gpt2: Tokenizer, texts: list[str], assert_parity: Parity
 ) -> None:

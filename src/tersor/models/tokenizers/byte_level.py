@@ -38,7 +38,8 @@ def from_json(files: TokenizerFiles, size: int) -> GgufTokenizer:
     notes.extend(_byte_notes(plain))
     notes.extend(stripping_notes(added))
     pieces = {id_: Piece(token, TokenType.NORMAL) for token, id_ in model.vocabulary.items()}
-    vocabulary = Vocabulary.assemble(with_added(pieces, added, files.folder), size, files.folder)
+    merged = with_added(pieces, added, files.folder)
+    vocabulary = Vocabulary.assemble(merged, size, files.folder, marks_spaces=False)
     special, choices = special_ids(files, vocabulary, {})
     add_bos, add_eos, contradictions = added_ends(files, special)
     return GgufTokenizer(

@@ -87,7 +87,8 @@ def _finish(  # noqa: PLR0917 - the parts that both sources end in
             "gives the unknown token"
         )
     notes.extend((*stripping_notes(added), *_normalized_notes(added, prefix)))
-    vocabulary = Vocabulary.assemble(with_added(pieces, added, files.folder), size, files.folder)
+    merged = with_added(pieces, added, files.folder)
+    vocabulary = Vocabulary.assemble(merged, size, files.folder, marks_spaces=True)
     special, choices = special_ids(files, vocabulary, defaults)
     add_bos, add_eos, contradictions = added_ends(files, special)
     return GgufTokenizer(

@@ -37,8 +37,10 @@ class Vocabulary:
     ids: Mapping[str, int]
 
     @classmethod
-    def assemble(cls, pieces: Mapping[int, Piece], size: int, folder: Path) -> Vocabulary:
-        """`pieces` by id, gaps and the end filled with unused `[PADi]`, user-defined ▁ turned into spaces.
+    def assemble(cls, pieces: Mapping[int, Piece], size: int, folder: Path, *, marks_spaces: bool) -> Vocabulary:
+        """`pieces` by id, gaps and the end filled with unused `[PADi]`.
+
+        marks_spaces  whether ▁ stands for a space: it is turned into one in user-defined tokens
 
         UnsupportedError if an id is not below `size`; FormatError if two ids have one text.
         """
@@ -56,7 +58,9 @@ class Vocabulary:
         tokens, taken = [], set(ids)
         for id_ in range(size):
             text = pieces[id_].text if id_ in pieces else _unused(id_, taken)
-            tokens.append(_plain(pieces.get(id_), text, taken))
+            if "\0" in text:
+                raise UnsupportedError(f"token {text!r:.60} holds a NUL character, which a GGUF cannot hold")
+            tokens.append(_plain(pieces.get(id_), text, taken) if marks_spaces else text)
         filler = Piece("", TokenType.UNUSED)
         types = tuple(int(pieces.get(id_, filler).type) for id_ in range(size))
         scores = tuple(float(pieces.get(id_, filler).score) for id_ in range(size))
@@ -108,8 +112,6 @@ def _unused(id_: int, taken: set[str]) -> str:
 
 def _plain(piece: Piece | None, text: str, taken: set[str]) -> str:
     """User-defined tokens are looked for before spaces become ▁, so they must hold plain spaces."""
-    if "\0" in text:
-        raise UnsupportedError(f"token {text!r:.60} holds a NUL character, which a GGUF cannot hold")
     if piece is None or piece.type is not TokenType.USER_DEFINED or SPACE not in text:
         return text
     plain = text.replace(SPACE, " ")
