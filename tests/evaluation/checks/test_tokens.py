@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,26 @@ def test_another_tokenizer_is_caught_with_the_place(checkpoint: Path, exact: Pat
     assert check.numbers["texts_differing"] == 1
     assert "'the cat sat'" in check.problems[0]
     assert "in llama.cpp" in check.problems[0]
+
+
+def with_added_token(checkpoint: Path, folder: Path) -> Model:
+    """The same model, but its last token is an added one and has another text."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"].pop()
+    last, id_ = max(content["model"]["vocab"].items(), key=itemgetter(1))
+    del content["model"]["vocab"][last]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    content["added_tokens"].append({"id": id_, "content": "<｜fim▁begin｜>", **flags})
+    path.write_text(json.dumps(content))
+    return load(folder)
+
+
+def test_an_added_token_that_the_artefact_lacks_is_caught(checkpoint: Path, exact: Path, tmp_path: Path) -> None:
+    check = check_tokens(exact, with_added_token(checkpoint, tmp_path / "added"), ["1"])
+    assert (check.status, check.numbers["texts_differing"]) == ("failed", 1)
+    assert check.problems[0].startswith("'<s></s><｜fim▁begin｜>'…: from token 2 on [1, 287] in the source")
 
 
 def test_without_tokenizers_it_is_skipped_with_the_remedy(

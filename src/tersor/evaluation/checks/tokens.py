@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tersor.core.errors import EngineError, MissingError, TersorError
 from tersor.engines.llama_cpp import LlamaCpp
 from tersor.evaluation.checks.verdict import Check
 from tersor.models import Model
+from tersor.models.tokenizers.vocabulary import SPACE
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["check_tokens"]
 
@@ -20,19 +25,29 @@ SHOWN = 3
 _AROUND = 6
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The source's own tokenizer: its name, its function without special tokens around the text, its added tokens."""
+
+    name: str
+    encode: Encode
+    added: str = ""
+
+
 def check_tokens(path: Path, source: Model, texts: Sequence[str]) -> Check:
     """Tokenize `texts` with the artefact in llama.cpp and with the tokenizer of `source`; all ids must be equal.
 
-    Characters that the source cannot encode at all are left out of the texts.
+    Characters that the source cannot encode at all are left out of the texts. The added tokens of a tokenizer.json,
+    which no text of every day holds, are a further text.
     """
     with ExitStack() as stack:
         try:
-            name, encode = _reference(source, stack)
-            texts = _encodable(texts, source)
+            reference = _reference(source, stack)
+            texts = [*_encodable(texts, source), *([reference.added] if reference.added else [])]
             engine = stack.enter_context(LlamaCpp(path, vocabulary_only=True))
             wrong, tokens = [], 0
             for text in texts:
-                expected, ids = encode(text), engine.tokenize(text, parse_special=True)
+                expected, ids = reference.encode(text), engine.tokenize(text, parse_special=True)
                 tokens += len(expected)
                 if expected != ids:
                     wrong.append(_difference(text, expected, ids))
@@ -49,22 +64,21 @@ def check_tokens(path: Path, source: Model, texts: Sequence[str]) -> Check:
     }
     if wrong:
         known = source.tokenizer.notes if source.tokenizer is not None else ()
-        detail = f"{len(wrong)} of {len(texts)} texts are cut otherwise than {name} does"
+        detail = f"{len(wrong)} of {len(texts)} texts are cut otherwise than {reference.name} does"
         return Check("tokens", "failed", detail, (*wrong[:SHOWN], *(f"known: {note}" for note in known)), numbers)
-    detail = f"{tokens:,} tokens of {size / 1000:.0f} kB mixed text are those of {name}"
+    detail = f"{tokens:,} tokens of {size / 1000:.0f} kB mixed text are those of {reference.name}"
     return Check("tokens", "passed", detail, numbers=numbers)
 
 
-def _reference(source: Model, stack: ExitStack) -> tuple[str, Encode]:
-    """The name of the source's own tokenizer, and its function without special tokens around the text."""
+def _reference(source: Model, stack: ExitStack) -> _Reference:
     files = {file.name: file for file in source.files}
     if "tokenizer.json" in files:
-        return "tokenizer.json", _from_json(files["tokenizer.json"])
+        return _from_json(files["tokenizer.json"], source)
     if "tokenizer.model" in files:
-        return "tokenizer.model", _from_model(files["tokenizer.model"])
+        return _Reference("tokenizer.model", _from_model(files["tokenizer.model"]))
     for file in source.files:
         if file.suffix == ".gguf":
-            return file.name, _from_gguf(stack.enter_context(LlamaCpp(file, vocabulary_only=True)))
+            return _Reference(file.name, _from_gguf(stack.enter_context(LlamaCpp(file, vocabulary_only=True))))
     raise MissingError(f"{source.name} has no tokenizer.json, tokenizer.model or GGUF to compare with")
 
 
@@ -72,7 +86,7 @@ def _from_gguf(engine: LlamaCpp) -> Encode:
     return lambda text: engine.tokenize(text, parse_special=True)
 
 
-def _from_json(path: Path) -> Encode:
+def _from_json(path: Path, source: Model) -> _Reference:
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 (an extra)
     except ImportError as error:
@@ -84,7 +98,25 @@ def _from_json(path: Path) -> Encode:
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    return encode
+    return _Reference(path.name, encode, _added(tokenizer, encode, source))
+
+
+def _added(tokenizer: Tokenizer, encode: Encode, source: Model) -> str:
+    """The added tokens, one behind the other, in the order of their ids.
+
+    Left out are those that take white space with them, which a GGUF cannot say, those that have no row in the embedding,
+    and those that the source itself does not find side by side, such as a line break where two are a token too.
+    """
+    made = source.tokenizer
+    if made is None:
+        return ""
+    texts = []
+    for id_, token in sorted(tokenizer.get_added_tokens_decoder().items()):
+        text = token.content.replace(SPACE, " ") if made.model == "llama" else token.content
+        is_plain = id_ < len(made.tokens) and not (token.lstrip or token.rstrip)
+        if is_plain and encode(2 * text) == [id_, id_]:
+            texts.append(text)
+    return "".join(texts)
 
 
 def _from_model(path: Path) -> Encode:
