@@ -95,6 +95,21 @@ def test_bytes_that_belong_to_no_input_are_refused() -> None:
         parsed(body + b"xx", header, [X])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("binary", [True, False])
+def test_numbers_that_are_none_are_refused(value: float, binary: bool) -> None:
+    body, header = request(np.array([[0, value, 0]], np.float32), "FP32", binary=binary)
+    with pytest.raises(RequestError, match="x: NaN, infinity or a number that FP32 has no room for"):
+        parsed(body, header, [X])
+
+
+@pytest.mark.parametrize("number", ["1e39", "-1e400"])
+def test_numbers_that_become_infinite_are_refused(number: str) -> None:
+    body = f'{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0, {number}, 0]}}]}}'
+    with pytest.raises(RequestError, match="x: NaN, infinity or a number that FP32 has no room for"):
+        parsed(body.encode(), None, [X])
+
+
 def test_integers_out_of_range_are_refused() -> None:
     body = json.dumps({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [300]}]}).encode()
     with pytest.raises(RequestError, match="1 numbers of type uint8 are wanted"):

@@ -58,6 +58,9 @@ def parsed(body: bytes, header: str | None, declared: Sequence[Mapping[str, Any]
     known = {str(one["name"]): one for one in declared}
     for entry in given["inputs"]:
         array, rest = tensor(entry, known, rest)
+        if not np.isfinite(array).all():  # what a net makes of it would be counted against the net
+            kind = known[entry["name"]]["datatype"]
+            raise RequestError(f"{entry['name']}: NaN, infinity or a number that {kind} has no room for", BAD_REQUEST)
         arrays.append((str(entry["name"]), array))
     if rest:
         raise RequestError(f"{len(rest)} bytes belong to no input", BAD_REQUEST)

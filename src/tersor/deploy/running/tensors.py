@@ -60,7 +60,8 @@ def _of_json(name: str, data: object, kind: np.dtype[Any], count: int) -> npt.ND
         whole = found.dtype.kind in "biu" or (kind.kind == "f" and found.dtype.kind == "f")
         if found.size != count or not (whole or found.size == 0):
             raise ValueError(f"{count} numbers are wanted")
-        made = found.astype(kind)
+        with np.errstate(over="ignore"):  # infinite then, which is for the caller to judge
+            made = found.astype(kind)
         if kind.kind != "f" and (made != found).any():
             raise ValueError("a number is out of range")
     except (ValueError, OverflowError, TypeError) as error:
