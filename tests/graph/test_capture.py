@@ -115,6 +115,28 @@ def test_a_batch_that_cannot_be_free_is_fixed_to_that_of_the_example_and_said(
     assert list(captured.inputs[0].shape or ()) == [1, 12]
 
 
+class Wrapped(nn.Module):  # type: ignore[misc, name-defined]
+    """Hands on whatever it is called with, as wrappers of nets do."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.net(*inputs, **named)
+
+
+def test_the_batch_of_a_net_that_hands_on_its_inputs_is_free() -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 4, 3), torch.randn(2, 5, 3)
+    net = Wrapped(Pair().eval())
+    captured = capture(net, (left, right))
+    feeds = {str(value.name): x.repeat(4, 1, 1) for value, x in zip(captured.inputs, (left, right), strict=True)}
+    found = run(captured, {name: x.numpy() for name, x in feeds.items()})
+    for ours, theirs in zip(found.values(), net(*feeds.values()).values(), strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-5)
+
+
 def branching(self: Any, x: Any) -> Any:
     return x if x.sum() > 0 else -x
 

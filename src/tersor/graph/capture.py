@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -120,16 +121,14 @@ def _exported(net: Module, inputs: _Inputs) -> tuple[bytes, _Inputs]:
     """Return the bytes of the graph, and what it was made with: with a free batch if that can be, else with its own."""
     failure: Exception | None = None
     for free in (True, False):
-        batch = {0: torch.export.Dim("batch")} if free else None
         seen = inputs.twice() if free else inputs
-        shapes: Any = dict.fromkeys(seen.keywords, batch) if seen.keywords else tuple(batch for _ in seen.arguments)
         try:
             program = torch.onnx.export(
                 net,
                 seen.arguments,
                 kwargs=seen.keywords or None,
                 dynamo=True,
-                dynamic_shapes=shapes if free else None,
+                dynamic_shapes=_free_batch(net, seen) if free else None,
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -147,6 +146,19 @@ def _exported(net: Module, inputs: _Inputs) -> tuple[bytes, _Inputs]:
         f"{type(net).__name__} cannot be exported: {_reason(failure)}. What torch.export takes can be "
         "quantized: move branches on values of tensors and calls into other libraries out of forward"
     ) from failure
+
+
+def _free_batch(net: Module, inputs: _Inputs) -> dict[str, Any]:
+    """Return what torch wants to know of each parameter of forward; what *args takes is nested.
+
+    What **keywords takes cannot be told: torch 2.13 looks for it nested first, and then flat.
+    """
+    bound = inspect.signature(net.forward).bind(*inputs.arguments, **inputs.keywords)
+    batch = {0: torch.export.Dim("batch")}
+    return {
+        name: tuple(batch for _ in given) if isinstance(given, tuple) else batch
+        for name, given in bound.arguments.items()
+    }
 
 
 def _reason(error: Exception | None) -> str:
