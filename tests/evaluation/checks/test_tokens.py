@@ -56,7 +56,7 @@ def test_another_tokenizer_is_caught_with_the_place(checkpoint: Path, exact: Pat
 
 
 def with_added_token(checkpoint: Path, folder: Path) -> Model:
-    """The same model, but its last token is an added one and has another text."""
+    """The same model, but its last token is an added one with another text, and one more has no row."""
     shutil.copytree(checkpoint, folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -65,6 +65,7 @@ def with_added_token(checkpoint: Path, folder: Path) -> Model:
     del content["model"]["vocab"][last]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     content["added_tokens"].append({"id": id_, "content": "<｜fim▁begin｜>", **flags})
+    content["added_tokens"].append({"id": id_ + 1, "content": "<image>", **flags})
     path.write_text(json.dumps(content))
     return load(folder)
 

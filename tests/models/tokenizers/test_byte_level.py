@@ -144,9 +144,7 @@ def test_special_and_added_tokens_are_cut_out_of_the_text(
     assert_parity(tokenizer, lambda text: source.encode(text).ids, texts, special=True)
 
 
-def test_a_mark_in_an_added_token_is_no_space(
-    tmp_path: Path, training_texts: list[str], assert_parity: Parity
-) -> None:
+def test_a_mark_in_an_added_token_is_no_space(tmp_path: Path, training_texts: list[str], assert_parity: Parity) -> None:
     source = trained(_LLAMA3, training_texts)
     source.add_tokens([AddedToken("<｜fim▁begin｜>", normalized=False)])
     tokenizer = load_tokenizer(saved(tmp_path / "m", source), 1300, architecture="llama")
@@ -190,6 +188,27 @@ def test_a_short_vocabulary_is_filled_with_unused_tokens(tmp_path: Path, gpt2: T
 def test_a_vocabulary_longer_than_the_embedding_is_refused(tmp_path: Path, gpt2: Tokenizer) -> None:
     with pytest.raises(UnsupportedError, match=r"token id 599 .* the embedding has only 599 rows; enlarge"):
         load_tokenizer(saved(tmp_path / "m", gpt2), 599, architecture="llama")
+
+
+def test_added_tokens_without_a_row_are_left_out_with_a_note(tmp_path: Path, gpt2: Tokenizer) -> None:
+    source = Tokenizer.from_str(gpt2.to_str())
+    source.add_special_tokens(["<image>", "<audio>"])
+    tokenizer = load_tokenizer(saved(tmp_path / "m", source), 600, architecture="gemma3")
+    assert len(tokenizer.tokens) == 600
+    assert tokenizer.notes == (
+        "2 added tokens ('<image>', '<audio>') lie beyond the 600 rows of the embedding: they were left out",
+    )
+    changed(tmp_path / "m", lambda content: content["model"]["vocab"].update({"<image>": 600}))
+    assert load_tokenizer(tmp_path / "m", 600, architecture="gemma3") == tokenizer
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "pad"])
+def test_an_end_or_padding_without_a_row_is_refused(name: str, tmp_path: Path, gpt2: Tokenizer) -> None:
+    source = Tokenizer.from_str(gpt2.to_str())
+    source.add_special_tokens(["<x>"])
+    folder = saved(tmp_path / "m", source, **{f"{name}_token": "<x>"})
+    with pytest.raises(UnsupportedError, match=r"token id 600 \('<x>'\), but the embedding has only 600 rows"):
+        load_tokenizer(folder, 600, architecture="llama")
 
 
 def test_an_unknown_structure_is_printed_with_the_nearest_known_one(tmp_path: Path, gpt2: Tokenizer) -> None:

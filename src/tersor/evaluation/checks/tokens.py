@@ -104,7 +104,7 @@ def _from_json(path: Path, source: Model) -> _Reference:
 def _added(tokenizer: Tokenizer, encode: Encode, source: Model) -> str:
     """The added tokens, one behind the other, in the order of their ids.
 
-    Left out are those that take white space with them, which a GGUF cannot say, those that have no row in the embedding,
+    Left out are those that take white space with them, which a GGUF cannot say, those without a row in the embedding,
     and those that the source itself does not find side by side, such as a line break where two are a token too.
     """
     made = source.tokenizer

@@ -9,8 +9,8 @@ from tersor.models.tokenizers.byte_pair import BytePair
 from tersor.models.tokenizers.gguf_tokenizer import GgufTokenizer, TokenType
 from tersor.models.tokenizers.pretokenizers import recognise, splits
 from tersor.models.tokenizers.source import TokenizerFiles, mapping, sequence
-from tersor.models.tokenizers.special import added_ends, chat_templates, special_ids
-from tersor.models.tokenizers.vocabulary import Piece, Vocabulary, stripping_notes, with_added
+from tersor.models.tokenizers.special import added_ends, chat_templates, special_ids, with_rows
+from tersor.models.tokenizers.vocabulary import Piece, Vocabulary, stripping_notes
 
 __all__ = ["from_json"]
 
@@ -27,18 +27,16 @@ def from_json(files: TokenizerFiles, size: int) -> GgufTokenizer:
     )
     if row.inexact:
         notes.append(row.inexact)
-    added = files.added_tokens
-    added_ids = {token.id for token in added}
+    added_ids = {token.id for token in files.added_tokens}
     plain = {token: id_ for token, id_ in model.vocabulary.items() if id_ not in added_ids}
     if not agrees and (count := model.unreachable(plain)):
         notes.append(
             f"ignore_merges is {model.ignore_merges} here but {row.ignore_merges} in llama.cpp's {row.pre!r}: "
             f"{count} tokens that the merges do not build may be used by one and not by the other"
         )
-    notes.extend(_byte_notes(plain))
-    notes.extend(stripping_notes(added))
     pieces = {id_: Piece(token, TokenType.NORMAL) for token, id_ in model.vocabulary.items()}
-    merged = with_added(pieces, added, files.folder)
+    merged, added, left = with_rows(files, pieces, size)
+    notes.extend((*_byte_notes(plain), *stripping_notes(added), *left))
     vocabulary = Vocabulary.assemble(merged, size, files.folder, marks_spaces=False)
     special, choices = special_ids(files, vocabulary, {})
     add_bos, add_eos, contradictions = added_ends(files, special)

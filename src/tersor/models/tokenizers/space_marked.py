@@ -17,8 +17,8 @@ from tersor.models.tokenizers.byte_pair import BytePair
 from tersor.models.tokenizers.gguf_tokenizer import GgufTokenizer, TokenType
 from tersor.models.tokenizers.sentencepiece_model import SentencePieceModel
 from tersor.models.tokenizers.source import AddedToken, TokenizerFiles, flag, mapping, sequence
-from tersor.models.tokenizers.special import added_ends, chat_templates, special_ids
-from tersor.models.tokenizers.vocabulary import SPACE, Piece, Vocabulary, stripping_notes, with_added
+from tersor.models.tokenizers.special import added_ends, chat_templates, special_ids, with_rows
+from tersor.models.tokenizers.vocabulary import SPACE, Piece, Vocabulary, stripping_notes
 
 __all__ = ["from_json", "from_model"]
 
@@ -79,15 +79,14 @@ def _finish(  # noqa: PLR0917 - the parts that both sources end in
     notes: list[str],
     defaults: Mapping[str, int],
 ) -> GgufTokenizer:
-    added = files.added_tokens
+    merged, added, left = with_rows(files, pieces, size)
     alphabet = _alphabet(pieces.values())
     if alphabet is not None:
         notes.append(
             "the vocabulary lacks byte tokens: llama.cpp aborts on any character that is not a token, where the source "
             "gives the unknown token"
         )
-    notes.extend((*stripping_notes(added), *_normalized_notes(added, prefix)))
-    merged = with_added(pieces, added, files.folder)
+    notes.extend((*stripping_notes(added), *left, *_normalized_notes(added, prefix)))
     vocabulary = Vocabulary.assemble(merged, size, files.folder, marks_spaces=True)
     special, choices = special_ids(files, vocabulary, defaults)
     add_bos, add_eos, contradictions = added_ends(files, special)

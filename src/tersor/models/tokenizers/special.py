@@ -6,16 +6,33 @@ from collections.abc import Mapping
 
 from tersor.core.errors import FormatError, UnsupportedError
 from tersor.models.tokenizers.gguf_tokenizer import TokenType
-from tersor.models.tokenizers.source import TokenizerFiles, flag, integer, mapping, sequence, text
-from tersor.models.tokenizers.vocabulary import Vocabulary
+from tersor.models.tokenizers.source import AddedToken, TokenizerFiles, flag, integer, mapping, sequence, text
+from tersor.models.tokenizers.vocabulary import Piece, Vocabulary, rowless_notes, with_added
 
-__all__ = ["added_ends", "chat_templates", "special_ids"]
+__all__ = ["added_ends", "chat_templates", "special_ids", "with_rows"]
 
 _MOST_TEMPLATES = 32
 _ENDS = ("bos", "eos")
 _HARMLESS = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
 _NAMES = ("bos", "eos", "unk", "sep", "pad", "mask")
 _END_OF_MESSAGE = ("<|eom_id|>",)
+
+
+def with_rows(
+    files: TokenizerFiles, pieces: Mapping[int, Piece], size: int
+) -> tuple[dict[int, Piece], list[AddedToken], list[str]]:
+    """`pieces` with the added tokens, and those alone, without such as no row stands for, on which there is a note.
+
+    size  rows of the embedding: text models cut out of others keep tokens for images that have no row
+
+    BOS, EOS and PAD stay whatever their id is: a model that needs one without a row is broken.
+    """
+    needed = [_named(files, f"{name}_token") for name in (*_ENDS, "pad")]
+    left = {token.id: token for token in files.added_tokens if token.id >= size and token.content not in needed}
+    added = [token for token in files.added_tokens if token.id not in left]
+    merged = with_added(pieces, files.added_tokens, files.folder)
+    kept = {id_: piece for id_, piece in merged.items() if id_ not in left}
+    return kept, added, rowless_notes(list(left.values()), size)
 
 
 def special_ids(

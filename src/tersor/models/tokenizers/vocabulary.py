@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tersor.core.errors import FormatError, UnsupportedError
 from tersor.models.tokenizers.gguf_tokenizer import TokenType
 from tersor.models.tokenizers.source import AddedToken
 
-__all__ = ["SPACE", "Piece", "Vocabulary", "check_size", "stripping_notes", "with_added"]
+__all__ = ["SPACE", "Piece", "Vocabulary", "check_size", "rowless_notes", "stripping_notes", "with_added"]
 
 SPACE = "▁"
 """U+2581, which SentencePiece vocabularies write for a space."""
@@ -94,12 +94,21 @@ def with_added(pieces: Mapping[int, Piece], added: Iterable[AddedToken], folder:
 
 def stripping_notes(added: Iterable[AddedToken]) -> list[str]:
     """A note on added tokens that swallow the white space beside them, which a GGUF cannot say."""
-    names = [token.content for token in added if token.lstrip or token.rstrip or token.single_word]
-    if not names:
+    taking = [token for token in added if token.lstrip or token.rstrip or token.single_word]
+    if not taking:
         return []
-    shown = ", ".join(repr(name) for name in names[:4]) + (" …" if len(names) > 4 else "")
-    note = f"{len(names)} added tokens ({shown}) take the white space beside them or match whole words only"
+    note = f"{_counted(taking)} take the white space beside them or match whole words only"
     return [f"{note}; llama.cpp does neither"]
+
+
+def rowless_notes(left: Sequence[AddedToken], size: int) -> list[str]:
+    """A note on added tokens that were left out since the embedding has only `size` rows."""
+    return [f"{_counted(left)} lie beyond the {size} rows of the embedding: they were left out"] if left else []
+
+
+def _counted(added: Sequence[AddedToken]) -> str:
+    shown = ", ".join(repr(token.content) for token in added[:4]) + (" …" if len(added) > 4 else "")
+    return f"{len(added)} added tokens ({shown})"
 
 
 def _unused(id_: int, taken: set[str]) -> str:
