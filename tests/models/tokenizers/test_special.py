@@ -31,6 +31,25 @@ def test_the_tokenizer_names_special_tokens_and_the_model_fills_the_gaps(tmp_pat
     assert special_ids(source, _VOCABULARY, {"bos": 3}) == ({"bos": 0, "eos": 2, "pad": 4, "eot": 1, "eom": 3}, [])
 
 
+@pytest.mark.parametrize(
+    ("ends", "expected", "told"),
+    [
+        ([1, 2, 4], {"eot": 2, "eom": 4}, ""),
+        ([1, 4, 2, 3], {"eot": 4, "eom": 3}, "2 ('<|eot_id|>')"),
+        ([4, 1, 0, 2, 2, 4], {"eot": 4, "eom": 0}, "2 ('<|eot_id|>')"),
+        ([1, 4, 2, 0, 3], {"eot": 4, "eom": 3}, "2 ('<|eot_id|>'), 0 ('<s>')"),
+    ],
+)
+def test_further_ends_take_the_two_places_there_are_and_others_are_named(
+    ends: list[int], expected: dict[str, int], told: str, tmp_path: Path
+) -> None:
+    source = files(tmp_path, config={"bos_token_id": 0, "eos_token_id": 1}, generation_config={"eos_token_id": ends})
+    ids, notes = special_ids(source, _VOCABULARY, {})
+    assert ids == {"bos": 0, "eos": 1} | expected
+    begin = "generation ends at further tokens, which a GGUF has no key for: "
+    assert notes == ([begin + told] if told else [])
+
+
 def test_minus_one_means_no_such_token(tmp_path: Path) -> None:
     source = files(tmp_path, config={"pad_token_id": -1, "eos_token_id": [1, 2], "bos_token_id": 0})
     assert special_ids(source, _VOCABULARY, {}) == ({"bos": 0, "eos": 1}, [])
@@ -57,6 +76,7 @@ def test_a_missing_end_gets_a_stand_in_since_llama_cpp_would_take_any_token(tmp_
         ({"config": {"eos_token_id": 5}}, "eos token id 5 lies outside the vocabulary of 5"),
         ({"config": {"eos_token_id": "1"}}, "a token id"),
         ({"generation_config": {"eos_token_id": [1, 900]}}, "eot token id 900 lies outside"),
+        ({"generation_config": {"eos_token_id": [0, 1, 2, 900]}}, "end token id 900 lies outside"),
     ],
 )
 def test_impossible_special_tokens_are_refused(contents: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def special_ids(
     defaults  ids that the vocabulary file itself states, for what the other files leave open
 
     The tokenizer's own files name the tokens; config.json and generation_config.json fill what they leave open. Further
-    end tokens of generation_config.json become eot, or eom where the text says so. FormatError for an id beyond the
-    vocabulary and for a BOS or EOS text that is not in it.
+    end tokens of generation_config.json become eot and eom, the latter first where the text says so; there is no third
+    place. FormatError for an id beyond the vocabulary and for a BOS or EOS text that is not in it.
     """
     found: dict[str, int] = dict(defaults)
     notes: list[str] = []
@@ -57,11 +57,15 @@ def special_ids(
             raise FormatError(f"{files.folder}: {name}_token is {content!r}, which is not in the vocabulary")
         elif content is not None:
             notes.append(f"{name}_token is {content!r}, which is not in the vocabulary: it was left out")
-    found |= _other_ends(files, vocabulary.ids, found)
+    ends, left = _other_ends(files, vocabulary.ids, found)
+    found |= ends
     size = len(vocabulary.tokens)
-    for name, number in found.items():
+    for name, number in (*found.items(), *(("end", number) for number in left)):
         if number >= size:
             raise FormatError(f"{files.folder}: {name} token id {number} lies outside the vocabulary of {size}")
+    if left:
+        named = ", ".join(f"{number} ({vocabulary.tokens[number]!r})" for number in left)
+        notes.append(f"generation ends at further tokens, which a GGUF has no key for: {named}")
     return found, notes + _fill_ends(found, vocabulary)
 
 
@@ -101,18 +105,27 @@ def _number(files: TokenizerFiles, key: str) -> int | None:
     return None
 
 
-def _other_ends(files: TokenizerFiles, ids: Mapping[str, int], known: Mapping[str, int]) -> dict[str, int]:
+def _other_ends(
+    files: TokenizerFiles, ids: Mapping[str, int], known: Mapping[str, int]
+) -> tuple[dict[str, int], list[int]]:
+    """Ids of eot and eom, at both of which llama.cpp stops as at EOS, and the end tokens for which no place is left."""
     value = files.generation_config.get("eos_token_id")
     ends = value if isinstance(value, list) else [value]
+    where = "generation_config.json: eos_token_id"
+    numbers = [integer(end, where) for end in ends if end is not None and end != -1]
     message_ends = {ids[content] for content in _END_OF_MESSAGE if content in ids}
     found: dict[str, int] = {}
-    for end in ends:
-        if end is None or end == -1:
+    left: list[int] = []
+    for number in sorted(dict.fromkeys(numbers), key=lambda number: number not in message_ends):
+        if number == known.get("eos"):
             continue
-        number = integer(end, "generation_config.json: eos_token_id")
-        if number != known.get("eos"):
-            found.setdefault("eom" if number in message_ends else "eot", number)
-    return found
+        places = ("eom", "eot") if number in message_ends else ("eot", "eom")
+        free = next((place for place in places if place not in found), None)
+        if free is None:
+            left.append(number)
+        else:
+            found[free] = number
+    return found, left
 
 
 def added_ends(files: TokenizerFiles, special: Mapping[str, int]) -> tuple[bool | None, bool | None, list[str]]:
