@@ -182,6 +182,8 @@ def test_weights_alone_and_ranges_found_at_run_time(
         ("-o small.onnx --calibration calibration.npz --engine abacus", "no engine 'abacus'; there are onnxruntime"),
         ("-o small.onnx --calibration calibration.npz --leave nose", "net has no operator 'nose'"),
         ("-o small.onnx --calibration calibration.npz --weights w.safetensors", "--weights belong to a PyTorch net"),
+        ("-o net.onnx --calibration none.npz", "net.onnx is a file of the model itself"),
+        ("-o no/small.onnx --calibration none.npz", "no: no such folder; create it first"),
         ("-o small.onnx --calibration none.npz", "none.npz: no such file"),
         ("-o small.pte --calibration calibration.npz --target moon", "nets have the target mobile, not 'moon'"),
         ("-o small.onnx --calibration calibration.npz --target mobile", "phones run .pte and .ort files"),

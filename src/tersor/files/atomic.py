@@ -112,10 +112,15 @@ def check_folder(path: Path) -> None:
         raise FormatError(f"{path}: a file has this name, and a folder is needed; choose another")
 
 
-def check_file(path: Path, sources: Iterable[Path]) -> None:
-    """Refuse, before any work, a file that could not be made, or would be one of `sources`: SchemeError says which."""
+def check_file(path: Path, sources: Iterable[Path], example: str = "model.gguf") -> None:
+    """Refuse, before any work, a file that could not be made, or would be one of `sources`: SchemeError says which.
+
+    Raises MissingError where its folder does not exist. `example` is what a file in a folder would be called.
+    """
+    if not path.parent.is_dir():
+        raise MissingError(f"{path.parent}: no such folder; create it first, or give another output")
     if path.is_dir():
-        raise SchemeError(f"{path} is a folder; the output must be a file, for example {path / 'model.gguf'}")
+        raise SchemeError(f"{path} is a folder; the output must be a file, for example {path / example}")
     if os.path.lexists(path) and not path.is_file():
         raise SchemeError(f"{path} exists and is no regular file (a device, pipe or broken link); name another")
     if path.resolve() in {source.resolve() for source in sources}:

@@ -21,7 +21,7 @@ from tersor.pipeline.calibrated.training import settings
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
 from tersor.pipeline.nets.mobile.programs import SUFFIXES
-from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, is_network, quantize_network
+from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, check_output, is_network, quantize_network
 from tersor.pipeline.nets.training import Training
 from tersor.pipeline.planning.plan_file import PlanFile
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
@@ -136,6 +136,8 @@ def _quantized_net(
         told = f"no option {', '.join(odd)}" if odd else "calibration data is needed: batches, or a path"
         raise SchemeError(f"quantizing a net: {told}; there are {', '.join(NetHow.__dataclass_fields__)}")
     how, suffix = NetHow(calibration=calibration, **options), "" if output is None else Path(output).suffix
+    if output is not None:
+        check_output(Path(output), net, how.weights)
     made: QuantizedResult | PhoneResult
     if how.target == "mobile" or suffix in SUFFIXES:
         chosen = name if name is not None or (how.budget is not None and how.budget.demands) else "int8"

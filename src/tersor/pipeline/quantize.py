@@ -248,8 +248,6 @@ def _relative(sums: tuple[float, float] | None) -> float | None:
 def _check_target(model: Model, output: Path, parts: Sequence[Part]) -> None:
     """Refuse before work begins what must fail at its end."""
     folder = output.parent
-    if not folder.is_dir():
-        raise MissingError(f"{folder}: no such folder; create it first, or give another output")
     for part in parts:
         check_file(folder / part.name, model.files)
     needed = sum(part.nbytes for part in parts)

@@ -9,7 +9,7 @@ import pytest
 
 import tersor
 from tersor.core.card import Card, card_path
-from tersor.core.errors import FormatError, QualityError, SchemeError
+from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError
 from tersor.files.hashing import sha256
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
@@ -153,6 +153,29 @@ def test_tersor_quantize_takes_nets_too(net: Any, folder: Path) -> None:
         tersor.quantize(net, "int8", calibration=batches, colour="red")  # type: ignore[call-overload]  # the mistake
     with pytest.raises(SchemeError, match="calibration data is needed"):
         tersor.quantize(net, "int8")  # type: ignore[call-overload]  # the mistake
+
+
+def test_the_float_net_is_never_written_over(net: Any, graph: Net, how: NetHow, folder: Path) -> None:
+    graph.save(folder / "net.onnx")
+    torch.save(net.state_dict(), "weights.onnx")
+    (folder / "link.onnx").symlink_to("net.onnx")
+    hashes = [sha256(folder / name) for name in ("net.onnx", "weights.onnx")]
+    never = {"calibration": 5}  # which no work can begin with
+    for output, words in (
+        ("net.onnx", "net.onnx is a file of the model itself"),
+        ("link.onnx", "link.onnx is a file of the model itself"),
+        (".", r"the output must be a file, for example net\.onnx"),
+    ):
+        with pytest.raises(SchemeError, match=words):
+            tersor.quantize("net.onnx", "int8", output=output, **never)  # type: ignore[call-overload]  # a net
+    with pytest.raises(MissingError, match="no: no such folder; create it first"):
+        tersor.quantize(graph, "int8", output="no/net.onnx", **never)  # type: ignore[call-overload]  # a net with a file
+    with pytest.raises(SchemeError, match=r"weights.onnx is a file of the model itself"):
+        tersor.quantize(net, "int8", output="weights.onnx", weights=Path("weights.onnx"), **never)  # type: ignore[call-overload]
+    result = quantize_network("net.onnx", "int8", how)
+    with pytest.raises(SchemeError, match="is a file of the model itself"):
+        result.save(folder / "net.onnx")
+    assert [sha256(folder / name) for name in ("net.onnx", "weights.onnx")] == hashes
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tersor.graph.ptq import Recipe
 from tersor.pipeline.nets.mobile.budget import MEGA, Budget
 from tersor.pipeline.nets.mobile.fitting import PhoneResult, quantize_for_phone
 from tersor.pipeline.nets.mobile.programs import SUFFIXES, engine_for
-from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, quantize_network
+from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, check_output, quantize_network
 from tersor.pipeline.nets.training import Training
 
 __all__ = ["NetArguments", "quantize_net_command"]
@@ -68,6 +68,7 @@ def quantize_net_command(
         raise SchemeError(f"nets are quantized by {', '.join(METHODS)}, not {given.method!r}")
     is_mobile = given.target is not None or output.suffix in SUFFIXES
     _check_target(given, output, is_mobile=is_mobile)
+    check_output(output, model, given.weights)
     if given.plan is not None and (file_type is not None or is_mobile):
         raise SchemeError(
             "--plan says what operators of an ONNX file become: --format and files for phones mean nothing"

@@ -18,6 +18,7 @@ from tersor.evaluation.nets.accuracy import evaluate_net
 from tersor.evaluation.nets.calling import is_module
 from tersor.evaluation.nets.images import Preparation, open_images
 from tersor.evaluation.nets.latency import race_nets
+from tersor.files.atomic import check_file
 from tersor.files.checkpoint import Checkpoint
 from tersor.files.hashing import sha256
 from tersor.graph.capture import capture
@@ -52,6 +53,7 @@ __all__ = [
     "MIXED",
     "NetHow",
     "QuantizedResult",
+    "check_output",
     "described",
     "few",
     "is_network",
@@ -67,6 +69,7 @@ FORMATS = ("int8", "int4", "int3", "int2")
 _FORMAT = re.compile(r"int([2348])(?:-g(\d+))?")
 MIXED = "mixed"
 """What a Card calls the format of a net that was made by a plan."""
+EXAMPLE = "net.onnx"
 RANKED_ITEMS = 256
 """Of the calibration data, for the ranking of operators."""
 
@@ -122,12 +125,14 @@ class QuantizedResult:
 
     returned  what went back to float, None where nothing had to be met
     trained   how training went, None where there was none
+    read      files of the float net, which `save` writes over none of
     """
 
     quantized: QuantizedNet
     card: Card
     returned: Returned | None = None
     trained: Trained | None = None
+    read: tuple[Path, ...] = ()
 
     @property
     def ranking(self) -> tuple[Sensitivity, ...]:
@@ -137,6 +142,7 @@ class QuantizedResult:
     def save(self, path: str | Path) -> Card:
         """Write the ONNX file and its Card beside it; both appear whole. Returns the Card with the hash of the file."""
         target = Path(path)
+        check_file(target, self.read, EXAMPLE)
         nbytes = self.quantized.net.save(target)
         card = replace(self.card, artefacts=(Artefact(target.name, nbytes, sha256(target)),))
         save_card(card, target)
@@ -201,7 +207,20 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     if plan is not None:  # so that it can be made again from its Card
         told = replace(card.plan.recipe, tensor_formats=tuple(f"{node}={kind}" for node, kind in plan.formats.items()))
         card = replace(card, plan=replace(card.plan, recipe=told))
-    return QuantizedResult(quantized, card, returned, trained)
+    return QuantizedResult(quantized, card, returned, trained, tuple(_read_from(net, how.weights)))
+
+
+def check_output(output: Path, net: Any, weights: Path | None) -> None:
+    """Refuse, before any work, a file that cannot be made, or that is one of the float net's own."""
+    check_file(output, _read_from(net, weights), EXAMPLE)
+
+
+def _read_from(net: Any, weights: Path | None) -> Iterator[Path]:
+    """Yield the files that a net is read from."""
+    if isinstance(net, (str, Path)) and not is_net_name(str(net)):
+        yield Path(net).expanduser()
+    if weights is not None:
+        yield weights
 
 
 def _plan(how: NetHow) -> PlanFile | None:
