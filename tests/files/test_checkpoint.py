@@ -133,6 +133,12 @@ def test_safetensors_are_preferred_to_pickles(tmp_path: Path) -> None:
     assert weight_files(tmp_path)[0] == [tmp_path / "model.safetensors"]
 
 
+def test_a_whole_file_is_preferred_to_an_index_as_in_transformers(tmp_path: Path) -> None:
+    (sharded(tmp_path) / SHARDS[1]).unlink()
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    assert weight_files(tmp_path) == ([tmp_path / "model.safetensors"], None, [])
+
+
 def test_a_single_file_of_any_name_is_taken_and_several_are_not(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").touch()
     assert weight_files(tmp_path)[0] == [tmp_path / "weights.safetensors"]

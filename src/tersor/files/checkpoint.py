@@ -85,9 +85,12 @@ class Checkpoint:
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[Path]]:
     """Return (weight files, index or None, further files read) of a folder; safetensors are preferred.
 
+    A whole file comes before an index, as in transformers: an index beside it is what was left of former shards.
     Raises MissingError when there are no weights or a shard is absent, FormatError when the index is hostile.
     """
     for name, single in zip(_INDEXES, _SINGLES, strict=True):
+        if (folder / single).is_file():
+            return [folder / single], None, []
         if (folder / name).is_file():
             index = _read_index(folder / name)
             shards = sorted(set(index.values()))
@@ -95,8 +98,6 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[
             if missing:
                 raise MissingError(f"{folder / name}: {len(missing)} shards are missing, the first is {missing[0]}")
             return [inside(folder, shard) for shard in shards], index, [folder / name]
-        if (folder / single).is_file():
-            return [folder / single], None, []
     for suffixes in ((".safetensors",), _TORCH_SUFFIXES):
         found = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
         if len(found) > 1:
