@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tersor import reference_model
 from tersor.core.errors import FormatError, MissingError
 from tersor.models import load
 
@@ -25,6 +27,26 @@ def test_a_folder_with_several_ggufs_asks_for_one(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
     with pytest.raises(MissingError, match=r"2 GGUF models \(a\.gguf, b\.gguf\); name the file"):
+        load(tmp_path)
+
+
+def test_a_file_with_of_in_its_name_is_no_shard(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(reference_model.PATH, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    other = folder / "best-of-breed.safetensors"
+    shutil.copyfile(folder / "model.safetensors", other)
+    assert other in load(other).files
+    assert folder / "model.safetensors" not in load(other).files
+    shard = folder / "model-00001-of-00002.safetensors"
+    shutil.copyfile(folder / "model.safetensors", shard)
+    with pytest.raises(MissingError, match=r"of-00002\.safetensors: one of several.* made up of model\.safetensors"):
+        load(shard)
+
+
+def test_a_gguf_with_of_in_its_name_is_a_whole_one(tmp_path: Path) -> None:
+    for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "best-of-breed.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(MissingError, match=r"2 GGUF models \(a-00001-of-00002\.gguf, best-of-breed\.gguf\); name"):
         load(tmp_path)
 
 

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
+from tersor.core.card import PART
 from tersor.core.errors import FormatError, MissingError
+from tersor.files.checkpoint import weight_files
 from tersor.models.checkpoint_model import from_checkpoint
 from tersor.models.gguf_model import from_gguf
 from tersor.models.hub import fetch, looks_like_id
@@ -32,8 +34,7 @@ def load(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
         if path.suffix == ".gguf":
             return from_gguf(path)
         if path.suffix in _WEIGHTS:
-            is_shard = "-of-" in path.stem
-            return from_checkpoint(path.parent, None if is_shard else path, ignore_config=ignore_config)
+            return from_checkpoint(path.parent, None if _is_shard(path) else path, ignore_config=ignore_config)
         raise FormatError(f"{path}: {path.suffix or 'no'} suffix; models are {', '.join(_WEIGHTS)}, .gguf or folders")
     if isinstance(source, str) and looks_like_id(source) and not path.parent.is_dir():
         model = _from_folder(fetch(source), ignore_config)
@@ -41,10 +42,24 @@ def load(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
     raise MissingError(f"{source}: no such file or folder, and not of the form org/name of a hub model")
 
 
+def _is_shard(path: Path) -> bool:
+    """Tell whether `path` is one of several weight files of its folder; MissingError if the folder has others."""
+    if PART.search(path.stem) is None:
+        return False
+    weights = [file.name for file in weight_files(path.parent)[0]]
+    if path.name not in weights:
+        raise MissingError(
+            f"{path}: one of several by its name, but the model in {path.parent} is made up of {weights[0]}; "
+            "name a folder that holds all its parts and no other weights"
+        )
+    return True
+
+
 def _from_folder(folder: Path, ignore_config: Collection[str]) -> Model:
     ggufs = sorted(folder.glob("*.gguf"))
     if not (folder / "config.json").is_file() and ggufs:
-        wholes = [path for path in ggufs if "-of-" not in path.stem or "-00001-of-" in path.stem] or ggufs
+        parts = {path: PART.search(path.stem) for path in ggufs}
+        wholes = [path for path, part in parts.items() if part is None or part[0].startswith("-00001-")] or ggufs
         if len(wholes) > 1:
             names = ", ".join(path.name for path in wholes[:4])
             raise MissingError(f"{folder}: {len(wholes)} GGUF models ({names}); name the file to load")
