@@ -22,6 +22,7 @@ from tersor.files.hashing import sha256
 from tersor.targets.processor import processor
 
 from .conftest import Live, live
+from .rolling import nets
 from .test_faults import BODY, asked, engine_of, metric
 
 FULL = """
@@ -122,3 +123,39 @@ def test_what_optimize_chose_fills_in_what_the_deployment_leaves_open(
     choices_path(net).write_text(Choices((replace(kept, versions={"onnxruntime": "0.1"}),)).to_json())
     with live(deployed(CHOSEN)) as gateway:
         assert {(one.get("threads"), one.get("layout")) for one in options_of(gateway)} == {(None, None), (1, True)}
+
+
+HUNGRY = """
+models:
+  twice:
+    primary: hungry
+    fallback: plain
+    variants:
+      hungry: {engine: onnxruntime, path: hungry.onnx}
+      plain: {engine: onnxruntime, path: plain.onnx}
+"""
+
+
+def test_what_an_engine_fails_at_is_not_the_clients_fault(tmp_path: Path) -> None:
+    def ask(first: float) -> tuple[int, dict[str, str]]:
+        row = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [first, 0, 1]}
+        status, made, headers = asked(gateway.address, "/v2/models/twice/infer", {"inputs": [row]})
+        assert status != 200 or made["outputs"][0]["data"] == pytest.approx([2 * first, 0, 2])
+        return status, headers
+
+    nets.hungry(tmp_path / "hungry.onnx")
+    nets.plain(tmp_path / "plain.onnx")
+    deployment = tmp_path / "deploy.yaml"
+    deployment.write_text(HUNGRY)
+    with live(deployment) as gateway:
+        assert ask(4)[1]["x-tersor-variant"] == "hungry"
+        for cause in ["error"] * 5 + ["breaker open"]:  # five failures in a row
+            status, headers = ask(2.0**50)
+            assert (status, headers.get("x-tersor-variant"), headers.get("x-tersor-fallback")) == (200, "plain", cause)
+        assert metric(gateway.address, 'tersor_fallbacks_total{model="twice",reason="error"}') == 5
+    deployment.write_text(HUNGRY.replace("    fallback: plain\n", ""))
+    with live(deployment) as gateway:
+        for _ in range(6):
+            assert ask(2.0**50)[0] == 503
+        assert ask(4)[0] == 200
+        assert metric(gateway.address, "tersor_failed_total") == 6

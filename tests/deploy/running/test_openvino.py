@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
-from tersor.core.errors import MissingError
+from tersor.core.errors import EngineError, MissingError
 from tersor.deploy.running.openvino import engine as openvino
 from tersor.deploy.running.supervised import Patience, RequestError, Running
 
@@ -71,3 +72,14 @@ def test_where_it_is_not_installed_the_error_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingError, match="pip install openvino"):
         openvino.opened({"path": str(convolution)})
+
+
+def test_what_it_fails_at_is_a_failure_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = MagicMock()  # of what is not installed everywhere, and fails as it does
+    compiled = module.Core.return_value.compile_model.return_value
+    compiled.inputs = compiled.outputs = ()
+    compiled.create_infer_request.return_value.infer.side_effect = RuntimeError("src/cpu.cpp:1:\n\nno memory\n")
+    monkeypatch.setitem(sys.modules, "openvino", module)
+    engine = openvino.opened({"path": "net.onnx"})
+    with pytest.raises(EngineError, match="^no memory$"):
+        engine.run({"inputs": []}, b"", MagicMock())

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tersor.core.errors import SchemeError
+from tersor.core.errors import EngineError, SchemeError
 from tersor.deploy.running.batching import Batcher, Dropped
 from tersor.deploy.running.messages import Message
 from tersor.deploy.running.worker import Emit, RefusedError
@@ -44,7 +44,10 @@ class Net(Protocol):
         ...
 
     def compute(self, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Return the wanted outputs; RefusedError where it takes no such inputs. Called by many threads at once."""
+        """Return the wanted outputs, of inputs of the types and shapes that are declared; called by many threads.
+
+        Raises RefusedError where their values are nothing that it takes, EngineError where it fails.
+        """
         ...
 
 
@@ -71,6 +74,7 @@ class NetEngine:
             kind, count = np.dtype(entry["dtype"]), math.prod(entry["shape"])
             feeds[entry["name"]] = np.frombuffer(payload, kind, offset=at, count=count).reshape(entry["shape"])
             at += kind.itemsize * count
+        _check_fit(self._net.inputs, feeds)
         try:
             made, together = (
                 (self._net.compute(wanted, feeds), 1)
@@ -95,6 +99,22 @@ def described(values: Declared) -> list[dict[str, Any]]:
         {"name": name, "datatype": kind, "shape": [size if isinstance(size, int) else -1 for size in axes]}
         for name, (kind, _, axes) in values.items()
     ]
+
+
+def _check_fit(declared: Declared, feeds: Mapping[str, Array]) -> None:
+    """Refuse inputs of other types or shapes: engines fail at them as if they were broken, or take them."""
+    for name, (_, kind, axes) in declared.items():
+        array = feeds.get(name)
+        if array is None or array.dtype.str != kind or not _fits(array.shape, axes):
+            told = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            shape = [axis if isinstance(axis, int) else -1 for axis in axes]
+            raise RefusedError(f"input {name}: {kind} {shape}, got {told}")
+
+
+def _fits(shape: Sequence[int], axes: Sequence[Axis]) -> bool:
+    return len(shape) == len(axes) and all(
+        size == axis or not isinstance(axis, int) for size, axis in zip(shape, axes, strict=True)
+    )
 
 
 def _check_rows(net: Net) -> None:
@@ -123,7 +143,7 @@ def _check_rows(net: Net) -> None:
                     f"max_batch: the rows of a batch change one another's {wrong[0]}, as in nets that find the ranges "
                     "of activations while they run; leave max_batch out"
                 )
-    except RefusedError:
+    except (RefusedError, EngineError):
         return  # made-up inputs are not what it takes, and tell nothing
 
 

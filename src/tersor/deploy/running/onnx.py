@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor.core.errors import EngineError
 from tersor.deploy.running.datatypes import KINDS
 from tersor.deploy.running.nets import Array, Axis, NetEngine
 from tersor.deploy.running.worker import RefusedError
@@ -26,6 +27,9 @@ class _OnnxNet:
 
     def __init__(self, options: dict[str, Any]) -> None:
         import onnxruntime  # noqa: PLC0415 (an optional engine, in this process alone)
+        from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: PLC0415 (the same)
+            InvalidArgument,
+        )
 
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = int(options.get("threads", 1))
@@ -35,6 +39,7 @@ class _OnnxNet:
         # Threads that spin for work would take the gateway's processor time.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(options["path"], settings, providers=["CPUExecutionProvider"])
+        self._wrong_input = InvalidArgument
         self.inputs = dict(map(_declared, self._session.get_inputs()))
         self.outputs = dict(map(_declared, self._session.get_outputs()))
 
@@ -42,8 +47,14 @@ class _OnnxNet:
         """Run it once."""
         try:
             return [np.ascontiguousarray(array) for array in self._session.run(list(wanted), dict(feeds))]
+        except self._wrong_input as error:  # a place in a table that has no such row, …
+            raise RefusedError(_first_line(error)) from error
         except Exception as error:  # its own classes have no common ground but this
-            raise RefusedError(str(error).split("\n", maxsplit=1)[0][:400]) from error
+            raise EngineError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", maxsplit=1)[0][:400]
 
 
 def _declared(value: Any) -> tuple[str, tuple[str, str, tuple[Axis, ...]]]:

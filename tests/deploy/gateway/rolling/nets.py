@@ -47,3 +47,18 @@ def picky(path: Path) -> Path:
     ]
     table = np.zeros(2, np.float32)
     return _saved(path, nodes, {"table": table, "zero": np.array([0]), "one": np.array([1]), "axis": np.array([1])})
+
+
+def hungry(path: Path) -> Path:
+    """The same, by way of as many zeros as the first number of the first row says: memory may not do for them."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["d"]),
+        helper.make_node("Slice", ["x", "zeros", "ones", "axes"], ["first"]),
+        helper.make_node("Cast", ["first"], ["whole"], to=onnx.TensorProto.INT64),
+        helper.make_node("Reshape", ["whole", "one"], ["count"]),
+        helper.make_node("ConstantOfShape", ["count"], ["many"]),
+        helper.make_node("ReduceSum", ["many"], ["nothing"], keepdims=0),
+        helper.make_node("Add", ["d", "nothing"], ["y"]),
+    ]
+    constants = {"zeros": np.array([0, 0]), "ones": np.array([1, 1]), "axes": np.array([0, 1]), "one": np.array([1])}
+    return _saved(path, nodes, constants)

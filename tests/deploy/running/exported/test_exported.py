@@ -101,8 +101,32 @@ def test_it_computes_what_the_net_computes_alone_and_in_batches(saved: Path) -> 
 
 
 def test_inputs_that_do_not_fit_are_refused(saved: Path) -> None:
-    with pytest.raises(RequestError):
+    with pytest.raises(RequestError, match=r"input x: <f4 \[-1, 6\], got float32 \[2, 5\]"):
         run(saved, [{"x": np.ones((2, 5), np.float32), "scale": np.ones((2, 1), np.float32)}])
+    with pytest.raises(RequestError, match="is 3 here, and 2 in another input"):
+        run(saved, [{"x": np.ones((2, 6), np.float32), "scale": np.ones((3, 1), np.float32)}])
+
+
+class Table(torch.nn.Module):  # type: ignore[name-defined,misc]
+    """A row of a table, and as many numbers as the other input has pairs of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.eye(4))
+
+    def forward(self, place: Any, x: Any) -> Any:
+        return self.rows[place].sum() + (x @ x.T).sum()
+
+
+def test_a_place_that_there_is_not_is_refused_and_want_of_memory_is_a_failure(tmp_path: Path) -> None:
+    path, place, few = tmp_path / "table.pt2", np.array([1]), np.zeros((2, 1), np.float32)
+    shapes = {"place": None, "x": {0: torch.export.Dim("n")}}
+    torch.export.save(torch.export.export(Table(), (torch.tensor([1]), torch.zeros(2, 1)), dynamic_shapes=shapes), path)
+    assert run(path, [{"place": place, "x": few}])[1]["add"] == 1
+    with pytest.raises(RequestError, match="index 9 is out of bounds"):
+        run(path, [{"place": np.array([9]), "x": few}])
+    with pytest.raises(EngineError, match="memory"):
+        run(path, [{"place": place, "x": np.zeros((1 << 22, 1), np.float32)}])
 
 
 def test_a_net_that_changes_itself_is_refused(tmp_path: Path) -> None:

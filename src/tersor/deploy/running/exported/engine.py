@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.core.errors import FormatError, MissingError
+from tersor.core.errors import EngineError, FormatError, MissingError
 from tersor.deploy.running.datatypes import KINDS
 from tersor.deploy.running.exported.archive import rewritten
 from tersor.deploy.running.nets import Array, Axis, NetEngine
@@ -53,15 +53,30 @@ class _ExportedNet:
 
     def compute(self, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run it once."""
+        self._check(feeds)
         leaves = [self._torch.tensor(feeds[name]) for name in self.inputs]
         args, named = self._trees.tree_unflatten(leaves, self._spec)
         try:
             with self._torch.inference_mode():
                 made = self._trees.tree_leaves(self._net(*args, **named))
+        except IndexError as error:  # a place in a table that has no such row
+            raise RefusedError(_first_line(error)) from error
         except Exception as error:  # its operators raise what they like
-            raise RefusedError(str(error).split("\n", maxsplit=1)[0][:400]) from error
+            raise EngineError(_first_line(error)) from error
         found = dict(zip(self.outputs, made, strict=True))
         return [np.ascontiguousarray(found[name].numpy()) for name in wanted]
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        """Refuse inputs that do not fit each other: axes of one name are of one size, as torch.export has proved."""
+        sizes: dict[str, int] = {}
+        for name, (_, _, axes) in self.inputs.items():
+            for axis, size in zip(axes, feeds[name].shape, strict=True):
+                if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
+                    raise RefusedError(f"input {name}: {axis} is {size} here, and {sizes[axis]} in another input")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", maxsplit=1)[0][:400]
 
 
 def _declared(path: Path, name: object, value: Any) -> tuple[str, tuple[str, str, tuple[Axis, ...]]]:

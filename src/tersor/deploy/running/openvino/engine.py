@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tersor.core.errors import MissingError
+from tersor.core.errors import EngineError, MissingError
 from tersor.deploy.running.datatypes import KINDS
 from tersor.deploy.running.nets import Array, Axis, NetEngine
-from tersor.deploy.running.worker import RefusedError
 
 __all__ = ["TYPES", "opened"]
 
@@ -51,27 +50,12 @@ class _OpenvinoNet:
         It has one stream, so that requests would wait for one another inside of it; and there, one that holds Python's
         lock waits for one that wants it, now and then for ever.
         """
-        self._check(feeds)
         with self._turn:
             try:
                 made = self._request.infer(dict(feeds))
             except Exception as error:  # its own classes have no common ground but this
-                raise RefusedError(_last_line(str(error))) from error
+                raise EngineError(_last_line(str(error))) from error
             return [np.array(made[self._ports[name]]) for name in wanted]  # a copy: the next run writes over it
-
-    def _check(self, feeds: Mapping[str, Array]) -> None:
-        """Refuse what it would take without a word: other shapes, or an input that is left as it was last time."""
-        for name, (_, kind, axes) in self.inputs.items():
-            array = feeds.get(name)
-            if array is None or array.dtype.str != kind or not _fits(array.shape, axes):
-                told = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
-                raise RefusedError(
-                    f"input {name}: {kind} {[-1 if axis is None else axis for axis in axes]}, got {told}"
-                )
-
-
-def _fits(shape: Sequence[int], axes: Sequence[Axis]) -> bool:
-    return len(shape) == len(axes) and all(axis in (None, size) for size, axis in zip(shape, axes, strict=True))
 
 
 def _declared(port: Any) -> tuple[str, tuple[str, str, tuple[Axis, ...]]]:
