@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -147,6 +148,16 @@ def test_what_was_seen_becomes_an_imatrix_and_is_taken_again(make: Make, text: P
     other = make(num_hidden_layers=1)
     with pytest.raises(SchemeError, match=r"is no tensor of .* the file belongs to another model"):
         importance_from(tmp_path / "i.gguf", other)
+
+
+def test_experts_that_an_older_imatrix_holds_in_one_row_get_one_each(make: Make, tmp_path: Path) -> None:
+    model, name = make(), "blk.0.ffn_down.weight"
+    tensors = [dataclasses.replace(tensor, shape=(3, *tensor.shape)) for tensor in model.tensors if tensor.name == name]
+    values = np.arange(3 * 96, dtype=np.float32)
+    entry = struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 2, values.size) + values.tobytes()
+    (tmp_path / "i.dat").write_bytes(struct.pack("<i", 1) + entry)
+    found = importance_from(tmp_path / "i.dat", dataclasses.replace(model, tensors=tuple(tensors)))
+    np.testing.assert_array_equal(found[name], values.reshape(3, 96) / 2)
 
 
 @pytest.mark.parametrize(

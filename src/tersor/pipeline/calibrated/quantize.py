@@ -301,9 +301,15 @@ def importance_from(path: Path, model: Model) -> Importance:
 
     llama.cpp keeps no entry for matrices that were never used; those stay without preference.
     """
-    names = {tensor.name for tensor in model.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     values = read_imatrix(path).values()
-    odd = sorted(set(values) - names)
+    odd = sorted(set(values) - set(shapes))
     if odd:
         raise SchemeError(f"{path}: {odd[0]!r} is no tensor of {model.name}; the file belongs to another model")
-    return values
+    return {name: _by_expert(vector, shapes[name]) for name, vector in values.items()}
+
+
+def _by_expert(vector: Float32, shape: tuple[int, ...]) -> Float32:
+    """Importances of stacked experts as [experts, columns]: llama.cpp's older files hold them in one row."""
+    is_row = len(shape) == 3 and vector.shape == (shape[0] * shape[-1],)
+    return vector.reshape(shape[0], shape[-1]) if is_row else vector
