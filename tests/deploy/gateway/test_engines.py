@@ -136,26 +136,36 @@ models:
 """
 
 
-def test_what_an_engine_fails_at_is_not_the_clients_fault(tmp_path: Path) -> None:
-    def ask(first: float) -> tuple[int, dict[str, str]]:
-        row = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [first, 0, 1]}
-        status, made, headers = asked(gateway.address, "/v2/models/twice/infer", {"inputs": [row]})
-        assert status != 200 or made["outputs"][0]["data"] == pytest.approx([2 * first, 0, 2])
-        return status, headers
+def doubled(gateway: Live, first: float) -> tuple[int, str | None, str | None]:
+    """Status, variant and reason of a fallback; 2^50 is more than memory can do for in the hungry net."""
+    row = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [first, 0, 1]}
+    status, made, headers = asked(gateway.address, "/v2/models/twice/infer", {"inputs": [row]})
+    assert status != 200 or made["outputs"][0]["data"] == pytest.approx([2 * first, 0, 2])
+    return status, headers.get("x-tersor-variant"), headers.get("x-tersor-fallback")
 
+
+def test_what_an_engine_fails_at_is_not_the_clients_fault(tmp_path: Path) -> None:
     nets.hungry(tmp_path / "hungry.onnx")
     nets.plain(tmp_path / "plain.onnx")
     deployment = tmp_path / "deploy.yaml"
     deployment.write_text(HUNGRY)
     with live(deployment) as gateway:
-        assert ask(4)[1]["x-tersor-variant"] == "hungry"
+        assert doubled(gateway, 4) == (200, "hungry", None)
         for cause in ["error"] * 5 + ["breaker open"]:  # five failures in a row
-            status, headers = ask(2.0**50)
-            assert (status, headers.get("x-tersor-variant"), headers.get("x-tersor-fallback")) == (200, "plain", cause)
+            assert doubled(gateway, 2.0**50) == (200, "plain", cause)
         assert metric(gateway.address, 'tersor_fallbacks_total{model="twice",reason="error"}') == 5
     deployment.write_text(HUNGRY.replace("    fallback: plain\n", ""))
     with live(deployment) as gateway:
         for _ in range(6):
-            assert ask(2.0**50)[0] == 503
-        assert ask(4)[0] == 200
+            assert doubled(gateway, 2.0**50)[0] == 503
+        assert doubled(gateway, 4)[0] == 200
         assert metric(gateway.address, "tersor_failed_total") == 6
+
+
+def test_what_full_precision_fails_at_too_opens_no_breaker(tmp_path: Path) -> None:
+    nets.hungry(tmp_path / "hungry.onnx")
+    deployment = tmp_path / "deploy.yaml"
+    deployment.write_text(HUNGRY.replace("plain.onnx", "hungry.onnx"))
+    with live(deployment) as gateway:
+        assert [doubled(gateway, 2.0**50)[0] for _ in range(8)] == [503] * 8
+        assert doubled(gateway, 4) == (200, "hungry", None)

@@ -81,5 +81,5 @@ def test_what_it_fails_at_is_a_failure_of_the_engine(monkeypatch: pytest.MonkeyP
     compiled.create_infer_request.return_value.infer.side_effect = RuntimeError("src/cpu.cpp:1:\n\nno memory\n")
     monkeypatch.setitem(sys.modules, "openvino", module)
     engine = openvino.opened({"path": "net.onnx"})
-    with pytest.raises(EngineError, match="^no memory$"):
+    with pytest.raises(EngineError, match=r"^no memory$"):
         engine.run({"inputs": []}, b"", MagicMock())

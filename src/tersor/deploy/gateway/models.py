@@ -223,13 +223,16 @@ class Served:
                         attempt.finish()
         if decision.action == "refuse":
             raise self._refusal(decision, "" if attempt is None else attempt.reason)
-        twin = self.watch(request)
+        twin, fails_too = self.watch(request), False
         try:
             async with self._in_full(request, payload, deadline, str(decision.cause or decision.reason), twin) as reply:
                 yield reply
+        except EngineError:
+            fails_too = True
+            raise
         finally:
             if attempt is not None:
-                attempt.finish(twin)
+                attempt.finish(twin, fails_too=fails_too)
 
     @asynccontextmanager
     async def _surer(
@@ -353,11 +356,14 @@ class _Attempt:
             raise
         self._is_done = True
 
-    def finish(self, twin: Watch | None = None) -> None:
+    def finish(self, twin: Watch | None = None, *, fails_too: bool = False) -> None:
         """Tell the ladder what became of it.
 
-        twin  the full-precision answer to the same: what it shows too is no fault of the quantized variant
+        twin       the full-precision answer to the same: what it shows too is no fault of the quantized variant,
+        fails_too  and nor is it where that engine fails as well
         """
+        if fails_too and self._failure == "error":
+            self._failure = None
         progress = self._progress()
         findings = progress.findings
         if findings and twin is not None:
