@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 import time
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.card import Artefact, Card
-from tersor.core.errors import FormatError, QualityError, SchemeError
+from tersor.core.errors import QualityError, SchemeError
 from tersor.core.evaluation import Evaluation
 from tersor.evaluation.nets.accuracy import evaluate_net
 from tersor.evaluation.nets.calling import is_module
 from tersor.evaluation.nets.images import Preparation, open_images
 from tersor.evaluation.nets.latency import race_nets
 from tersor.files.atomic import check_file
-from tersor.files.checkpoint import Checkpoint
 from tersor.files.hashing import sha256
 from tersor.graph.capture import capture
 from tersor.graph.net import Net
@@ -32,21 +30,18 @@ from tersor.graph.sensitivity.search import Returned, return_to_float
 from tersor.graph.sessions import Feeds, items_of, one
 from tersor.graph.training.train import Trained
 from tersor.graph.writing.torch_module import integer_module
-from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.nets.cards import card_of, notes_of, operator_errors
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.judge import Judge, scores_by
 from tersor.pipeline.nets.mobile.budget import Budget
+from tersor.pipeline.nets.modules import example_of, load_weights
 from tersor.pipeline.nets.naming import is_net_name, load_net
 from tersor.pipeline.nets.training import Training, train_quantized
 from tersor.pipeline.planning.plan_file import ONNX, PlanFile
 from tersor.pipeline.steps.cards import save_card
 
 if TYPE_CHECKING:
-    import torch
     from torch import fx
-else:
-    torch = LazyModule("torch", "torch")
 
 __all__ = [
     "FORMATS",
@@ -79,7 +74,7 @@ class NetHow:
     """How to go about it.
 
     calibration     batches, or what `calibration_batches` opens
-    example_inputs  of a torch net, None: the first calibration batch
+    example_inputs  of a torch net, None: the first calibration batch, without what forward does not take
     weights         a file to load into a torch net first
     recipe          how numbers are rounded; `bits` and `group` are set by the format
     target          whose rules say what runs on integers, None: the recipe's engine
@@ -156,7 +151,13 @@ class QuantizedResult:
         return integer_module(self.quantized)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run it in ONNX Runtime: the first output as an array."""
+        """Run it in ONNX Runtime: the first output as an array. SchemeError for inputs that it has not."""
+        names = [str(value.name) for value in self.quantized.net.inputs]
+        if len(inputs) > len(names) or set(named) - set(names) or (inputs and named):
+            given = ", ".join([f"{len(inputs)} arrays"] * bool(inputs) + list(named))
+            raise SchemeError(
+                f"{self.quantized.net.name} takes {', '.join(names)}, in their order or by name, not {given}"
+            )
         return scores_by(self.quantized.net)(*inputs, **named)
 
 
@@ -289,38 +290,19 @@ def open_source(net: Any, how: NetHow) -> tuple[Net, dict[str, str]]:
         raise SchemeError(f"{net} is no torch.nn.Module: only such a net can be captured")
     files = {}
     if how.weights is not None:
-        _load_weights(module, how.weights)
+        load_weights(module, how.weights)
         files[how.weights.name] = sha256(how.weights)
-    example = how.example_inputs if how.example_inputs is not None else _first(how)
+    example = how.example_inputs if how.example_inputs is not None else example_of(module, _first(how))
     return capture(module, example), files
 
 
-def _load_weights(module: Any, path: Path) -> None:
-    """Put the tensors of a safetensors or .pt file into a module; every name must be met."""
-    with contextlib.closing(Checkpoint([path])) as checkpoint:
-        found = {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.tensors}
-    wanted = module.state_dict()
-    odd = sorted(set(found) - set(wanted))
-    absent = sorted(name for name in set(wanted) - set(found) if not name.endswith("num_batches_tracked"))
-    if odd or absent:
-        told = [f"no place for {odd[0]!r}"] * bool(odd) + [f"{absent[0]!r} is absent"] * bool(absent)
-        raise FormatError(f"{path}: are these the weights of {type(module).__name__}? {', '.join(told)}")
-    try:
-        module.load_state_dict(found, strict=False)
-    except RuntimeError as error:
-        raise FormatError(f"{path}: {' '.join(str(error).split())[:300]}") from error
-
-
 def _first(how: NetHow) -> Any:
-    """Return the inputs of the first calibration batch, as tensors."""
+    """Return the first calibration batch."""
     batches = calibration_batches(how.calibration, None, how.preparation, images=how.images)
     first = next(iter(batches), None)
     if first is None:
         raise SchemeError("the calibration data is empty: give at least one batch")
-    first = first[0] if isinstance(first, (tuple, list)) and len(first) == 2 else first  # (inputs, labels)
-    if isinstance(first, dict):
-        return {key: torch.as_tensor(value) for key, value in first.items()}
-    return tuple(map(torch.as_tensor, first)) if isinstance(first, (tuple, list)) else torch.as_tensor(first)
+    return first
 
 
 def labelled_data(data: Any, how: NetHow) -> Iterable[Any]:
