@@ -30,6 +30,7 @@ from tersor.evaluation.distributions import beta_quantile, t_quantile
 
 __all__ = [
     "Interval",
+    "check_confidence",
     "exp_interval",
     "mean_interval",
     "proportion_interval",
@@ -82,7 +83,7 @@ def ratio_interval(numerators: npt.ArrayLike, denominators: npt.ArrayLike, *, co
     >>> ratio_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     Interval(value=2.0, low=2.0, high=2.0, units=3)
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     above, below = _units(numerators, denominators)
     n, total = len(above), float(below.sum())
     least, most = float(above.min()), float(above.max())
@@ -115,7 +116,7 @@ def proportion_interval(
     >>> interval.value, round(interval.low, 4), interval.high
     (1.0, 0.9975, 1.0)
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     shares, weights = _units(values, sizes)
     if not ((shares >= 0) & (shares <= 1)).all():
         raise FormatError(f"shares must lie in 0 … 1, got {shares.min():g} to {shares.max():g}")
@@ -146,7 +147,7 @@ def quantile_interval(
     >>> interval.value, 400 < interval.low < 499.5 < interval.high < 600
     (499.5, True)
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not 0 < q < 1:
         raise SchemeError(f"a quantile lies between 0 and 1, got {q}")
     items = _checked("items", values)
@@ -200,7 +201,7 @@ def units_needed(interval: Interval, bound: float, *, confidence: float = 0.95) 
     >>> units_needed(Interval(1.0, 0.5, 1.5, 20), 1.25)
     164
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not interval.low <= bound <= interval.high or interval.low == interval.high:
         return interval.units
     distance = abs(interval.value - bound)
@@ -263,6 +264,7 @@ def _checked(name: str, values: npt.ArrayLike) -> Float64:
     return array
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Raise SchemeError where that is no share between 0 and 1."""
     if not 0 < confidence < 1:
         raise SchemeError(f"confidence lies between 0 and 1, such as 0.95, got {confidence}")

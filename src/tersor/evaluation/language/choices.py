@@ -22,7 +22,8 @@ from tersor.core.evaluation import Metric, Sample
 from tersor.evaluation.language.reading import read_whole
 from tersor.evaluation.language.streams import Scorer, rows_at_once
 from tersor.evaluation.language.windows import Int32Array
-from tersor.evaluation.statistics import Interval, mean_interval, proportion_interval
+from tersor.evaluation.paired import Pairs, paired_difference_interval
+from tersor.evaluation.statistics import Interval, proportion_interval
 from tersor.kernels.logits import token_losses
 
 __all__ = ["Question", "Request", "measure_choices", "read_questions", "requests_of", "scores"]
@@ -167,12 +168,12 @@ def measure_choices(
             ("subject_raw", subject, False), ("reference_raw", reference, False),
         )
     }  # fmt: skip
-    correct = {name: (pick == right).astype(np.float64) for name, pick in picks.items()}
+    correct = {name: pick == right for name, pick in picks.items()}
     metrics = (
         _share("accuracy", correct["subject"]),
         _share("reference_accuracy", correct["reference"]),
-        _metric("accuracy_drop", mean_interval(correct["reference"] - correct["subject"])),
-        _share("agreement", (picks["subject"] == picks["reference"]).astype(np.float64)),
+        _metric("accuracy_drop", paired_difference_interval(Pairs.of(correct["reference"], correct["subject"]))),
+        _share("agreement", picks["subject"] == picks["reference"]),
         _share("accuracy_raw", correct["subject_raw"]),
         _share("reference_accuracy_raw", correct["reference_raw"]),
     )
@@ -183,7 +184,7 @@ def _best(score: Sequence[float], sizes: npt.NDArray[np.int64] | None) -> int:
     return int(np.argmax(np.array(score) if sizes is None else np.array(score) / sizes))
 
 
-def _share(name: str, values: npt.NDArray[np.float64]) -> Metric:
+def _share(name: str, values: npt.NDArray[np.bool_]) -> Metric:
     return _metric(name, proportion_interval(values))
 
 

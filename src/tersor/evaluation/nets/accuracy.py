@@ -18,6 +18,7 @@ from tersor.core.evaluation import Evaluation, Histogram, Metric, Sample
 from tersor.evaluation.layers.weights import Sums
 from tersor.evaluation.nets.calling import Net, Selector, at_rest, call, is_module, scores_of
 from tersor.evaluation.nets.images import ArrayImages, FolderImages
+from tersor.evaluation.paired import Pairs, paired_difference_interval
 from tersor.evaluation.statistics import Interval, mean_interval, proportion_interval
 
 __all__ = ["NetMetric", "NetProgress", "evaluate_net"]
@@ -153,21 +154,20 @@ class _Items:
             for name, values in found.items()
         ]
         if lost is not None:
-            drop = found["reference_top1_accuracy"] - found["top1_accuracy"]
-            made.append(_metric("accuracy_drop", mean_interval(drop)))
-            made += self._class_drops(drop)
+            before, after = (found[f"{name}top1_accuracy"] > 0 for name in ("reference_", ""))
+            made.append(_metric("accuracy_drop", paired_difference_interval(Pairs.of(before, after))))
+            made += self._class_drops(before, after)
         quality = self.sums.sqnr_db
         return [*made, *([] if quality is None else [Metric("output_sqnr", quality, "dB", units=self.count)])]
 
-    def _class_drops(self, drop: npt.NDArray[np.float64]) -> list[Metric]:
+    def _class_drops(self, before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> list[Metric]:
         labels = np.concatenate(self.labels)
-        by_class = {number: drop[labels == number] for number in np.unique(labels)}
-        worst = sorted(by_class, key=lambda number: (-float(by_class[number].mean()), number))[:SHOWN_CLASSES]
-        return [
-            _metric(f"accuracy_drop/{self._class(int(number))}", mean_interval(by_class[number]))
-            for number in worst
-            if by_class[number].any()
-        ]
+        items = {int(label): labels == label for label in np.unique(labels)}
+        of_class = {label: Pairs.of(before[there], after[there]) for label, there in items.items()}
+        drops = {label: paired_difference_interval(pairs) for label, pairs in of_class.items()}
+        worst = sorted(drops, key=lambda label: (-drops[label].value, label))[:SHOWN_CLASSES]
+        changed = [label for label in worst if of_class[label].wins + of_class[label].losses]
+        return [_metric(f"accuracy_drop/{self._class(label)}", drops[label]) for label in changed]
 
     def histogram(self) -> Histogram:
         """How much probability the right class lost."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from tersor.core.errors import EngineError, SchemeError, TersorError
 from tersor.deploy.gating.record import GateCheck, GateRecord, Outcome
-from tersor.deploy.rollout.fixed import Pairs, paired_difference_interval
 from tersor.evaluation.nets.calling import scores_of
+from tersor.evaluation.paired import Pairs, paired_difference_interval
 from tersor.evaluation.statistics import proportion_interval
 from tersor.graph.sessions import QUIET, Feeds
 from tersor.kernels.lazy import LazyModule

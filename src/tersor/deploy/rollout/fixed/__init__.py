@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from tersor.deploy.rollout.fixed.feedback import Opinions, opinions
-from tersor.deploy.rollout.fixed.paired import (
-    Pairs,
-    mcnemar,
-    odds_ratio_interval,
-    paired_bootstrap,
-    paired_difference_interval,
-)
+from tersor.deploy.rollout.fixed.paired import mcnemar, odds_ratio_interval, paired_bootstrap
 from tersor.deploy.rollout.fixed.shares import difference_interval, h_interval, standardized_interval
 from tersor.deploy.rollout.fixed.sizes import (
     pairs_for_mcnemar,
@@ -17,6 +11,7 @@ from tersor.deploy.rollout.fixed.sizes import (
     requests_for_means,
     requests_for_shares,
 )
+from tersor.evaluation.paired import Pairs, paired_difference_interval
 
 __all__ = [
     "Opinions",
