@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 else:
     ir, onnxruntime = LazyModule("onnx_ir", "onnx"), LazyModule("onnxruntime", "onnx")
 
-__all__ = ["Feeds", "Session", "feeds_of", "items_of", "one", "read_batches"]
+__all__ = ["Feeds", "Session", "digest", "feeds_of", "items_of", "one", "read_batches"]
 
 Feeds: TypeAlias = dict[str, Array]
 QUIET = 4  # of onnxruntime's log levels: only what is fatal, errors come as exceptions
@@ -146,6 +147,16 @@ def _free_axis(value: ir.Value) -> str:
     """Return what the first axis of an input is called, or the input where that is free without a name; else ""."""
     axis = value.shape[0] if value.shape is not None else 0
     return "" if isinstance(axis, int) else str(axis.value or value.name)
+
+
+def digest(batches: Iterable[Feeds]) -> str:
+    """Return the SHA-256 of arrays by name, in hexadecimal."""
+    found = hashlib.sha256()
+    for feeds in batches:
+        for name, values in sorted(feeds.items()):
+            found.update(f"{name} {values.dtype.str} {values.shape} ".encode())
+            found.update(values.tobytes())
+    return found.hexdigest()
 
 
 def _array(item: Any, place: str) -> Array:

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tersor.analyse.analysis import Analysis
 from tersor.core.errors import SchemeError, ShapeError
 from tersor.evaluation.statistics import Interval
@@ -18,7 +16,7 @@ from tersor.files.atomic import atomic_writer, check_folder
 from tersor.graph.net import Net
 from tersor.graph.observe import batches_of
 from tersor.graph.sensitivity.rebuild import FORMATS, roundings_of
-from tersor.graph.sessions import Feeds, one
+from tersor.graph.sessions import Feeds, digest, one
 from tersor.pipeline.nets.data import calibration_batches
 from tersor.pipeline.nets.judge import Judge
 from tersor.pipeline.nets.mixing.costs import Operators, analyse_net, method_of, operators_of
@@ -81,9 +79,9 @@ def open_net_planner(
     sources = files or {source.name: hashlib.sha256(source.to_bytes()).hexdigest()}
     plain = roundings.finest.source
     judged = _held(how, plain, batches)
-    told = f"{described(how, batches)}, sha256 {_digest(batches)}"
+    told = f"{described(how, batches)}, sha256 {digest(batches)}"
     if labelled is not None:
-        told += f"; measured on {described(replace(how, calibration=labelled), judged)}, sha256 {_digest(judged)}"
+        told += f"; measured on {described(replace(how, calibration=labelled), judged)}, sha256 {digest(judged)}"
     about: dict[str, Any] = {"sources": sources, "calibration": told}
     analysis = _kept_analysis(operators, about, saved)
     if analysis is None:
@@ -100,16 +98,6 @@ def open_net_planner(
     held = Yardstick.open(plain, judged, threads=how.threads)
     judge = _judge(how, plain, batches)
     return NetPlanner(operators, analysis, held, judge, clock, target, tuple(fixed))
-
-
-def _digest(batches: Sequence[Feeds]) -> str:
-    """Return the SHA-256 of what is fed, as the net gets it."""
-    found = hashlib.sha256()
-    for feeds in batches:
-        for name, values in sorted(feeds.items()):
-            found.update(f"{name} {values.dtype.str} {values.shape} ".encode())
-            found.update(np.ascontiguousarray(values).tobytes())
-    return found.hexdigest()
 
 
 def sweep_net(planner: NetPlanner, sizes: Sequence[float]) -> Curve:

@@ -191,7 +191,7 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
         given = how.training
         kept = None if given.validation is None else labelled_data(given.validation, how)
         training = replace(given, data=labelled_data(given.data, how), validation=kept)
-        quantized, trained = train_quantized(quantized, training, how.progress)
+        quantized, trained = train_quantized(quantized, training, how.progress, original=source)
     returned = None if how.max_drop is None else _meeting(quantized, plain, batches, how, how.max_drop)
     quantized = quantized if returned is None else returned.net
     evaluations = tuple(_evaluations(quantized, plain, how))

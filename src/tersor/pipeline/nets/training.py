@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tersor.calibrate.workspace import Workspace
 from tersor.core.errors import SchemeError
+from tersor.graph.net import Net, constant
 from tersor.graph.observe import Progress
 from tersor.graph.ptq import QuantizedNet
+from tersor.graph.sessions import digest
 from tersor.graph.training.convert import convert
 from tersor.graph.training.distillation import divergence
 from tersor.graph.training.module import to_torch
@@ -48,7 +48,8 @@ class Training:
     damping     weight at the end of how far weights are from what they are rounded to, so that they settle; 0: none
     patience    epochs without a better one after which training ends; None: never before its time
     folder      for checkpoints: one that is not there yet, is empty, or is that of an earlier training
-    resume      go on from the checkpoints that are in it, if they are of the same net, recipe and number of epochs
+    resume      go on from the checkpoints that are in it, if they are of the same net, recipe, data and number of
+                epochs: SchemeError says what is another. Without it they are removed, and training begins anew
     validation  batches as in `data` that tell which epoch is the best. With it `data` is gone through anew in every
                 epoch, so that a loader that shuffles and augments does so each time, and is never held in memory;
                 None: `data` is read once, and one batch in ten of it is kept back to tell
@@ -60,14 +61,16 @@ class Training:
     damping: float = DAMPING
     patience: int | None = None
     folder: Path | None = None
-    resume: bool = True
+    resume: bool = False
     validation: Iterable[Any] | Path | None = None
 
 
 def train_quantized(
-    quantized: QuantizedNet, training: Training, progress: Progress | None = None
+    quantized: QuantizedNet, training: Training, progress: Progress | None = None, *, original: Net | None = None
 ) -> tuple[QuantizedNet, Trained]:
     """Return the net with weights and steps that were trained on integers, and how the training went.
+
+    original  the float net that checkpoints are known by, as it came; None: `quantized.source`
 
     The batch norms are folded; the loss is the divergence from the float net's answers, and the cross entropy of the
     labels where there are any. What is returned is the epoch with the least loss on batches that were not trained on;
@@ -89,7 +92,8 @@ def train_quantized(
             raise SchemeError(
                 f"{training.folder}: holds other files than those of a training; name a folder of its own"
             )
-        Workspace(training.folder, _description(quantized, training, count), resume=training.resume)
+        described = _description(quantized, original or quantized.source, training, kept, count)
+        Workspace(training.folder, described, resume=training.resume)
     teacher = to_torch(quantized.source.model).eval()
     module = prepare(quantized)
     is_labelled = all(label is not None for _, label in kept)
@@ -119,13 +123,18 @@ def train_quantized(
     return convert(module, quantized), trained
 
 
-def _description(quantized: QuantizedNet, training: Training, batches: int) -> dict[str, Any]:
-    """Return what shapes a training, but for numbers: sums of floats may differ in their last bit on another day."""
-    shapes = {
-        str(name): list(map(str, value.shape or ())) for name, value in quantized.source.graph.initializers.items()
-    }
+def _description(
+    quantized: QuantizedNet, original: Net, training: Training, kept: Sequence[Batch], batches: int
+) -> dict[str, Any]:
+    """Return what shapes a training, but for what PTQ made: its sums may differ in their last bit on another day.
+
+    Data is known by the batches that are kept back, which come in the same order each time: others may be augmented.
+    """
+    weights = {str(name): constant(value) for name, value in original.graph.initializers.items()}
+    arrays = [[item.detach().cpu().numpy() for item in (*inputs, label) if item is not None] for inputs, label in kept]
     return {
-        "net": hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest(),
+        "net": digest([{name: numbers for name, numbers in weights.items() if numbers is not None}]),
+        "data": digest({str(place): array for place, array in enumerate(each)} for each in arrays),
         "recipe": repr(quantized.recipe),
         "epochs": training.epochs,
         "rate": training.rate,
