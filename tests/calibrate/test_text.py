@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def test_a_folder_is_read_by_name_and_other_files_are_left_alone(tmp_path: Path)
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "d.jsonl", [{"text": "three"}, "four"])
     assert [d.text for d in read_corpus(tmp_path).documents] == ["one", "two", "three", "four"]
+
+
+def test_a_name_that_is_no_unicode_is_told_with_a_mark_in_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = folder / os.fsdecode(b"\xe9.txt")
+    path.write_text("one")
+    assert (read_corpus(folder).name, read_corpus(path).name) == ("caf\ufffd", "\ufffd.txt")
 
 
 def test_rows_may_hold_conversations_in_either_spelling(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import gguf
@@ -67,6 +68,19 @@ def test_metadata_is_passed_on_with_the_tokenizer_but_without_what_the_next_writ
         "tokenizer.ggml.tokens": "[str]",
         "tokenizer.ggml.scores": "[f32]",
     }
+
+
+def test_a_file_whose_name_is_no_unicode_is_called_with_a_mark_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.ones((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "x.gguf").rename(path)
+    assert load(path).name == "caf\ufffd"
+    assert list(load(path).hashes()) == ["caf\ufffd.gguf"]
 
 
 def test_losses_of_a_quantized_source_are_noted(tmp_path: Path) -> None:

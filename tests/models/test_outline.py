@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def test_a_count_of_layers_that_no_model_has_is_refused_before_they_are_made(tmp
     (tmp_path / "config.json").write_text(json.dumps({**MIXTURE, "num_hidden_layers": 2_000_000_000}))
     with pytest.raises(FormatError, match="2000000000 layers are more than any model has"):
         outline(tmp_path)
+
+
+def test_a_folder_whose_name_is_no_unicode_is_called_with_a_mark_in_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(reference_model.PATH / "config.json", folder / "config.json")
+    assert outline(folder).name == "caf\ufffd"
 
 
 def test_there_is_nothing_to_read(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tersor import load, reference_model
 from tersor.core.card import Card
 from tersor.core.errors import FormatError, MissingError, SchemeError
 from tersor.core.metadata import MetadataEntry
@@ -60,6 +61,18 @@ def test_the_file_tells_where_it_came_from(make_model: MakeModel, tmp_path: Path
         assert json.loads(str(file.metadata["tersor.source.sha256"])) == {"model.safetensors": digest}
         assert json.loads(str(file.metadata["tersor.recipe"]))["format"] == "q8_0"
     assert card.sources == {"model.safetensors": digest}
+
+
+def test_names_that_are_no_unicode_are_written_with_a_mark_in_their_place(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(reference_model.PATH, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "model.safetensors").rename(folder / os.fsdecode(b"\xe9.safetensors"))
+    output = tmp_path / os.fsdecode(b"\xe9.gguf")
+    card = quantize(load(folder), "q8_0", output)
+    metadata = GgufFile(output).metadata
+    assert metadata["general.name"] == card.name == "caf\ufffd"
+    assert metadata["tersor.source.sha256"] == json.dumps(dict(sorted(card.sources.items())))
+    assert "\ufffd.safetensors" in card.sources
 
 
 def test_the_card_lies_beside_the_file_and_agrees_with_it(make_model: MakeModel, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def _fast(path: Path) -> Any:
         raise MissingError("calibration needs the tokenizers library: pip install 'tersor[torch]'") from error
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises bare Exception for a broken file
         raise FormatError(f"{path}: not a tokenizer that the tokenizers library reads ({error})") from error
 

@@ -15,6 +15,7 @@ from pydoc_data import topics
 from typing import Any
 
 from tersor.core.errors import FormatError, MissingError
+from tersor.files.hashing import written_name
 
 __all__ = ["BUILT_IN", "MAX_BYTES", "Corpus", "Document", "read_corpus"]
 
@@ -65,9 +66,9 @@ def read_corpus(source: str | Path, *, field: str | None = None, max_bytes: int 
     if str(source) == BUILT_IN:
         name, found = BUILT_IN, _built_in()
     elif path.is_dir():
-        name, found = path.resolve().name, _folder(path, field)
+        name, found = written_name(path.resolve().name), _folder(path, field)
     elif path.is_file():
-        name, found = path.name, _file(path, field)
+        name, found = written_name(path.name), _file(path, field)
     elif path.suffix or str(source).startswith((".", "/", "~")) or not str(source).strip():
         raise MissingError(f"{source}: no such file or folder of calibration text")
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tersor.core.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from tersor.core.metadata import MetadataEntry
 from tersor.files.checkpoint import Checkpoint, read_json, weight_files
+from tersor.files.hashing import written_name
 from tersor.files.safetensors import TensorInfo
 from tersor.formats.hf.settings import Settings, read_settings
 from tersor.models.architectures import Architecture, TensorRule, find
@@ -56,7 +57,7 @@ def from_checkpoint(folder: Path, weights: Path | None = None, *, ignore_config:
     metadata = found.metadata | {f"{row.name}.vocab_size": MetadataEntry(tensors[0].rows, "u32")}
     side = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     return Model(
-        name=folder.resolve().name,
+        name=written_name(folder.resolve().name),
         architecture=row.name,
         config=values,
         metadata=metadata,

@@ -12,6 +12,7 @@ from tersor.core.arrays import Float32
 from tersor.core.errors import FormatError, UnsupportedError
 from tersor.core.format import Format
 from tersor.files.gguf import BLOCKS, GgufFile, GgufTensor
+from tersor.files.hashing import written_name
 from tersor.formats import FORMATS
 from tersor.models.model import Model, ModelTensor, kind_of, layer_of, needs_f32
 
@@ -36,7 +37,7 @@ def from_gguf(path: Path) -> Model:
     tensors = tuple(_model_tensor(file, tensor) for tensor in sorted(file.tensors.values(), key=_place))
     quantized = sorted({tensor.source_dtype for tensor in tensors if tensor.source_dtype not in _PLAIN})
     return Model(
-        name=name if isinstance(name, str) and name else path.stem,
+        name=name if isinstance(name, str) and name else written_name(path.stem),
         architecture=architecture,
         config=file.metadata,
         metadata={key: entry for key, entry in file.entries.items() if key not in _REWRITTEN},

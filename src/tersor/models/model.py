@@ -11,7 +11,7 @@ from pathlib import Path
 from tersor.core.arrays import Float32
 from tersor.core.errors import ShapeError
 from tersor.core.metadata import MetadataEntry
-from tersor.files.hashing import sha256
+from tersor.files.hashing import sha256, written_name
 from tersor.models.tokenizers import GgufTokenizer
 from tersor.models.transforms import Rows, flat
 
@@ -102,4 +102,4 @@ class Model:
 
     def hashes(self) -> dict[str, str]:
         """Return file name → SHA-256 in hexadecimal, of every file."""
-        return {path.name: sha256(path) for path in self.files}
+        return {written_name(path.name): sha256(path) for path in self.files}

@@ -9,6 +9,7 @@ from pathlib import Path
 from tersor.core.arrays import Float32
 from tersor.core.errors import FormatError, MissingError
 from tersor.core.metadata import MetadataEntry
+from tersor.files.hashing import written_name
 from tersor.models.architectures import TensorRule
 from tersor.models.checkpoint_model import Description, read_description
 from tersor.models.model import Model, ModelTensor, kind_of, layer_of, needs_f32
@@ -43,7 +44,7 @@ def outline(folder: Path) -> Model:
     tensors = tuple(_tensors(described, folder))
     axes, name = described.found.axes, described.row.name
     return Model(
-        name=folder.resolve().name,
+        name=written_name(folder.resolve().name),
         architecture=name,
         config=described.values,
         metadata=described.found.metadata | {f"{name}.vocab_size": MetadataEntry(axes["vocabulary"], "u32")},

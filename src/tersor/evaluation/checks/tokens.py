@@ -91,7 +91,7 @@ def _from_json(path: Path, source: Model) -> _Reference:
         from tokenizers import Tokenizer  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise MissingError("the source tokenizer needs tokenizers: pip install 'tersor[torch]'") from error
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_buffer(path.read_bytes())
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

@@ -16,6 +16,7 @@ from tersor import __version__
 from tersor.containers.mixtures import file_type
 from tersor.core.metadata import MetadataEntry
 from tersor.core.plan import Recipe
+from tersor.files.hashing import written_name
 from tersor.kernels import codec
 from tersor.models.model import Model
 
@@ -54,7 +55,7 @@ def artefact_metadata(model: Model, recipe: Recipe) -> dict[str, MetadataEntry]:
         metadata |= model.tokenizer.metadata()
     metadata["tersor.version"] = MetadataEntry(__version__, "str")
     metadata["tersor.recipe"] = MetadataEntry(json.dumps(asdict(recipe), sort_keys=True), "str")
-    metadata[SOURCE_HASHES] = source_hashes_entry({path.name: "0" * 64 for path in model.files})
+    metadata[SOURCE_HASHES] = source_hashes_entry({written_name(path.name): "0" * 64 for path in model.files})
     return metadata
 
 
