@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tersor.core.errors import SchemeError
-from tersor.pipeline.nets.modules import example_of
+from tersor.core.errors import FormatError, SchemeError
+from tersor.pipeline.nets.modules import example_of, load_weights
 from tersor.pipeline.nets.quantizing import NetHow, quantize_network
 
 torch = pytest.importorskip("torch", reason="nets are torch modules: pip install 'tersor[torch]'")
@@ -31,6 +32,35 @@ class Two(nn.Module):  # type: ignore[misc, name-defined]
 class Anything(nn.Module):  # type: ignore[misc, name-defined]
     def forward(self, *inputs: Any) -> Any:
         return sum(inputs)
+
+
+class Tied(nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(32, 8), nn.Linear(8, 32, bias=False)
+        self.head.weight = self.table.weight
+
+
+def test_one_name_of_a_weight_that_has_two_is_enough(tmp_path: Path) -> None:
+    """safetensors.torch.save_model keeps one, torch.save both."""
+    files = pytest.importorskip("safetensors.torch", reason="the weights are saved with safetensors")
+    net = Tied()
+    files.save_model(net, tmp_path / "tied.safetensors")
+    torch.save(net.state_dict(), tmp_path / "tied.pt")
+    for name in ("tied.safetensors", "tied.pt"):
+        made = Tied()
+        load_weights(made, tmp_path / name)
+        assert torch.equal(made.head.weight, net.head.weight)
+        assert made.head.weight is made.table.weight
+
+
+def test_a_weight_too_few_or_too_many_is_named(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "w.pt")
+    torch.save(nn.Linear(3, 3, bias=False).state_dict(), tmp_path / "few.pt")
+    with pytest.raises(FormatError, match=r"the weights of Linear\? no place for 'bias'$"):
+        load_weights(nn.Linear(3, 3, bias=False), tmp_path / "w.pt")
+    with pytest.raises(FormatError, match=r"the weights of Linear\? 'bias' is absent$"):
+        load_weights(nn.Linear(3, 3), tmp_path / "few.pt")
 
 
 X, Y = torch.zeros(3, 6, 8), torch.ones(3, 6)

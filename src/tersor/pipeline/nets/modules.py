@@ -16,6 +16,7 @@ from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from torch.nn import Module
 else:
     torch = LazyModule("torch", "torch")
@@ -24,19 +25,32 @@ __all__ = ["example_of", "load_weights"]
 
 
 def load_weights(module: Module, path: Path) -> None:
-    """Put the tensors of a safetensors or .pt file into a module; every name must be met."""
+    """Put the tensors of a safetensors or .pt file into a module; every name must be met.
+
+    Of a tensor that the module has under several names, one is enough: safetensors keeps no other.
+    """
     with contextlib.closing(Checkpoint([path])) as checkpoint:
         found = {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.tensors}
     wanted = module.state_dict()
     odd = sorted(set(found) - set(wanted))
-    absent = sorted(name for name in set(wanted) - set(found) if not name.endswith("num_batches_tracked"))
+    met = {_identity(wanted[name]) for name in found if name in wanted}
+    absent = sorted(
+        name
+        for name in set(wanted) - set(found)
+        if not name.endswith("num_batches_tracked") and _identity(wanted[name]) not in met
+    )
     if odd or absent:
-        told = [f"no place for {odd[0]!r}"] * bool(odd) + [f"{absent[0]!r} is absent"] * bool(absent)
+        told = [*(f"no place for {name!r}" for name in odd[:1]), *(f"{name!r} is absent" for name in absent[:1])]
         raise FormatError(f"{path}: are these the weights of {type(module).__name__}? {', '.join(told)}")
     try:
         module.load_state_dict(found, strict=False)
     except RuntimeError as error:
         raise FormatError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tensors have in common that are one."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def example_of(module: Module, batch: Any) -> Any:
