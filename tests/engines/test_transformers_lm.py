@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -74,6 +75,12 @@ def test_memory_is_what_a_container_grants(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(transformers_lm, "machine_bytes", lambda: 8 << 30)
     with pytest.raises(MissingError, match=r"big takes 7\.5 GiB in float32, this machine has 8\.0"):
         TransformersLm(tmp_path / "absent", name="big", weights=15 << 27)
+
+
+def test_a_folder_whose_name_its_reader_cannot_take_is_named(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "m", "llama").rename(tmp_path / os.fsdecode(b"\xe9"))
+    with pytest.raises(MissingError, match=r"transformers cannot load m: .* not valid UTF-8"):
+        TransformersLm(folder, name="m", weights=1)
 
 
 def test_a_folder_that_transformers_cannot_load_is_named(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ class TransformersLm:
 
 
 def _load(transformers: Any, dtype: object, folder: Path, name: str) -> Any:
+    from safetensors import SafetensorError  # noqa: PLC0415 (comes with transformers)
+
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -116,7 +118,7 @@ def _load(transformers: Any, dtype: object, folder: Path, name: str) -> Any:
             return transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, trust_remote_code=False
             ).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise MissingError(f"transformers cannot load {name}: {error}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
