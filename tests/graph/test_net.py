@@ -19,6 +19,7 @@ from tersor.graph.net import Net, attribute, constant, operator
 from tersor.graph.placement.engines import ENGINES
 from tersor.graph.placement.placing import place
 from tersor.graph.simplify import simplified
+from tersor.graph.writing.halved import halved
 
 from .conftest import Drawing, by_name, images, mobilenet, numbers, onnx, operators, quantized, resnet, run
 
@@ -44,6 +45,24 @@ def parsed(d: Drawing, change: Callable[[Any], None] | None = None) -> Net:
     if change is not None:
         change(proto)
     return Net.parse(proto.SerializeToString(), "it.onnx")
+
+
+def test_weights_that_are_listed_as_inputs_are_weights() -> None:
+    """Files of IR version 3 had to list them."""
+
+    def listed(proto: Any) -> None:
+        for tensor in proto.graph.initializer:
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+    d = Drawing(3)
+    made = d.add("Relu", d.conv(d.input("x", ["n", 32, 6, 6]), 32, 64), made="y")
+    plain, older = parsed(d.output(made)), parsed(d, listed)
+    assert [value.name for value in older.inputs] == [value.name for value in older.graph.inputs] == ["x"]
+    batches = images(4, 32, 6, 6)
+    for make in (lambda net: net, halved, lambda net: quantized(net, batches).net):
+        first, second = make(plain), make(older)
+        assert len(second.to_bytes()) == len(first.to_bytes())
+        np.testing.assert_array_equal(run(second, {"x": batches[0]})["y"], run(first, {"x": batches[0]})["y"])
 
 
 def test_a_file_is_opened_saved_and_the_same_again(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ class Net:
 
     @property
     def inputs(self) -> list[ir.Value]:
-        """What a caller gives: inputs that are no weights."""
-        return [value for value in self.graph.inputs if value.name not in self.graph.initializers]
+        """What a caller gives."""
+        return list(self.graph.inputs)
 
     @property
     def outputs(self) -> list[ir.Value]:
@@ -234,10 +234,14 @@ def inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def _make_plain(model: ir.Model) -> None:
-    """Put functions in the place of their calls, and constants among the weights."""
+    """Put functions in the place of their calls, and constants among the weights, which are weights and no inputs.
+
+    Older exporters list weights among the inputs, so that a caller can give others; then none could be rounded.
+    """
     if model.functions:
         passes.InlinePass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.RemoveInitializersFromInputsPass()(model)
 
 
 def _check_weights(model: ir.Model) -> None:
