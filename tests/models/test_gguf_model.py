@@ -9,6 +9,7 @@ import pytest
 
 from tersor.core.errors import FormatError, UnsupportedError
 from tersor.models import load
+from tersor.models.model import needs_f32
 
 QUANTIZERS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
@@ -81,6 +82,36 @@ def test_a_file_whose_name_is_no_unicode_is_called_with_a_mark_in_its_place(tmp_
     (tmp_path / "x.gguf").rename(path)
     assert load(path).name == "caf\ufffd"
     assert list(load(path).hashes()) == ["caf\ufffd.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_kept"),
+    [
+        ("blk.0.ssm_conv1d.weight", True),
+        ("blk.0.ssm_in.weight", False),
+        ("blk.0.shortconv.conv.weight", True),
+        ("blk.0.shortconv.in_proj.weight", False),
+        ("blk.0.time_mix_first.weight", True),
+        ("blk.0.time_mix_w0.weight", True),
+        ("blk.0.time_mix_v2.weight", True),
+        ("blk.0.time_mix_decay_w1.weight", True),
+        ("blk.0.time_mix_lerp_fused.weight", True),
+        ("blk.0.time_mix_key.weight", False),
+        ("enc.blk.0.attn_rel_b.weight", True),
+        ("position_embd.weight", True),
+        ("token_types.weight", True),
+        ("blk.0.altup_correct_coef.weight", True),
+        ("blk.0.laurel_l.weight", True),
+        ("per_layer_model_proj.weight", True),
+        ("per_layer_token_embd.weight", False),
+        ("blk.0.ffn_gate_inp.weight", True),
+        ("blk.0.ffn_gate_inp_shexp.weight", False),
+        ("blk.0.indexer.k_proj.weight", True),
+        ("enc.blk.0.attn_q.weight", False),
+    ],
+)
+def test_matrices_that_llama_quantize_leaves_alone_stay_in_float32(name: str, is_kept: bool) -> None:
+    assert needs_f32(name, (64, 64)) is is_kept
 
 
 def test_losses_of_a_quantized_source_are_noted(tmp_path: Path) -> None:

@@ -321,4 +321,4 @@ def _kept_because(tensor: MixtureTensor) -> str:
         return "router"
     if "rope" in tensor.name:
         return "rope factors"
-    return "not a matrix" if not any(size > 1 for size in tensor.shape[:-1]) else "too sensitive to round"
+    return "not a matrix" if not any(size > 1 for size in tensor.shape[:-1]) else "llama.cpp never rounds it"

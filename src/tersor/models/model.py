@@ -18,6 +18,15 @@ from tersor.models.transforms import Rows, flat
 __all__ = ["Model", "ModelTensor", "kind_of", "layer_of", "needs_f32"]
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
+_NEVER_ROUNDED = re.compile(
+    r"altup|laurel|per_layer_model_proj|ssm_conv1d|shortconv\.conv\.weight|attn_rel_b\.weight"
+    r"|indexer\.[kq]_proj\.weight|ffn_gate_tid2eid\.weight|_norm\.weight|^token_types\.weight|(^|\.)position_embd"
+    r"|time_mix_(first|[wva][012]|g[12]|decay_w[12]|lerp_fused)\.weight"
+)
+"""Matrices that llama-quantize leaves alone, of whatever architecture: llama.cpp aborts on some that are rounded.
+
+Source: tensor_allows_quantization of llama.cpp's src/llama-quant.cpp.
+"""
 
 
 def kind_of(name: str) -> str:
@@ -39,8 +48,11 @@ def layer_of(name: str) -> int | None:
 
 
 def needs_f32(name: str, shape: tuple[int, ...]) -> bool:
-    """Tell whether llama.cpp needs the tensor in float32: vectors, norms, biases, routers, rope factors."""
-    return len(shape) == 1 or kind_of(name) in ("norm", "bias", "ffn_gate_inp")
+    """Tell whether llama.cpp keeps the tensor in float32: vectors, norms, biases, routers, rope factors, and matrices
+    of a few architectures that are small, or that its operators take in no other type.
+    """
+    is_kept = kind_of(name) in ("norm", "bias", "ffn_gate_inp") or _NEVER_ROUNDED.search(name) is not None
+    return len(shape) == 1 or is_kept
 
 
 @dataclass(frozen=True, slots=True)
