@@ -192,4 +192,4 @@ def _checked(value: ir.Value, item: Any, place: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         spot = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise FormatError(f"{place}: {value.name} holds {array[spot]} at {spot}: mend the data or its preparation")
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")  # not ascontiguousarray, which makes an axis of none

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.graph.conftest import Drawing, images
+from tests.graph.conftest import Drawing, images, run, sqnr
 
 from tersor.graph.net import Net
 from tersor.pipeline.nets import quantizing
@@ -26,6 +27,23 @@ def recurrent() -> tuple[Net, Any]:
     layer = d.add("Gather", d.input("state", [2, "n", 8]), d.constant(1, kind="int64"), axis=0)
     d.add("Add", made, layer, made="y")
     return d.output("y").net(), [{"x": x, "state": images(2, 4, 8)[0]} for x in images(4, 16)]
+
+
+def tempered() -> tuple[Net, Any]:
+    """A number before the input, which stands for no item."""
+    d = Drawing()
+    number = d.input("temperature", [])
+    d.add("Div", d.add("Gemm", d.input("x", ["n", 16]), d.weight(16, 8)), number, made="y")
+    return d.output("y").net(), [{"x": x, "temperature": 2.0} for x in images(4, 16)]
+
+
+def test_a_number_may_stand_beside_a_batch() -> None:
+    net, batches = tempered()
+    result = quantize_network(net, "int8", NetHow(batches, threads=1))
+    assert [race.settings["batch"] for race in result.card.benchmarks] == [1]
+    assert result.card.plan.recipe.calibration == "list: 16 items in 4 batches"
+    wanted = run(net, {"x": batches[0]["x"], "temperature": np.asarray(2.0, np.float32)})["y"]
+    assert sqnr(wanted, result(**batches[0])) > 30
 
 
 @pytest.mark.parametrize("make", [fixed, recurrent])
