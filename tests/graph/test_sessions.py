@@ -8,7 +8,7 @@ import pytest
 
 from tersor.core.errors import EngineError, FormatError, SchemeError, ShapeError, TersorError
 from tersor.graph.net import Net
-from tersor.graph.sessions import Session, feeds_of, items_of, one, read_batches
+from tersor.graph.sessions import Session, feeds_of, fixed_batch, items_of, one, read_batches
 
 from .conftest import Array, Drawing, images, resnet, run
 
@@ -165,6 +165,7 @@ def test_one_item_is_taken_where_all_inputs_share_a_free_axis(shapes: list[Any],
     taken = one(d.net(), feeds)
     assert items_of(taken) == items
     assert items_of(feeds) == (3 if any(sizes) else 1)
+    assert fixed_batch(d.net()) == (3 if shapes == [[3, 4]] else None)
 
 
 def test_batches_are_numbered_in_messages() -> None:

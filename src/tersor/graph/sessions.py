@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     ir, onnxruntime = LazyModule("onnx_ir", "onnx"), LazyModule("onnxruntime", "onnx")
 
-__all__ = ["Feeds", "Session", "digest", "feeds_of", "items_of", "one", "read_batches"]
+__all__ = ["Feeds", "Session", "digest", "feeds_of", "fixed_batch", "items_of", "one", "read_batches"]
 
 Feeds: TypeAlias = dict[str, Array]
 QUIET = 4  # of onnxruntime's log levels: only what is fatal, errors come as exceptions
@@ -147,6 +147,12 @@ def _free_axis(value: ir.Value) -> str:
     """Return what the first axis of an input is called, or the input where that is free without a name; else ""."""
     axis = value.shape[0] if value.shape is not None else 0
     return "" if isinstance(axis, int) else str(axis.value or value.name)
+
+
+def fixed_batch(net: Net) -> int | None:
+    """Return how many items a net takes at a time; None where it takes any number, or its inputs differ in that."""
+    axes = {axis if isinstance(axis, int) else None for value in net.inputs for axis in list(value.shape or ())[:1]}
+    return axes.pop() if len(axes) == 1 else None
 
 
 def digest(batches: Iterable[Feeds]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from tersor.files.hashing import sha256
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ArrayImages", "FolderImages", "Preparation", "open_images"]
+__all__ = ["ArrayImages", "FolderImages", "Preparation", "in_whole_batches", "open_images", "whole"]
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 
@@ -101,6 +104,25 @@ class FolderImages:
     def digest(self) -> str:
         """Nothing: a folder has no hash."""
         return ""
+
+
+def in_whole_batches(images: ArrayImages | FolderImages, size: int) -> ArrayImages | FolderImages:
+    """Return the same images in batches of `size`, for a net that takes no others."""
+    count = whole(len(images), size, images.path)
+    ways, labels = replace(images.preparation, batch=size), images.labels[:count]
+    if isinstance(images, ArrayImages):
+        return replace(images, images=images.images[:count], labels=labels, preparation=ways)
+    return replace(images, files=images.files[:count], labels=labels, preparation=ways)
+
+
+def whole(count: int, size: int, path: Path) -> int:
+    """Return how many of `count` items fill batches of `size`; the log says what is left over. ShapeError for none."""
+    rest = count % size
+    if rest == count:
+        raise ShapeError(f"{path}: {count} items are not enough: the net takes {size} at a time")
+    if rest:
+        log.warning("%s: the last %d of %d items are left out: the net takes %d at a time", path, rest, count, size)
+    return count - rest
 
 
 def open_images(

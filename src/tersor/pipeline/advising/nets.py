@@ -80,7 +80,7 @@ class NetTask:
     def judged_by(self) -> Iterable[tuple[Any, Any]]:
         """Batches of inputs and labels; no labels: None."""
         if self.how.data is not None:
-            return labelled_data(self.how.data, self.how)
+            return labelled_data(self.how.data, self.how, self.source)
         data = calibration_batches(self.how.calibration, self.source, self.how.preparation, images=self.how.images)
         return [(feeds, None) for feeds in batches_of(self.source, data, self.how.limit)]
 

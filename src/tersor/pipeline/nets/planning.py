@@ -17,7 +17,7 @@ from tersor.graph.net import Net
 from tersor.graph.observe import batches_of
 from tersor.graph.sensitivity.rebuild import FORMATS, roundings_of
 from tersor.graph.sessions import Feeds, digest, one
-from tersor.pipeline.nets.data import calibration_batches
+from tersor.pipeline.nets.data import calibration_batches, fitting
 from tersor.pipeline.nets.judge import Judge
 from tersor.pipeline.nets.mixing.costs import Operators, analyse_net, method_of, operators_of
 from tersor.pipeline.nets.mixing.divergence import Yardstick
@@ -70,6 +70,7 @@ def open_net_planner(
         check_folder(saved)
     labelled, how = how.data, with_data(how)
     source, files = open_source(net, how)
+    how = replace(how, data=fitting(how.data, source))
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
     widths = {bits for kind in wanted if (bits := FORMATS[kind]) is not None} or {WHOLE}

@@ -31,7 +31,7 @@ from tersor.graph.sessions import Feeds, items_of, one
 from tersor.graph.training.train import Trained
 from tersor.graph.writing.torch_module import integer_module
 from tersor.pipeline.nets.cards import card_of, notes_of, operator_errors
-from tersor.pipeline.nets.data import calibration_batches
+from tersor.pipeline.nets.data import calibration_batches, fitting
 from tersor.pipeline.nets.judge import Judge, scores_by
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.modules import example_of, load_weights
@@ -180,6 +180,7 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     name, recipe = (format, recipe_of(how, format)) if plan is None else (MIXED, _planned_recipe(how, plan))
     how = with_data(replace(how, calibration=_kept(how.calibration, how.limit)))
     source, files = open_source(net, how)
+    how = replace(how, data=fitting(how.data, source))
     data = calibration_batches(how.calibration, source, how.preparation, images=how.images)
     batches = batches_of(source, data, how.limit)
     if plan is None:
@@ -189,8 +190,8 @@ def quantize_network(net: Any, format: str, how: NetHow) -> QuantizedResult:  # 
     plain, trained = quantized.source, None
     if how.training is not None:
         given = how.training
-        kept = None if given.validation is None else labelled_data(given.validation, how)
-        training = replace(given, data=labelled_data(given.data, how), validation=kept)
+        kept = None if given.validation is None else labelled_data(given.validation, how, source)
+        training = replace(given, data=labelled_data(given.data, how, source), validation=kept)
         quantized, trained = train_quantized(quantized, training, how.progress, original=source)
     returned = None if how.max_drop is None else _meeting(quantized, plain, batches, how, how.max_drop)
     quantized = quantized if returned is None else returned.net
@@ -305,11 +306,12 @@ def _first(how: NetHow) -> Any:
     return first
 
 
-def labelled_data(data: Any, how: NetHow) -> Iterable[Any]:
-    """Return batches of (inputs, labels): those of a path, or what was given."""
+def labelled_data(data: Any, how: NetHow, net: Net | None = None) -> Iterable[Any]:
+    """Return batches of (inputs, labels): those of a path, as `net` takes them, or what was given."""
     if not isinstance(data, (str, Path)):
         return data  # type: ignore[no-any-return]  # whatever yields batches
-    return open_images(Path(data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
+    images = open_images(Path(data).expanduser(), how.preparation, inputs=how.images, labels=how.labels)
+    return fitting(images, net)  # type: ignore[no-any-return]  # images as they were
 
 
 def with_data(how: NetHow) -> NetHow:
