@@ -107,6 +107,18 @@ def test_a_mix_has_each_operator_as_its_own_width_rounds_it(net: Net) -> None:
     assert noise(net, roundings.mixed(left).net) == pytest.approx(0, abs=1e-12)
 
 
+def test_a_weight_that_operators_share_is_stored_once_with_other_bits() -> None:
+    d = Drawing(4)
+    x, weight = d.input("x", ["batch", 64]), d.weight(64, 64)
+    for number in range(3):
+        x = d.add("Relu", d.add("Gemm", x, weight, name=f"loop{number}"))
+    net, data = d.output(x).net(), images(8, 64)
+    made = conftest.quantized(net, data, bits=4)
+    wide = with_left(made, wide=list(made.weights))
+    assert len({id(weight) for weight in wide.weights.values()}) == 1
+    assert len(wide.net.to_bytes()) < len(net.to_bytes())
+
+
 def test_wide_weights_do_not_keep_corrections_of_narrow_ones() -> None:
     d = Drawing(3)
     x = d.input("x", ["batch", 16])

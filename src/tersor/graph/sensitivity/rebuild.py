@@ -10,6 +10,7 @@ from tersor.graph.observe import Progress
 from tersor.graph.placement.placing import place
 from tersor.graph.placement.sites import WEIGHT
 from tersor.graph.ptq import QuantizedNet, Recipe, quantize_net, rounded_to, written
+from tersor.graph.scheme import Scheme
 from tersor.graph.sessions import Feeds
 from tersor.graph.weights import RoundedWeight, rounded_weight
 
@@ -99,6 +100,7 @@ def with_left(
     nodes = {str(node.name): node for node in quantized.source.nodes}
     weights: dict[str, RoundedWeight] = {}
     biases: dict[str, Array] = {}
+    rounded: dict[tuple[str, Scheme], RoundedWeight] = {}  # once for all operators that share a weight
     for name, site in placement.weights.items():
         held = [net for net in (quantized, donor) if net is not None and name in net.weights]
         source = next((net for net in held if net.weights[name].quantizer.scheme == site.scheme), None)
@@ -107,9 +109,11 @@ def with_left(
             # what a correction takes out of a bias is what that very rounding had put into it
             biases |= {name: source.biases[name]} if name in source.biases else {}
             continue
-        weight = constant(nodes[name].inputs[WEIGHT])
-        assert weight is not None, "a weight site without a constant"
-        weights[name] = rounded_weight(weight, site)
+        if (site.value, site.scheme) not in rounded:
+            weight = constant(nodes[name].inputs[WEIGHT])
+            assert weight is not None, "a weight site without a constant"
+            rounded[site.value, site.scheme] = rounded_weight(weight, site)
+        weights[name] = rounded[site.value, site.scheme]
     made = replace(
         quantized,
         recipe=recipe,
