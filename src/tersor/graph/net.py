@@ -173,10 +173,13 @@ class Net:
         self.graph.register_initializer(value)
         return value
 
-    def put_constant(self, node: ir.Node, place: int, values: Array, name: str) -> None:
-        """Give an operator other numbers as an input: in the place of its own, as `name` where others read those."""
+    def put_constant(self, node: ir.Node, place: int, values: Array, name: str, *, readers: int = 1) -> None:
+        """Give an operator other numbers as an input: in the place of its own, as `name` where others read those.
+
+        readers  how many may read them, all of which the caller gives the same numbers
+        """
         old = node.inputs[place] if len(node.inputs) > place else None
-        is_own = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
+        is_own = old is not None and len(old.uses()) == readers and not old.is_graph_output()
         if old is not None and is_own and str(old.name) in self.graph.initializers:
             self.set_constant(str(old.name), values)
             return

@@ -148,6 +148,33 @@ def test_inputs_that_share_a_grid_share_a_step() -> None:
     assert len(steps) == len(groups) + len(start.placement.weights)
 
 
+def looped() -> Net:
+    """Three convolutions with one weight and one bias, and another."""
+    d = Drawing(4)
+    x = d.add("Relu", d.conv(d.input("x", ["n", 3, 6, 6]), 3, 16))
+    weight, bias = d.weight(16, 16, 3, 3, name="loop.weight"), d.weight(16)
+    for _ in range(3):
+        x = d.add("Relu", d.add("Conv", x, weight, bias, pads=[1, 1, 1, 1]))
+    d.conv(x, 16, 2, 1, made="y")
+    return d.output("y").net()
+
+
+def test_a_weight_that_operators_share_stays_one() -> None:
+    net, batches = looped(), images(4, 3, 6, 6)
+    plain = quantized(net, batches, bits=4)
+    module = prepare(plain)
+    assert sum(parameter.numel() == 16 * 16 * 9 for parameter in module.parameters()) == 1
+    stir(module)
+    found = convert(module, plain)
+    assert len({id(weight) for weight in found.weights.values()}) == 3
+    assert len(found.net.to_bytes()) == len(plain.net.to_bytes())
+    assert found.source.weight_bytes == plain.source.weight_bytes
+    assert check_equal(module, found, {"x": batches[0]}) >= 0
+    loops = [weight for name, weight in found.weights.items() if weight.codes.shape == (16, 16, 3, 3)]
+    assert len(loops) == 3
+    assert not np.array_equal(loops[0].codes, plain.weights["conv2"].codes)
+
+
 def test_an_encoder_trains_and_returns() -> None:
     net, draw = made("encoder")
     source = Net(exported(net, draw(2)), "encoder")

@@ -39,6 +39,7 @@ def convert(prepared: fx.GraphModule, quantized: QuantizedNet) -> QuantizedNet:
     activations = dict(quantized.activations)
     stored = {"weight": dict(quantized.weights), "table": dict(quantized.tables)}
     floats: dict[str, Array] = {}
+    rounded: dict[tuple[Any, ...], tuple[Array, RoundedWeight]] = {}  # once for all operators that share a weight
     biases: dict[str, Array] = {}
     for node in prepared.graph.nodes:
         site, kind = node.meta.get("site", ""), node.meta.get("kind")
@@ -46,9 +47,11 @@ def convert(prepared: fx.GraphModule, quantized: QuantizedNet) -> QuantizedNet:
             step = step_of(*(values[str(part)] for part in node.args[1:3]))
             activations[site] = replace(activations[site], scale=_finite(step, site))
         elif kind in stored:
-            floats[site] = _finite(values[str(node.args[0])], site)
-            learned = _rounded(node, values, stored[kind][site].quantizer, site)
-            stored[kind][site] = stored_by(quantized.placement.engine, learned)
+            if node.args not in rounded:
+                weight = _finite(values[str(node.args[0])], site)
+                learned = _rounded(node, values, stored[kind][site].quantizer, site)
+                rounded[node.args] = weight, stored_by(quantized.placement.engine, learned)
+            floats[site], stored[kind][site] = rounded[node.args]
         elif node.target is conv_norm:
             biases[node.meta["node"]] = _finite(values[str(_unrounded(node.args[2]))], node.meta["node"])
     source = Net(to_onnx_weights(prepared, start_of(quantized, rounded=True).model), quantized.source.name)

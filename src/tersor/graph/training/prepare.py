@@ -22,6 +22,7 @@ from tersor.graph.training.module import to_torch
 from tersor.graph.training.norms import conv_norm, folded_bias, folded_weight, norm_factor
 from tersor.graph.training.places import QUANTIZERS, at_the_top, put, stored_values
 from tersor.graph.training.sources import start_of
+from tersor.graph.weights import RoundedWeight
 from tersor.kernels.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class _Preparing:
         self.quantized, self.module = quantized, module
         self.steps: dict[str, tuple[fx.Node, fx.Node]] = {}
         """Group of activations, or node of a weight → base and shift."""
+        self.shared: dict[tuple[fx.Node, int], str] = {}
+        """A weight and what became of it → the first operator that reads it so, whose step is that of all."""
         self.read: dict[str, str] = {}
         """Node → the group of the activation that it reads rounded."""
         self.unfolded: dict[str, Tensor] = {}
@@ -83,9 +86,9 @@ class _Preparing:
         for value, site in self.quantized.placement.activations.items():
             self._activation(values[value], site, self.quantized.activations[value])
         for node, site in self.quantized.placement.weights.items():
-            self._weight(self.call(node), WEIGHT, site, self.quantized.weights[node].quantizer)
+            self._weight(self.call(node), WEIGHT, site, self.quantized.weights[node])
         for node, site in self.quantized.placement.tables.items():
-            self._weight(self.call(node), TABLE, site, self.quantized.tables[node].quantizer)
+            self._weight(self.call(node), TABLE, site, self.quantized.tables[node])
         if self.quantized.placement.precision.activations == "dynamic":
             self._round_at_run_time([self.call(node) for node in self.quantized.placement.weights])
         for node in self.quantized.placement.biases:
@@ -119,10 +122,11 @@ class _Preparing:
                     made[source] = self.module.graph.call_function(fake_quantize_at_run_time, (source,))
             call.update_arg(0, made[source])
 
-    def _weight(self, call: fx.Node, place: int, site: Site, quantizer: Quantizer) -> None:
-        scheme, weight = quantizer.scheme, call.args[place]
+    def _weight(self, call: fx.Node, place: int, site: Site, rounded: RoundedWeight) -> None:
+        scheme, weight = rounded.quantizer.scheme, call.args[place]
         assert isinstance(weight, torch.fx.Node)
-        base, shift = self._step(f"{site.nodes[0]}.weight", quantizer)
+        first = self.shared.setdefault((weight, id(rounded)), site.nodes[0])
+        base, shift = self.steps[f"{site.nodes[0]}.weight"] = self._step(f"{first}.weight", rounded.quantizer)
         with self.module.graph.inserting_before(call):
             grid = (0, scheme.lowest, scheme.highest)
             given = (weight, base, shift, grid, scheme.axis, scheme.block)

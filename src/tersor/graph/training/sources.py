@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tersor.core.errors import SchemeError
 from tersor.graph.net import Array, Net, operator
 from tersor.graph.placement.sites import TABLE, WEIGHT
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.writing.qdq import bias_place
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["put_biases", "put_weights", "start_of"]
 
@@ -21,16 +25,24 @@ def start_of(quantized: QuantizedNet, *, rounded: bool = False) -> Net:
     made = quantized.source.copy()
     put_biases(made, quantized.biases)
     if rounded:
-        put_weights(made, {name: weight.values for name, weight in {**quantized.weights, **quantized.tables}.items()})
+        stored = {**quantized.weights, **quantized.tables}
+        values = {id(weight): weight.values for weight in stored.values()}
+        put_weights(made, {name: values[id(weight)] for name, weight in stored.items()})
     return made
 
 
 def put_weights(net: Net, weights: Mapping[str, Array]) -> None:
-    """Give operators, by name, other weights or tables."""
+    """Give operators, by name, other weights or tables; those that share one still do, where all get the same array."""
     nodes = {str(node.name): node for node in net.nodes}
+    sharing: dict[tuple[ir.Value | None, int], list[tuple[ir.Node, int]]] = {}
     for name, values in weights.items():
         place = TABLE if operator(nodes[name]) == "Gather" else WEIGHT
-        net.put_constant(nodes[name], place, values, f"{name}_weight")
+        sharing.setdefault((nodes[name].inputs[place], id(values)), []).append((nodes[name], place))
+    for (first, place), *others in sharing.values():
+        name = str(first.name)
+        net.put_constant(first, place, weights[name], f"{name}_weight", readers=1 + len(others))
+        for node, where in others:
+            node.replace_input_with(where, first.inputs[place])
 
 
 def put_biases(net: Net, biases: Mapping[str, Array]) -> None:

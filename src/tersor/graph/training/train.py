@@ -89,17 +89,17 @@ def restlessness(module: Module) -> Callable[[], Tensor]:
     Differs: in shares of each tensor's size, which is how `adam` moves them.
     """
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
-    found = []
+    found = {}
     for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
         if node.op == "call_function" and node.target is fake_quantize_weight:
             weight, base, shift, *grid = node.args
             if weight.op == "get_attr" and tensors[weight.target].requires_grad:
-                found.append((tensors[weight.target], tensors[base.target], tensors[shift.target], grid))
+                found[node.args] = tensors[weight.target], tensors[base.target], tensors[shift.target], grid
 
     def told() -> Tensor:
         shares = [
             off_grid(weight, base, shift, *grid).square().sum() / weight.detach().square().mean().clamp_min(TINY)
-            for weight, base, shift, grid in found
+            for weight, base, shift, grid in found.values()
         ]
         return torch.stack(shares).sum() if shares else torch.zeros(())
 
