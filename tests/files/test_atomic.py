@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -66,6 +67,42 @@ def test_a_killed_run_leaves_no_file_of_the_name_and_the_next_run_takes_over(tmp
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == {"out.gguf"}
+
+
+def fill(place: Path, kind: str) -> None:
+    """Write more than a MiB to `place`."""
+    if kind == "folder":
+        with atomic_folder(place) as folder:
+            (folder / "x").write_bytes(bytes(2 << 20))
+    else:
+        with atomic_set(place.parent) as files:
+            *_, last = [files.open(name) for name in (place.name, "second", "third")[: 1 if kind == "file" else 3]]
+            last.write(bytes(2 << 20))
+
+
+@pytest.mark.parametrize(("kind", "named"), [("file", "one"), ("set", "one and 2 more"), ("folder", "one")])
+def test_a_file_that_becomes_too_large_is_named_with_the_remedy(kind: str, named: str, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 19, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; raise the limit of this process \(ulimit -f\)") as caught:
+            fill(tmp_path / "one", kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / named))
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room"), (errno.EDQUOT, "your quota is used up")])
+def test_a_disk_without_room_is_told_once_with_the_remedy(number: int, remedy: str, tmp_path: Path) -> None:
+    def failing_run() -> None:
+        with atomic_folder(tmp_path / "m"), atomic_writer(tmp_path / "one"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OSError, match=remedy) as caught:
+        failing_run()
+    assert (str(caught.value).count(remedy), caught.value.filename) == (1, str(tmp_path / "one"))
 
 
 def test_files_of_a_set_get_their_names_together_the_first_last(

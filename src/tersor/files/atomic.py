@@ -6,9 +6,10 @@ A killed run leaves only hidden `.NAME.tersor-partial` entries; the next run to 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,12 @@ except ImportError:  # Windows has no advisory locks; two runs to one name are t
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer", "check_file", "check_folder", "replace_folder"]
+
+_REMEDIES = {
+    errno.ENOSPC: "make room there, or name an output elsewhere",
+    errno.EDQUOT: "your quota is used up: make room, or name an output elsewhere",
+    errno.EFBIG: "raise the limit of this process (ulimit -f), or name an output where files may be so large",
+}
 
 
 @contextlib.contextmanager
@@ -70,6 +77,11 @@ class AtomicSet:
                 (self.folder / _partial(name)).unlink()
         self._close()
 
+    def place(self) -> str:
+        """Return the path of the first file, and how many there are besides: for messages."""
+        first, *others = self._open or [""]
+        return str(self.folder / first) + (f" and {len(others)} more" if others else "")
+
     def _close(self) -> None:
         for file in self._open.values():
             with contextlib.suppress(OSError):
@@ -82,8 +94,9 @@ def atomic_set(folder: Path) -> Iterator[AtomicSet]:
     """Yield a set of files in `folder` that get their names together when the block ends well."""
     files = AtomicSet(folder)
     try:
-        yield files
-        files.commit()
+        with _telling(files.place):
+            yield files
+            files.commit()
     finally:
         files.discard()
 
@@ -98,8 +111,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
-        replace_folder(partial, path)
+        with _telling(lambda: str(path)):
+            yield partial
+            replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -138,6 +152,19 @@ def replace_folder(complete: Path, path: Path) -> None:
     complete.rename(path)
     _sync_folder(path.parent)
     shutil.rmtree(older, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _telling(place: Callable[[], str]) -> Iterator[None]:
+    """Say where there was no room for more and what to do, which the system does not say of a file that is open."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        told = str(error.strerror)
+        if remedy is None or remedy in told:
+            raise
+        raise OSError(error.errno, f"{told}; {remedy}", error.filename or place()) from error
 
 
 def _settled(path: Path) -> Path:
