@@ -72,11 +72,13 @@ class Limits:
     in_flight   requests that its variant works on at once
     queue       requests that wait for that beyond; more are refused with 503
     deadline_s  until an answer must have begun, waiting included
+    send_s      until a client must have taken what is sent of a stream: he holds a place meanwhile
     """
 
     in_flight: int = 8
     queue: int = 8
     deadline_s: float = 60.0
+    send_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

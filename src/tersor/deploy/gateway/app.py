@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from tersor.deploy.gateway.dashboard.watched import Watched
 from tersor.deploy.gateway.description.document import description
 from tersor.deploy.gateway.description.routes import METHODS, ROUTES, Route
 from tersor.deploy.gateway.heads import header
+from tersor.deploy.gateway.leaving import stream, while_there
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Reply, Served, TooLateError
 from tersor.deploy.gateway.operating.access import Access, DeniedError
@@ -30,7 +31,7 @@ from tersor.deploy.gateway.operating.actions import Operator, Order
 from tersor.deploy.gateway.operating.audit import Author
 from tersor.deploy.gateway.operating.fleet import Fleet
 from tersor.deploy.gateway.operating.records import Records
-from tersor.deploy.gateway.operating.routes import Endpoint, OperatorRoutes
+from tersor.deploy.gateway.operating.routes import VERSION, Endpoint, OperatorRoutes
 from tersor.deploy.gateway.recording.watch import Watch
 from tersor.deploy.gateway.rolling.cohorts import Caller
 from tersor.deploy.gateway.rolling.retries import Retries
@@ -53,7 +54,6 @@ else:
 __all__ = ["Gateway"]
 
 BAD_REQUEST, NOT_FOUND, WRONG_METHOD, UNAVAILABLE, LATE = 400, 404, 405, 503, 504
-VERSION = "1"
 _log = logging.getLogger(__name__)
 
 
@@ -174,7 +174,6 @@ class Gateway:
             "models": self._list, **{name: once(self._openai(name)) for name in openai.OPERATIONS},
             "feedback": self._feedback, "server": self._server, "v2_live": self._live, "v2_ready": self._ready,
             "metadata": self._metadata, "model_ready": self._model_ready, "infer": once(self._infer),
-            "index": self._index,
             **operators.handlers(), **pages.handlers(),
         }  # fmt: skip
 
@@ -288,30 +287,31 @@ class Gateway:
             asked = {"operation": operation, "body": with_logprobs(operation, given)}
             caller = self.access.caller(request, body.get("user") if isinstance(body, dict) else None)
             if given.get("stream"):
-                return await self._stream(operation, model, asked, given, caller)
-            async with self._answered(model, asked, b"", caller) as reply:
+                return await self._stream(request, operation, model, asked, given, caller)
+            async with while_there(request), self._answered(model, asked, b"", caller) as reply:
                 made = await openai.finished(operation, model, reply, given)
                 self._remember(made.get("id", ""), model, reply, caller)
                 return as_json(made, headers=self._told(model, reply))
 
         return answer
 
-    async def _stream(
-        self, operation: str, model: Served, asked: dict[str, Any], given: Mapping[str, Any], caller: Caller
-    ) -> Response:
+    async def _stream(  # noqa: PLR0917 (what is known of a request by now)
+        self, request: Request, operation: str, model: Served, asked: dict[str, Any], given: Mapping[str, Any],
+        caller: Caller,
+    ) -> Response:  # fmt: skip
         stack = AsyncExitStack()
-        reply = await stack.enter_async_context(self._answered(model, asked, b"", caller))
-
+        async with while_there(request):
+            reply = await stack.enter_async_context(self._answered(model, asked, b"", caller))
         number = openai.number(operation)
         self._remember(number, model, reply, caller)
 
-        async def events() -> AsyncIterator[bytes]:
+        async def events() -> AsyncGenerator[bytes, None]:
             async with stack:
                 async for event in openai.streamed(operation, model, reply, given, number):
                     yield event
 
         headers = {**self._told(model, reply), "Cache-Control": "no-store"}
-        return responses.StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+        return stream(events(), model.plan.limits.send_s, headers)
 
     def _remember(self, number: str, model: Served, reply: Reply, caller: Caller) -> None:
         rollout = self.rollouts.drawing(model, reply, caller)
@@ -356,24 +356,6 @@ class Gateway:
         model = self._tensor_model(request)
         return as_json({"name": model.name, "ready": model.is_ready}, 200 if model.is_ready else UNAVAILABLE)
 
-    async def _index(self, request: Request) -> Response:
-        body = await self._body(request)
-        given = json_of(body) if body.strip() else {}
-        if not isinstance(given, dict) or not isinstance(given.get("ready", False), bool):
-            raise RequestError("the body must be an object, in which 'ready' is true or false", BAD_REQUEST)
-        rows = [
-            {"name": name, "version": VERSION, **self._repository_state(name)}
-            for name, plan in self.fleet.deployment.models.items()
-            if plan.is_tensor
-        ]
-        return as_json([row for row in rows if row["state"] == "READY" or not given.get("ready")])
-
-    def _repository_state(self, name: str) -> dict[str, str]:
-        model = self.models.get(name)
-        if model is not None and model.is_ready:
-            return {"state": "READY", "reason": ""}
-        return {"state": "UNAVAILABLE", "reason": "unloaded" if model is None else "restarting"}
-
     async def _infer(self, request: Request) -> Response:
         self._tensor_model(request).admission.check_room()
         body = await self._body(request)
@@ -385,7 +367,7 @@ class Gateway:
         wanted = None if infer.outputs is None else list(infer.outputs)
         asked = {"inputs": infer.inputs, "outputs": wanted}
         caller = self.access.caller(request)
-        async with self._answered(model, asked, infer.payload, caller) as reply:
+        async with while_there(request), self._answered(model, asked, infer.payload, caller) as reply:
             if not reply.held:
                 raise EngineError(f"{model.name}: the engine answered nothing")
             part, payload = reply.held[0]

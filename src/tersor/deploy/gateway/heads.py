@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 else:
     httptools_impl = LazyModule("uvicorn.protocols.http.httptools_impl", "serve")
 
-__all__ = ["HEAD_BYTES", "Gathering", "bounded_protocol", "header"]
+__all__ = ["CUT", "HEAD_BYTES", "Gathering", "bounded_protocol", "header"]
 
 FOUND = "tersor.headers"
 """Where the headers of a request are kept once somebody asked for one."""
+CUT = "tersor.cut"
+"""Where a request has what ends its connection at once, whatever was not sent yet."""
 HEAD_BYTES = 64 << 10
 """Of a head that is not complete yet; what comes at once with its end is let through, one read at most."""
 
@@ -85,6 +87,8 @@ def bounded_protocol(seconds: float) -> type[asyncio.Protocol]:
             self._is_head = False
             self._stop()
             super().on_headers_complete()
+            scope: Any = self.scope  # which has keys of its own alone, as its type says
+            scope[CUT] = self.transport.abort
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

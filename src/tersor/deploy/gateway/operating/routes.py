@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 else:
     responses = LazyModule("starlette.responses", "serve")
 
-__all__ = ["Endpoint", "OperatorRoutes"]
+__all__ = ["VERSION", "Endpoint", "OperatorRoutes"]
 
 Endpoint = Callable[["Request"], Awaitable["Response"]]
+VERSION = "1"
+"""Of every model: the one that serves."""
 BAD_REQUEST, NOT_FOUND, CONFLICT = 400, 404, 409
 ORDER = {"action": str, "model": str, "why": str}
 
 
 class OperatorRoutes:
-    """What answers the operations that only an admin may ask for; `read` reads the body of a request."""
+    """What answers those operations, most of which only an admin may ask for; `read` reads the body of a request."""
 
     def __init__(self, operator: Operator, read: Callable[[Request], Awaitable[bytes]]) -> None:
         self._operator, self._read = operator, read
@@ -41,6 +43,7 @@ class OperatorRoutes:
             "rollout": self._rollout,
             "rollout_model": self._rollout_model,
             "order": self._order,
+            "index": self._index,
             "repository_load": self._load,
             "repository_unload": self._unload,
         }
@@ -68,6 +71,24 @@ class OperatorRoutes:
         if not isinstance(given, dict) or not is_order or "action" not in given or not set(given) <= set(ORDER):
             raise RequestError(f"an object with {', '.join(ORDER)} is wanted, all texts", BAD_REQUEST)
         return as_json(await self._carry_out(request, given["action"], given.get("model"), given.get("why") or ""))
+
+    async def _index(self, request: Request) -> Response:
+        body = await self._read(request)
+        given = json_of(body) if body.strip() else {}
+        if not isinstance(given, dict) or not isinstance(given.get("ready", False), bool):
+            raise RequestError("the body must be an object, in which 'ready' is true or false", BAD_REQUEST)
+        rows = [
+            {"name": name, "version": VERSION, **self._state(name)}
+            for name, plan in self._operator.fleet.deployment.models.items()
+            if plan.is_tensor
+        ]
+        return as_json([row for row in rows if row["state"] == "READY" or not given.get("ready")])
+
+    def _state(self, name: str) -> dict[str, str]:
+        model = self._operator.fleet.models.get(name)
+        if model is not None and model.is_ready:
+            return {"state": "READY", "reason": ""}
+        return {"state": "UNAVAILABLE", "reason": "unloaded" if model is None else "restarting"}
 
     async def _load(self, request: Request) -> Response:
         await self._check_parameters(request, ())
