@@ -18,7 +18,7 @@ from tersor.deploy.config import ModelPlan
 from tersor.deploy.gateway.admission import Admission
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.variants import Variant
-from tersor.deploy.gateway.watching import TensorWatch, TextWatch, Watch
+from tersor.deploy.gateway.watching import TensorWatch, TextWatch, Watch, shown
 from tersor.deploy.guard.ladder import Case, Decision, Failure, Ladder, Progress
 from tersor.deploy.running.supervised import Answer, Patience
 
@@ -280,12 +280,12 @@ class Served:
 
             async def rest() -> AsyncIterator[Answer]:
                 async for part in parts:
-                    twin.add(*part)
+                    shown(twin, part, self.name)
                     yield part
 
             held = [] if first is None else [first]
             for part in held:
-                twin.add(*part)
+                shown(twin, part, self.name)
             yield Reply(name, held, rest(), reason)
 
     @property
@@ -328,7 +328,7 @@ class _Attempt:
     async def _held(self, parts: AsyncGenerator[Answer, None]) -> Decision:
         async for part in parts:
             self.held.append(part)
-            self._watch.add(*part)
+            shown(self._watch, part, self.model.name)
             decision = self._judge()
             if decision.action != "wait":
                 return decision
@@ -344,7 +344,7 @@ class _Attempt:
         self._sent = self._watch.tokens
         try:
             async for part in parts:
-                self._watch.add(*part)
+                shown(self._watch, part, self.model.name)
                 if self._judge().action == "end":
                     names = ", ".join(finding.sentinel for finding in self._watch.findings)
                     raise EngineError(f"{self.model.name}: the answer went wrong: {names}")

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tersor.core.errors import EngineError, SchemeError
 from tersor.deploy.guard.findings import Finding
 from tersor.deploy.guard.sentinels import FinishReason, ReplyWatch, Token
 from tersor.deploy.guard.tensors import judge_tensors
+from tersor.deploy.running.supervised import Answer
 
-__all__ = ["TOP", "TensorWatch", "TextWatch", "Watch", "with_logprobs"]
+__all__ = ["TOP", "TensorWatch", "TextWatch", "Watch", "shown", "with_logprobs"]
 
 TOP = 2
 """Most likely tokens that sentinels see: how far the first is from the second."""
@@ -91,6 +93,14 @@ class TensorWatch:
             outputs[one["name"]] = np.frombuffer(payload, kind, count, at).reshape(one["shape"])
             at += count * kind.itemsize
         self.tokens, self.ended, self.findings = 1, "stop", judge_tensors(outputs)
+
+
+def shown(watch: Watch, part: Answer, name: str) -> None:
+    """Show a watch the next part of an answer of the engine `name`; EngineError where that is no answer."""
+    try:
+        watch.add(*part)
+    except SchemeError as error:
+        raise EngineError(f"{name}: an answer that no reply is made of: {error}") from error
 
 
 def with_logprobs(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,10 @@ WRONG: dict[str, tuple[Behave | bytes, str]] = {
     "no choices": (reply(b"{}"), "another shape"),
     "choices that are none": (reply(b'{"choices": [1]}'), "another shape"),
     "an index that lies": (reply(b'{"choices": [{"index": 1e99, "text": "a"}]}'), "another shape"),
+    "two choices of one index": (
+        reply(b'{"choices": [{"index": 1, "text": "a"}, {"index": 1, "text": "b"}]}'),
+        "two choices of one index",
+    ),
     "text that is none": (reply(b'{"choices": [{"index": 0, "text": 7}]}'), "another shape"),
     "too many choices": (reply(b'{"choices": [' + b"{}," * 99 + b"{}]}"), "another shape"),
     "bytes that are a size": (
@@ -64,6 +68,7 @@ WRONG: dict[str, tuple[Behave | bytes, str]] = {
     "too often": (reply(b"", "429 Too Many Requests"), "status 429"),
     "broken": (reply(b'{"error": {"message": "on fire"}}', "500 Oh"), "status 500: on fire"),
 }
+ENDED = CHUNK.replace(b'"b"', b'"b", "finish_reason": "stop"')
 STREAMS_WRONG: dict[str, tuple[Behave | bytes, str]] = {
     "broken off": (SSE + chunked(CHUNK) + b"0\r\n\r\n", "broke off"),
     "cut": (closing(SSE + chunked(CHUNK)), "closed the connection"),
@@ -73,6 +78,8 @@ STREAMS_WRONG: dict[str, tuple[Behave | bytes, str]] = {
     "an event without end": (SSE + chunked(b"data: " + b"x" * 5_000_000), "event of more than"),
     "comments alone": (dripping(SSE, chunked(b": still here\n\n")), "nothing came for 0.5 s"),
     "silence behind the head": (dripping(SSE, b""), "nothing came for 0.5 s"),
+    "text after its end": (SSE + chunked(ENDED, CHUNK), "goes on after its end"),
+    "two ends": (SSE + chunked(ENDED, ENDED), "goes on after its end"),
 }
 
 
@@ -92,6 +99,12 @@ def test_a_stream_that_is_wrong_is_an_engine_error_in_time(case: str) -> None:
     found = outcome(behaving(data), STREAMED, answer_s=0.5 if "0.5 s" in words else 10)
     with pytest.raises(EngineError, match=rf"^far: .*({words})"):
         raise found
+
+
+def test_a_stream_may_tell_its_use_after_its_end_and_an_empty_part() -> None:
+    empty, use = CHUNK.replace(b'"b"', b'""'), b'data: {"choices": [], "usage": {"completion_tokens": 1}}\n\n'
+    data = SSE + chunked(ENDED, empty, use, b"data: [DONE]\n\n") + b"0\r\n\r\n"
+    assert len(outcome(behaving(data), STREAMED)) == 3
 
 
 def test_a_request_that_the_server_refuses_is_refused() -> None:

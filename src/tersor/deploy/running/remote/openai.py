@@ -56,9 +56,14 @@ class OpenAi:
                 found = parsed(link.name, await arriving.whole())
                 yield checked(link.name, operation, found), b""
                 return
-            events = _Events(arriving)
+            events, ended = _Events(arriving), set[int]()
             while (data := await events.next()) is not None:
-                yield checked(link.name, operation, parsed(link.name, data)), b""
+                part = checked(link.name, operation, parsed(link.name, data))
+                choices = part.get("choices", ())
+                if any(_says(one) for one in choices if one["index"] in ended):
+                    raise EngineError(f"{link.name}: a stream that goes on after its end")
+                ended |= {one["index"] for one in choices if one["finish_reason"] is not None}
+                yield part, b""
 
 
 class _Events:
@@ -123,11 +128,20 @@ def _completion(found: Any) -> dict[str, Any]:
     if not isinstance(choices, list) or len(choices) > MOST_CHOICES:
         raise ValueError("choices are a list")
     made: dict[str, Any] = {"choices": [_choice(one) for one in choices]}
+    if len({one["index"] for one in made["choices"]}) < len(choices):
+        raise ValueError("two choices of one index")
     if isinstance(found.get("object"), str):
         made["object"] = found["object"][:40]
     if found.get("usage") is not None:
         made["usage"] = _usage(found)
     return made
+
+
+def _says(one: Mapping[str, Any]) -> bool:
+    """Whether a choice, as `_choice` makes it, holds more of a reply than its end."""
+    spoken = one.get("delta") or one.get("message") or {}
+    said = (one.get("text"), one.get("logprobs", {}).get("content"), *(spoken.get(name) for name in SPOKEN[1:]))
+    return any(said)
 
 
 def _choice(one: Mapping[str, Any]) -> dict[str, Any]:
