@@ -16,9 +16,10 @@ else:
     torch = LazyModule("torch", "torch")
     functional = LazyModule("torch.nn.functional", "torch")
 
-__all__ = ["Distance", "divergence"]
+__all__ = ["Distance", "divergence", "lost_energy"]
 
 Distance: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+TINY = 1e-30
 AT_ONCE = 1 << 17
 """Numbers of each side that a processor takes at a time: half a megabyte, which stays in its cache."""
 
@@ -36,6 +37,15 @@ def divergence(temperature: float = 1.0) -> Distance:
         return found
 
     return distance
+
+
+def lost_energy(made: Tensor, taught: Tensor) -> Tensor:
+    """Return half the energy of what answers are off by over that of the answers, for those that are no classes.
+
+    It is the divergence of two normal distributions of the answers' width that lie as far apart, nats.
+    """
+    wanted = taught.detach()
+    return (made - wanted).square().sum() / (2 * wanted.square().sum().clamp_min(TINY))
 
 
 @functools.cache

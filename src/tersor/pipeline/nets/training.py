@@ -14,7 +14,7 @@ from tersor.graph.observe import Progress
 from tersor.graph.ptq import QuantizedNet
 from tersor.graph.sessions import digest
 from tersor.graph.training.convert import convert
-from tersor.graph.training.distillation import divergence
+from tersor.graph.training.distillation import divergence, lost_energy
 from tersor.graph.training.module import to_torch
 from tersor.graph.training.prepare import prepare
 from tersor.graph.training.train import DAMPING, Epoch, Options, Trained, adam, train
@@ -73,9 +73,12 @@ def train_quantized(
     original  the float net that checkpoints are known by, as it came; None: `quantized.source`
 
     The batch norms are folded; the loss is the divergence from the float net's answers, and the cross entropy of the
-    labels where there are any. What is returned is the epoch with the least loss on batches that were not trained on;
-    where none has less than `quantized` had before, that one is, and the best epoch is -1.
-    Raises SchemeError for too little data or another kind of net, QualityError where the loss is no longer finite.
+    labels where there are any. Classes lie along the axis that the labels lack; without labels along the last, of maps,
+    [items, classes, height, width], along the second. Of one number an item the loss is the energy of what it is off
+    by. What is returned is the epoch with the least loss on batches that were not trained on; where none has less than
+    `quantized` had before, that one is, and the best epoch is -1.
+    Raises SchemeError for too little data, labels that are no classes, or a net of several outputs, QualityError where
+    the loss is no longer finite.
     """
     if training.epochs < 1 or not training.rate > 0 or not training.damping >= 0:
         raise SchemeError(
@@ -84,7 +87,12 @@ def train_quantized(
         )
     if isinstance(training.data, (str, Path)):
         raise SchemeError(f"{training.data}: open it first, as `open_images` does")
-    inputs = len(quantized.source.inputs)
+    inputs, outputs = len(quantized.source.inputs), [str(value.name) for value in quantized.source.outputs]
+    if len(outputs) > 1:
+        raise SchemeError(
+            f"{quantized.source.name} has the outputs {', '.join(outputs)}; training is taught by one. For a loss of "
+            "your own there are prepare, train and convert of tersor.graph.training"
+        )
     kept, each = _kept_back(training, inputs) if training.validation is None else _gone_through_anew(training, inputs)
     count = len(training.data) if isinstance(training.data, Sized) else 0
     if training.folder is not None:
@@ -96,26 +104,26 @@ def train_quantized(
         Workspace(training.folder, described, resume=training.resume)
     teacher = to_torch(quantized.source.model).eval()
     module = prepare(quantized)
-    is_labelled = all(label is not None for _, label in kept)
+    lesson = _Lesson(kept, teacher)
 
     def told(epoch: Epoch) -> None:
         if progress is not None:
             progress("training", epoch.number + 1, training.epochs)
 
-    validate = _validator(kept, teacher, is_labelled=is_labelled)
     options = Options(
-        loss=_cross_entropy if is_labelled else None,
+        loss=lesson.cross_entropy if lesson.is_labelled else None,
         optimizer=adam(training.rate),
         teacher=teacher,
+        distance=lesson.distance,
         damping=training.damping,
-        validate=validate,
+        validate=lesson.score,
         patience=training.patience,
         folder=training.folder,
         resume=training.folder is not None,
         progress=told,
     )
     with torch.no_grad():
-        before = validate(module.eval())
+        before = lesson.score(module.eval())
     trained = train(module, each, training.epochs, options)
     after = trained.epochs[trained.best].score
     if after is None or not after > before:
@@ -200,25 +208,55 @@ def _shuffled(batches: Sequence[Batch]) -> Epochs:
     return of
 
 
-def _cross_entropy(made: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(made, labels)
+class _Lesson:
+    """What is learned: the float net's answers, and labels where there are any.
 
+    axis  of an output, that holds the scores of classes; None where there is none
+    """
 
-def _validator(kept: Sequence[Batch], teacher: Module, *, is_labelled: bool) -> Callable[[Module], float]:
-    """Return a score: less what is trained on, which tells more by a few hundred items than how many are right."""
-    distance = divergence()
-    with torch.no_grad():
-        taught = [teacher(*inputs) for inputs, _ in kept]
+    def __init__(self, kept: Sequence[Batch], teacher: Module) -> None:
+        with torch.no_grad():
+            self.taught = [teacher(*inputs) for inputs, _ in kept]
+        self.kept = kept
+        self.is_labelled = all(label is not None for _, label in kept)
+        self.axis = _class_axis(self.taught[0], kept[0][1])
+        self._divergence = divergence()
 
-    def score(module: Module) -> float:
+    def distance(self, made: Tensor, taught: Tensor) -> Tensor:
+        """Return how far answers are from those of the float net, nats an item."""
+        if self.axis is None:
+            return lost_energy(made, taught)
+        return self._divergence(made.movedim(self.axis, -1), taught.movedim(self.axis, -1))
+
+    def cross_entropy(self, made: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross entropy of labels, nats an item."""
+        assert self.axis is not None, "labels were seen"
+        found: Tensor = torch.nn.functional.cross_entropy(made.movedim(self.axis, 1), labels)
+        return found
+
+    def score(self, module: Module) -> float:
+        """Return less what is trained on, which tells more by a few hundred items than how many are right."""
         count = lost = 0.0
-        for (inputs, labels), wanted in zip(kept, taught, strict=True):
+        for (inputs, labels), wanted in zip(self.kept, self.taught, strict=True):
             made = module(*inputs)
-            loss = distance(made, wanted) + (_cross_entropy(made, labels) if is_labelled else 0)
+            loss = self.distance(made, wanted) + (self.cross_entropy(made, labels) if self.is_labelled else 0)
             lost, count = lost + float(loss) * len(made), count + len(made)
         return -lost / count
 
-    return score
+
+def _class_axis(taught: Tensor, labels: Tensor | None) -> int | None:
+    shape = list(taught.shape)
+    usual = 1 if len(shape) > 3 else len(shape) - 1
+    fitting = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
+    if labels is not None:
+        fitting = [axis for axis in fitting if shape[:axis] + shape[axis + 1 :] == list(labels.shape)]
+        if not fitting:
+            raise SchemeError(
+                f"training: labels are {list(labels.shape)} and the net gives {shape}: it is no axis of classes more; "
+                "leave the labels out, and the float net alone teaches"
+            )
+        return usual if usual in fitting else fitting[0]
+    return usual if usual in fitting else None
 
 
 def _batch(batch: Any, inputs: int, number: int) -> Batch:
@@ -226,5 +264,10 @@ def _batch(batch: Any, inputs: int, number: int) -> Batch:
     if len(given) not in (inputs, inputs + 1):
         raise SchemeError(f"training batch {number}: {len(given)} arrays for {inputs} inputs and a label")
     tensors = tuple(torch.as_tensor(item) for item in given[:inputs])
-    label = None if len(given) == inputs or given[inputs] is None else torch.as_tensor(given[inputs]).long()
-    return tensors, label
+    label = None if len(given) == inputs or given[inputs] is None else torch.as_tensor(given[inputs])
+    if label is not None and label.is_floating_point():
+        raise SchemeError(
+            f"training batch {number}: labels are {label.dtype} {list(label.shape)}, and classes are whole numbers; "
+            "leave the labels out, and the float net alone teaches"
+        )
+    return tensors, None if label is None else label.long()
