@@ -129,5 +129,5 @@ def _rollout() -> Progress:
     decision = decide(tests, plan.rules(None), StepProgress(600, 700.0))
     assert decision.action == "PROMOTE_STEP"
     later = time_of(NOW - 80_000)
-    now = progress.decided(now, decision, plan, later)
+    now = progress.decided(now, decision, later)
     return progress.advanced(now, plan, later, "rollout", decision.reason)

@@ -17,7 +17,7 @@ from tersor.deploy.rollout.decision import Decision
 from tersor.deploy.rollout.plan import RolloutPlan
 
 __all__ = ["LIVE", "Move", "Progress", "State", "advanced", "begun", "decided", "ended", "paused", "read_progress",
-           "resumed", "weight_of"]  # fmt: skip
+           "refitted", "resumed", "stands", "weight_of"]  # fmt: skip
 
 State: TypeAlias = Literal["created", "gated", "shadow", "canary", "promoted", "rolled_back", "paused"]
 LIVE: tuple[State, ...] = ("created", "gated", "shadow", "canary", "paused")
@@ -128,23 +128,41 @@ def resumed(now: Progress, plan: RolloutPlan, at: str, who: str, why: str) -> Pr
     return _moved(replace(now, elapsed_s=0.0, state=now.paused_in, paused_in=None), plan, at, who, why)
 
 
-def decided(now: Progress, decision: Decision, plan: RolloutPlan, at: str) -> Progress:
+def stands(now: Progress, plan: RolloutPlan) -> bool:
+    """Whether the step that lasts is one of the plan's: its steps may have been edited meanwhile."""
+    return now.trying != "canary" or _share(now, plan) == weight_of(now)
+
+
+def refitted(now: Progress, plan: RolloutPlan, at: str, who: str, why: str) -> Progress:
+    """Return it at the largest step of the plan that is not above the share it has, or at the first."""
+    step = max((n for n, share in enumerate(plan.steps) if share / 100 <= weight_of(now)), default=0)
+    return _moved(replace(now, samples=0, elapsed_s=0.0, step=step), plan, at, who, why)
+
+
+def decided(now: Progress, decision: Decision, at: str) -> Progress:
     """Return it with a decision that changes something, and the numbers that made it."""
-    row = {"at": at, "state": now.state, "step": now.step, "weight": weight_of(now, plan)}
+    row = {"at": at, "state": now.state, "step": now.step, "weight": weight_of(now)}
     decisions = (*now.decisions, {**row, "decision": decision.to_dict()})[-MOST_DECISIONS:]
     return replace(now, decisions=decisions)
 
 
-def weight_of(now: Progress, plan: RolloutPlan) -> float:
-    """Return the share of requests that the candidate answers, 0 … 1."""
+def weight_of(now: Progress) -> float:
+    """Return the share of requests that the candidate answers, 0 … 1: as it was written down."""
+    return now.history[-1].weight
+
+
+def _share(now: Progress, plan: RolloutPlan) -> float | None:
+    """Return that share as a plan has it; None where it has no such step."""
     if now.state == "promoted":
         return 1.0
     if now.trying != "canary" or now.step is None:
         return 0.0
-    return plan.steps[min(now.step, len(plan.steps) - 1)] / 100
+    return plan.steps[now.step] / 100 if now.step < len(plan.steps) else None
 
 
 def _moved(made: Progress, plan: RolloutPlan, at: str, who: str, why: str) -> Progress:
     """Add the move into what `made` stands in."""
-    move = Move(at, made.state, made.step, weight_of(made, plan), who, why)
+    share = _share(made, plan)
+    assert share is not None, "who moves takes a step that there is"
+    move = Move(at, made.state, made.step, share, who, why)
     return replace(made, history=(*made.history, move)[-MOST_MOVES:])

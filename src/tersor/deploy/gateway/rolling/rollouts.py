@@ -182,7 +182,7 @@ class Rollouts:
 
     async def _keep(self, name: str, now: Progress) -> None:
         plan = self.fleet.deployment.models.get(name)
-        weight = progress.weight_of(now, plan.rollout) if plan else 0.0
+        weight = progress.weight_of(now) if plan else 0.0
         labels = await self._labels(name, now)
         await asyncio.to_thread(self.fleet.records.keep_rollout, name, now, weight, labels)
         self._kept[name] = time.monotonic()
@@ -243,6 +243,8 @@ class Rollouts:
             self._tell(name, now)
             return now
         self.trials[name] = trial
+        if not progress.stands(trial.now, member.served.plan.rollout):
+            await self._move(name, trial, progress.refitted, ITSELF.who, "the deployment names other steps")
         why = {"created": "it is loaded, and may serve", "gated": "the gate let it"}
         while trial.now.state in why:
             await self._move(name, trial, progress.advanced, ITSELF.who, why[trial.now.state])
@@ -347,7 +349,7 @@ class Rollouts:
             return
 
         def made(now: Progress, plan: Any, at: str, who: str, why: str) -> Progress:
-            return moved(progress.decided(now, decision, plan, at), plan, at, who, why)
+            return moved(progress.decided(now, decision, at), plan, at, who, why)
 
         after = await self._move(name, trial, made, ITSELF.who, decision.reason)
         await self._audit(name, after)

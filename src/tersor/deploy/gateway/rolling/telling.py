@@ -63,7 +63,7 @@ def rollout_of(rollouts: Rollouts, name: str, plan: ModelPlan) -> dict[str, Any]
         "candidate": now.candidate, "control": now.primary, "reference": plan.fallback or plan.primary,
         "id": now.id, "attempt": now.attempt, "state": now.state, "paused_in": now.paused_in, "step": now.step,
         "steps": [share / 100 for share in plan.rollout.steps],
-        "weight": trial.weight if trial else 0.0 if now.state == "rolled_back" else weight_of(now, plan.rollout),
+        "weight": trial.weight if trial else 0.0 if now.state == "rolled_back" else weight_of(now),
         "since": {"at": moved.at, "who": moved.who, "why": moved.why},
         "progress": None if rules is None else _progress(now, rules),
         "tests": _tests(tests, rules),

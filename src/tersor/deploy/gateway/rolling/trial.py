@@ -117,7 +117,7 @@ class Trial:
     @property
     def weight(self) -> float:
         """Share of requests that the candidate answers now."""
-        return weight_of(self.now, self.control.plan.rollout) if self.is_loaded else 0.0
+        return weight_of(self.now) if self.is_loaded else 0.0
 
     async def load(self) -> None:
         """Load the candidate; EngineError where that cannot be."""
