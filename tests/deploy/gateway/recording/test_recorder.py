@@ -63,7 +63,46 @@ def test_a_clock_that_is_set_back_loses_nothing() -> None:
     recorder.answered("m", "q", 0.1, 0.1)
     clock.now -= 7200
     recorder.answered("m", "q", 0.1, 0.1)
-    assert recorder.records["m", "q"].now.answered == 2
+    record = recorder.records["m", "q"]
+    clock.now += 60
+    recorder.turn([("m", "q")])
+    assert sum(day.answered for day in record.days) == 2
+
+
+def test_a_clock_that_is_set_back_leaves_windows_as_long_as_they_are() -> None:
+    clock = Clock()
+    recorder = Recorder(clock)
+
+    def minute(failed: int) -> tuple[int, int]:
+        for number in range(60):
+            recorder.failed("m", "q") if number < failed else recorder.answered("m", "q", 0.1, 0.1)
+            clock.now += 1
+        window = recorder.records["m", "q"].since(clock.now - 300)
+        return window.failed, window.answered
+
+    assert [minute(6) for _ in range(10)][-1] == (30, 270)
+    clock.now -= 3 * 3600
+    after = [minute(0) for _ in range(200)]  # past the time that it was set back from
+    assert {failed for failed, _ in after} == {0}
+    assert {answered for _, answered in after[5:]} == {300}
+    assert [minute(60) for _ in range(5)][-1] == (300, 0)
+    clock.now -= 1  # as clocks are corrected all day: nothing is dropped
+    assert minute(60)[0] >= 300
+
+
+def test_days_of_a_clock_that_was_far_ahead_take_nothing_in() -> None:
+    clock = Clock()
+    recorder = Recorder(clock)
+    clock.now += 20 * 86_400
+    recorder.failed("m", "q")
+    clock.now -= 20 * 86_400
+    for _ in range(3):
+        recorder.answered("m", "q", 0.1, 0.1)
+        clock.now += 86_400
+    recorder.turn([("m", "q")])
+    days = recorder.records["m", "q"].days
+    assert [(day.answered, day.failed) for day in days] == [(1, 0)] * 3 + [(0, 1)]
+    assert [day.at for day in days] == sorted(day.at for day in days)
 
 
 def test_figures_are_shares_of_what_was_asked() -> None:

@@ -95,6 +95,27 @@ def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path, monk
     assert [one.answered for one in again.records["m", "q"].minutes] == [1, 1, 1, 1]
 
 
+def test_minutes_of_a_clock_that_was_ahead_are_forgotten_and_those_after_it_kept(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "record.db"
+    recorder, store = Recorder(clock), Store(path)
+    for _ in range(3):
+        a_minute(recorder, clock)
+    store.save(recorder)
+    clock.now -= 6 * 3600
+    early = Recorder(clock)
+    store.fill(early)  # a gateway that begins before anything was counted anew
+    assert not early.records["m", "q"].minutes
+    for _ in range(2):
+        a_minute(recorder, clock)
+    store.save(recorder)
+    again = Recorder(clock)
+    store.fill(again)
+    store.close()
+    assert [one.answered for one in again.records["m", "q"].minutes] == [1, 1]
+    assert sum(day.answered for day in again.records["m", "q"].days) == 5
+    assert len(read_cells(path)["m", "q"].minutes) == 2
+
+
 def test_a_save_writes_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     recorder, store, written = Recorder(clock), Store(tmp_path / "record.db"), list[object]()

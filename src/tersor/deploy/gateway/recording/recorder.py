@@ -37,8 +37,8 @@ class Record:
     days: deque[Cell] = field(default_factory=lambda: deque(maxlen=DAYS))
 
     def at(self, moment: float) -> Cell:
-        """Return the minute to count in; a clock that is set back goes on with the one that lasts."""
-        if moment >= self.now.at + MINUTE_S:
+        """Return the minute to count in; a clock that is set back by less than one goes on with the one that lasts."""
+        if not self.now.at - MINUTE_S <= moment < self.now.at + MINUTE_S:
             self._turn(int(moment) // MINUTE_S * MINUTE_S)
         return self.now
 
@@ -49,11 +49,18 @@ class Record:
     def _turn(self, at: int) -> None:
         if self.now.at:
             self.minutes.append(self.now)
-            day = self.now.at // DAY_S * DAY_S
-            if not self.days or self.days[-1].at < day:
-                self.days.append(Cell(day))
-            self.days[-1].add(self.now)
+            self._day(self.now.at // DAY_S * DAY_S).add(self.now)
+        while self.minutes and self.minutes[-1].at >= at:
+            # The clock was set back: what it called so is of no minute that comes, and stays in its day.
+            self.minutes.pop()
         self.now = Cell(at)
+
+    def _day(self, at: int) -> Cell:
+        found = next((one for one in reversed(self.days) if one.at == at), None)
+        if found is None:
+            found = Cell(at)
+            self.days = deque(sorted((*self.days, found), key=lambda one: one.at), DAYS)
+        return found
 
 
 @dataclass(eq=False)

@@ -97,9 +97,11 @@ class Store:
                 continue
             if kind == "day":
                 record.days.append(cell)
+            elif cell.at > recorder.clock():
+                continue  # a clock was ahead that is no more
             elif kind == "minute":
                 record.minutes.append(cell)
-            elif cell.at <= recorder.clock():
+            else:
                 record.now = cell
 
     def save(self, recorder: Recorder) -> None:
@@ -109,6 +111,7 @@ class Store:
         with self._writing():
             for (model, variant), record in list(recorder.records.items()):
                 since = self._saved.get((model, variant), 0)
+                since = since if since <= record.now.at else 0  # the clock was set back
                 saved[model, variant] = record.now.at
                 connection.execute(
                     "DELETE FROM cells WHERE model = ? AND variant = ? AND kind = 'now'", (model, variant)
@@ -119,7 +122,8 @@ class Store:
                     "INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?)",
                     [(model, variant, kind, one.at, json.dumps(one.to_object())) for kind, one in rows if one.at],
                 )
-            connection.execute("DELETE FROM cells WHERE kind = 'minute' AND at < ?", (now - MINUTES * MINUTE_S,))
+            hour = now - MINUTES * MINUTE_S, now
+            connection.execute("DELETE FROM cells WHERE kind = 'minute' AND NOT at BETWEEN ? AND ?", hour)
             connection.execute("DELETE FROM cells WHERE at < ?", (now - (DAYS + 1) * DAY_S,))
         self._saved |= saved  # only now: what could not be written is written the next time
 
