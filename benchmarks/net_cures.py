@@ -1,6 +1,6 @@
-"""What evening out channels, smoothing and corrected biases are worth: SQNR of nets on int8 with all, and without each.
+"""What smoothing, corrected biases and evening out channels are worth: SQNR of nets on int8 with and without each.
 
-    python benchmarks/net_cures.py [--data FOLDER] [--json]
+    python benchmarks/net_cures.py [--data FOLDER] [--format int8] [--json]
 
 SQNR compares the answers of the float net and of the net on integers, both in ONNX Runtime, on inputs that calibration
 has not seen, in dB.
@@ -34,13 +34,13 @@ from tersor.graph.ptq import Recipe
 from tersor.graph.sessions import Session
 from tersor.pipeline.nets.quantizing import NetHow, quantize_network
 
-ALL = Recipe()
-WITHOUT = {
-    "all": ALL,
-    "without equalize": replace(ALL, equalize=False),
-    "without smooth": replace(ALL, smooth=False),
-    "without biases": replace(ALL, biases=False),
-    "none of them": replace(ALL, equalize=False, smooth=False, biases=False),
+USUAL = Recipe()
+RECIPES = {
+    "usual": USUAL,
+    "equalize too": replace(USUAL, equalize=True),
+    "without smooth": replace(USUAL, smooth=False),
+    "without biases": replace(USUAL, biases=False),
+    "neither": replace(USUAL, smooth=False, biases=False),
 }
 CALIBRATION, TESTED, BATCH = 256, 400, 64
 
@@ -77,13 +77,15 @@ def decibels(float_net: Net, integers: Net, inputs: Tensor) -> float:
     return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - made).sum()))
 
 
-def measured(subject: Subject) -> dict[str, float]:
-    """Return the SQNR of every recipe."""
+def measured(subject: Subject, name: str) -> dict[str, float]:
+    """Return the SQNR of every recipe with weights in a format."""
     found = {}
-    for name, recipe in WITHOUT.items():
-        how = NetHow(list(torch.split(subject.calibration, BATCH)), recipe=recipe, bench=False, threads=1)
-        quantized = quantize_network(subject.net, "int8", how).quantized
-        found[name] = decibels(quantized.source, quantized.net, subject.tested)
+    bits = int(name.removeprefix("int"))
+    for title, recipe in RECIPES.items():
+        batches = list(torch.split(subject.calibration, BATCH))
+        how = NetHow(batches, recipe=replace(recipe, bits=bits), bench=False, threads=1)
+        quantized = quantize_network(subject.net, name, how).quantized
+        found[title] = decibels(quantized.source, quantized.net, subject.tested)
     return found
 
 
@@ -91,15 +93,16 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with resnet20.safetensors and cifar10.npz")
+    parser.add_argument("--format", default="int8", help="of weights")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    rows = {subject.name: measured(subject) for subject in subjects(chosen.data)}
+    rows = {subject.name: measured(subject, chosen.format) for subject in subjects(chosen.data)}
     if chosen.json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table(title="output SQNR on int8, dB", title_justify="left")
-    for heading in ("net", *WITHOUT):
+    table = Table(title=f"output SQNR, weights {chosen.format}, dB", title_justify="left")
+    for heading in ("net", *RECIPES):
         table.add_column(heading, justify="left" if heading == "net" else "right")
     for name, row in rows.items():
         table.add_row(name, *(f"{value:.1f}" for value in row.values()))

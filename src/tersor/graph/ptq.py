@@ -42,7 +42,9 @@ class Recipe:
     weights   a key of METHODS, or "auto": best below 8 bits, else gptq
     left      names of operators that stay in float
     halved    those of them whose weights are stored in 16 bits
-    equalize  let weights that follow one another share their range, and channels of activations fill that they share
+    equalize  let weights that follow one another share their range, and channels of activations fill that they share.
+              Not by default: with a scale for each row, channels that all reach to the end of one range lose more
+              beyond it, on inputs not seen, than finer steps win (benchmarks/net_cures.py)
     smooth    divide the inputs of linear layers by column where their outputs gain, as in transformers
     biases    take the mean of what rounding a weight does into the bias behind it
     products  let all products of two activations run on integers; without it only scores of attention do, where the
@@ -58,7 +60,7 @@ class Recipe:
     weights: str = "auto"
     left: tuple[str, ...] = ()
     halved: tuple[str, ...] = ()
-    equalize: bool = True
+    equalize: bool = False
     smooth: bool = True
     biases: bool = True
     products: bool = False
