@@ -67,6 +67,27 @@ def test_what_still_fires_when_its_silence_ends_is_told_then(hook: Hook) -> None
     assert told(hook) == [("m", "firing"), ("m", "resolved")]
 
 
+def test_what_began_in_a_silence_is_told_after_it_by_the_next_gateway_too(hook: Hook) -> None:
+    first = Alarms(plan(silence(WALL + 60, "m")))
+    first.look(0, WALL, {("m", "q"): BAD, ("n", "q"): BAD})
+    until(lambda: len(hook.documents) == 1)
+    first.close()
+    kept = first.to_object()
+    second = Alarms(plan(silence(WALL + 60, "m")))
+    second.restore([*kept, 3, {"told": False}])
+    assert second.untold == {("EngineDown", "m", "q")}
+    second.look(30, WALL + 30, {("m", "q"): BAD, ("n", "q"): BAD})
+    second.look(61, WALL + 61, {("m", "q"): BAD, ("n", "q"): BAD})
+    until(lambda: len(hook.documents) == 2)
+    second.close()
+    third = Alarms(plan())  # and is told once
+    third.restore(second.to_object())
+    third.look(70, WALL + 70, {("m", "q"): GOOD, ("n", "q"): BAD})
+    until(lambda: len(hook.documents) == 3)
+    third.close()
+    assert told(hook) == [("n", "firing"), ("m", "firing"), ("m", "resolved")]
+
+
 def test_an_end_inside_of_a_silence_is_not_told(hook: Hook) -> None:
     alarms = Alarms(plan())
     alarms.look(0, WALL, {("m", "q"): BAD})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tersor.core.errors import MissingError, SchemeError
 from tersor.deploy.alerting.book import Alert, Book
@@ -14,6 +15,9 @@ from tersor.deploy.alerting.plan import MonitorPlan
 from tersor.deploy.alerting.webhook import Webhook
 
 __all__ = ["Alarms"]
+
+KEY = ("alert", "model", "variant")
+"""Of an alert, in JSON."""
 
 
 @dataclass(eq=False)
@@ -44,6 +48,22 @@ class Alarms:
             self._untold.discard(key)
             self.delivery.tell(self.book.alerts[key])
         return changed
+
+    @property
+    def untold(self) -> frozenset[tuple[str, str, str]]:
+        """What fires, and nobody was told of for a silence."""
+        return frozenset(self._untold)
+
+    def to_object(self) -> list[dict[str, Any]]:
+        """Return the alerts that are there for JSON, and whether somebody was told of them."""
+        return [{**alert.to_object(), "told": key not in self._untold} for key, alert in self.book.alerts.items()]
+
+    def restore(self, given: object) -> None:
+        """Go on with what fired when `to_object` was asked; as `Book.restore`."""
+        self.book.restore(given)
+        rows = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+        silent = {tuple(row.get(word) for word in KEY) for row in rows if row.get("told") is False}
+        self._untold = {key for key in self.book.alerts if key in silent}
 
     def prepared(self, plan: MonitorPlan) -> Delivery:
         """Return who tells by another plan; raises what is wrong with it, and changes nothing."""

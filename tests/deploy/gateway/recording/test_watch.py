@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tersor.deploy.alerting.plan import MonitorPlan
+from tersor.deploy.alerting.plan import MonitorPlan, Silence
 from tersor.deploy.config import Deployment, ModelPlan, VariantPlan
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
 from tersor.deploy.gateway.recording.recorder import Recorder
-from tersor.deploy.gateway.recording.store import read_happenings
+from tersor.deploy.gateway.recording.store import read_document, read_happenings
 from tersor.deploy.gateway.recording.watch import Watch
 
 from .test_recorder import Clock
@@ -167,5 +167,25 @@ def test_a_refresh_is_tried_again_while_inputs_drift_when_it_is_due(tmp_path: Pa
             looks, watched.clock.now = watched.clock.asked, watched.clock.now + 3601
             await until(lambda: watched.clock.asked > looks + 20)
         assert codes() == [3, 3]
+
+    asyncio.run(run())
+
+
+def test_whether_an_alert_was_told_is_kept_with_it(tmp_path: Path) -> None:
+    def kept(watched: Watched) -> list[tuple[str, bool]]:
+        rows = read_document(watched.record, "alerts") or []
+        return [(row["alert"], row["told"]) for row in rows if row["state"] == "firing"]
+
+    async def run() -> None:
+        limits: dict[str, object] = {"EngineDown": {"for_s": 0}}
+        quiet = Silence("EngineDown", "2027-01-15T09:00:00Z")
+        watched = Watched(tmp_path, replace(plan(**limits), silences=(quiet,)))
+        async with watched.running() as until:
+            await until(lambda: kept(watched) == [("EngineDown", False)])
+        again = Watched(tmp_path, replace(plan(**limits), silences=(quiet,)))
+        async with again.running() as until:
+            assert again.watch.alarms.untold
+            again.clock.now += 3601  # the silence is over
+            await until(lambda: kept(again) == [("EngineDown", True)])
 
     asyncio.run(run())

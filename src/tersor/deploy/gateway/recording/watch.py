@@ -84,7 +84,7 @@ class Watch:
         try:
             await asyncio.to_thread(store.fill, self.recorder)
             self.drifting = await asyncio.to_thread(Drifting.of, self.plan, self.recorder, store)
-            self.alarms.book.restore(await asyncio.to_thread(store.get, "alerts"))
+            self.alarms.restore(await asyncio.to_thread(store.get, "alerts"))
             for alert in self.alarms.book.alerts.values():
                 self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(1)
             self.drifts.update(drift_rows(await asyncio.to_thread(store.get, DRIFT)))
@@ -139,6 +139,7 @@ class Watch:
         for trial in self.tried():
             candidate = trial.variants[trial.plan.primary]
             self.recorder.holds(trial.name, candidate.name, resident_bytes(getattr(candidate.engine, "pid", None)))
+        untold = self.alarms.untold
         changed = self.alarms.look(now, moment, seen)
         for alert in changed:
             self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(alert.state == "firing")
@@ -147,10 +148,10 @@ class Watch:
         self._seen_before = set(seen)
         if befell := self.incidents.look([*models.values(), *self.tried()]):
             await asyncio.to_thread(store.happen, *befell)
-        if changed:
+        if changed or self.alarms.untold != untold:
             rows = [Happening(moment, f"alert {one.state}", one.model, one.to_object()) for one in changed]
             # Together: a kill in between would let a restart tell of the same alert again, or never of its end.
-            await asyncio.to_thread(store.happen, *rows, alerts=self.alarms.book.to_object())
+            await asyncio.to_thread(store.happen, *rows, alerts=self.alarms.to_object())
         for alert in self.alarms.book.alerts.values():
             if (alert.rule, alert.state) == ("InputDrift", "firing") and alert.model in models:
                 self._wish(alert, models[alert.model], store, is_new=alert in changed)
