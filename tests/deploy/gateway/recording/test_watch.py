@@ -16,7 +16,8 @@ from tersor.deploy.config import Deployment, ModelPlan, VariantPlan
 from tersor.deploy.gateway.metrics import Metrics
 from tersor.deploy.gateway.models import Served
 from tersor.deploy.gateway.recording.recorder import Recorder
-from tersor.deploy.gateway.recording.store import read_document, read_happenings
+from tersor.deploy.gateway.recording.refresh import Refresh
+from tersor.deploy.gateway.recording.store import Happening, Store, read_document, read_happenings
 from tersor.deploy.gateway.recording.watch import Watch
 
 from .test_recorder import Clock
@@ -189,3 +190,27 @@ def test_whether_an_alert_was_told_is_kept_with_it(tmp_path: Path) -> None:
             await until(lambda: kept(again) == [("EngineDown", True)])
 
     asyncio.run(run())
+
+
+def test_how_long_ago_a_refresh_ran_outlives_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        watched = Watched(tmp_path, replace(plan(), refresh=("true",), refresh_every_s=86_400.0))
+        now = watched.clock.now
+        store = Store(watched.record)
+        store.happen(*[Happening(now - ago, "refresh run", "m", {"exit_code": 0}) for ago in (90_000, 60)])
+        store.happen(Happening(now, "refresh wanted", "n", {}))
+        store.close()
+        async with watched.running():
+            refresh = watched.watch.refresh
+            assert [refresh.may("m", now), refresh.may("m", now + 86_400 - 61), refresh.may("n", now)] == [0, 0, 1]
+            assert refresh.may("m", now + 86_400 - 60)
+            assert not refresh.may("m", now + 86_400 - 59)
+
+    asyncio.run(run())
+
+
+def test_a_refresh_of_a_clock_that_was_ahead_holds_none_up() -> None:
+    refresh = Refresh(("true",), 86_400.0)
+    assert refresh.may("m", 10 * 86_400.0)
+    assert refresh.may("m", 2 * 86_400.0)
+    assert not refresh.may("m", 2 * 86_400.0 + 60)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,12 +78,13 @@ class Refresh:
     _taken: dict[str, float] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def go_on(self, last: Mapping[str, float]) -> None:
+        """Count the last run for each model, of gateways before this one."""
+        self._last.update(last)
+
     def may(self, model: str, moment: float) -> bool:
         """Whether a run for a model is due; it counts as begun then."""
-        if moment - self._last.get(model, -self.every_s) < self.every_s:
-            return False
-        self._last[model] = moment
-        return True
+        return self._is_due(self._last, model, moment)
 
     def takes_up(self, model: str, moment: float, *, is_tried: bool) -> bool:
         """Whether one that has waited for a rollout is to run now; it counts as taken up then.
@@ -92,9 +94,13 @@ class Refresh:
         if is_tried:
             self._taken.pop(model, None)
             return False
-        if moment - self._taken.get(model, -self.every_s) < self.every_s:
+        return self._is_due(self._taken, model, moment)
+
+    def _is_due(self, last: dict[str, float], model: str, moment: float) -> bool:
+        passed = moment - last.get(model, -math.inf)
+        if 0 <= passed < self.every_s:  # below, the clock was ahead then: how long ago that is nobody knows
             return False
-        self._taken[model] = moment
+        last[model] = moment
         return True
 
     async def run(

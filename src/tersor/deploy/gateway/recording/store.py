@@ -156,6 +156,11 @@ class Store:
         except ValueError:
             return None
 
+    def last(self, what: str) -> dict[str, float]:
+        """Return when something happened last, by model."""
+        query = "SELECT model, at FROM happenings WHERE what = ? ORDER BY id"
+        return {str(model): float(at) for model, at in self._connection.execute(query, (what,))}
+
     def reference(self, name: str) -> Reference | None:
         """Return the reference that was kept under a name; None where there is none."""
         found = self.get(name)

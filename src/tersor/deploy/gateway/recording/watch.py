@@ -37,6 +37,8 @@ __all__ = ["Watch"]
 
 SAVE_S = 60.0
 RESTARTS_S = 900.0
+REFRESHED = "refresh run"
+"""What the record calls a refresh that has run, well or not."""
 SHARES = ("error_share", "fallback_share", "latency_p99_s")
 _log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class Watch:
             self.alarms.restore(await asyncio.to_thread(store.get, "alerts"))
             for alert in self.alarms.book.alerts.values():
                 self.metrics.alerts.labels(alert.model, alert.variant, alert.rule).set(1)
+            self.refresh.go_on(await asyncio.to_thread(store.last, REFRESHED))
             self.drifts.update(drift_rows(await asyncio.to_thread(store.get, DRIFT)))
             self.metrics.machine.set(machine_bytes() or 0)
             primaries = {name: served.plan.primary for name, served in self.models().items()}
@@ -256,7 +259,7 @@ class Watch:
 
     async def _has_run(self, model: str, words: Sequence[str], code: int | None, store: Store) -> None:
         details = {"command": list(words), "exit_code": code}
-        await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), "refresh run", model, details))
+        await asyncio.to_thread(store.happen, Happening(self.recorder.clock(), REFRESHED, model, details))
         if code == 0 and tuple(words) == (AUTO,):
             self.reload()
 
