@@ -89,6 +89,12 @@ def test_bytes_that_are_no_request_are_refused(body: bytes, header: str | None) 
         parsed(body, header, [X])
 
 
+@pytest.mark.parametrize("header", ["9" * 5000, "-1", "1e1", "\u0661"])
+def test_a_size_that_is_none_is_refused(header: str) -> None:
+    with pytest.raises(RequestError, match=r"Inference-Header-Content-Length '.{1,22}' is no part of 2 bytes"):
+        parsed(b"{}", header, [X])
+
+
 def test_bytes_that_belong_to_no_input_are_refused() -> None:
     body, header = request(np.zeros((1, 3), np.float32), "FP32", binary=True)
     with pytest.raises(RequestError, match="2 bytes belong to no input"):

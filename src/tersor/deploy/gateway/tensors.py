@@ -26,6 +26,8 @@ __all__ = ["Infer", "parsed", "written"]
 DIGITS = {"<f2": "%.5g", "<f4": "%.9g"}
 """As many as tell all values of a type apart."""
 BAD_REQUEST = 400
+MOST_DIGITS = 18
+"""Of a size; numbers of thousands of them are none that Python reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ def parsed(body: bytes, header: str | None, declared: Sequence[Mapping[str, Any]
 def _size(header: str | None, total: int) -> int:
     if header is None:
         return total
-    if not header.isascii() or not header.isdigit() or int(header) > total:
+    is_size = header.isascii() and header.isdigit() and len(header) <= MOST_DIGITS
+    if not is_size or int(header) > total:
         raise RequestError(f"Inference-Header-Content-Length {header[:20]!r} is no part of {total} bytes", BAD_REQUEST)
     return int(header)
 
