@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
+from tersor.deploy.config import Deployment
 from tersor.deploy.gateway import process
 
 
@@ -23,3 +25,12 @@ def test_memory_is_given_back_for_as_long_as_the_gateway_runs(monkeypatch: pytes
         assert len(counted) == there
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_an_address_of_version_6_is_listened_on() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("the machine has no IPv6")
+    with process._listening(Deployment({}, host="::1", port=0)) as listener:
+        assert listener.getsockname()[0] == "::1"
+    with process._listening(Deployment({}, port=0)) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"

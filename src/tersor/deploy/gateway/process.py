@@ -55,7 +55,8 @@ async def _serve(gateway: Gateway, tell: Callable[[str], None]) -> None:
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(GARBAGE)
-                tell(f"http://{deployment.host}:{listener.getsockname()[1]}")
+                host = f"[{deployment.host}]" if listener.family == socket.AF_INET6 else deployment.host
+                tell(f"http://{host}:{listener.getsockname()[1]}")
                 await _server(gateway, deployment).serve(sockets=[listener])
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
@@ -118,7 +119,8 @@ def _server(gateway: Gateway, deployment: Deployment) -> Any:
 def _listening(deployment: Deployment) -> socket.socket:
     """Return a socket that listens; the address is taken before any model is loaded."""
     try:
-        listener = socket.create_server((deployment.host, deployment.port), backlog=1024)
+        family = socket.AF_INET6 if ":" in deployment.host else socket.AF_INET
+        listener = socket.create_server((deployment.host, deployment.port), family=family, backlog=1024)
         # Connections inherit it. asyncio sets it only on sockets that name their protocol; without, the two pieces of a
         # response wait 40 ms for each other.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
