@@ -145,7 +145,9 @@ class Metrics:
     def forget(self, model: str, variant: str) -> None:
         """Take away what is shown of a variant that is gone as if it lasted; what was counted stays."""
         whose = {"model": model, "variant": variant}
-        lasting = (self.memory, self.agreement, self.accuracy, self.drifted, self.distance, self.alerts)
+        judged = (self.agreement, self.floor, self.apart, self.accuracy, self.estimated)
+        drifting = (self.drifted, self.distance, self.clipped)
+        lasting = (self.memory, *judged, *drifting, self.alerts, self.weight, self.nearness)
         for gauge in lasting:
             for sample in [one for family in gauge.collect() for one in family.samples]:
                 if whose.items() <= sample.labels.items():

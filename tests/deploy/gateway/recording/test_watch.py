@@ -22,7 +22,7 @@ from tersor.deploy.gateway.recording.watch import Watch
 
 from .test_recorder import Clock
 
-pytest.importorskip("prometheus_client", reason="exports metrics: pip install 'tersor[serve]'")
+Gauge = pytest.importorskip("prometheus_client", reason="exports metrics: pip install 'tersor[serve]'").Gauge
 PLAN = ModelPlan("q", {"q": VariantPlan("llama.cpp", embedded="q4_k_m")})
 
 
@@ -98,6 +98,20 @@ def test_a_variant_that_is_gone_leaves_no_value_that_lasts(tmp_path: Path) -> No
         assert sorted(watched.written()) == ["EngineDown firing", "EngineDown firing", "EngineDown resolved"]
 
     asyncio.run(run())
+
+
+def test_nothing_is_shown_of_a_variant_that_was_forgotten() -> None:
+    metrics = Metrics()
+    about = {"model": "m", "variant": "q"}
+    gauges = [one for one in vars(metrics).values() if isinstance(one, Gauge) and {*about} <= {*one._labelnames}]
+    assert metrics.weight in gauges
+    for gauge in gauges:
+        for variant in ("q", "other"):
+            gauge.labels(*[{**about, "variant": variant}.get(name, "x") for name in gauge._labelnames]).set(1)
+    metrics.forget("m", "q")
+    left = {line.partition("{")[0] for line in metrics.text().decode().splitlines() if 'variant="q"' in line}
+    assert left == {"tersor_engine_ready"}  # which the variant itself takes away
+    assert metrics.text().count(b'variant="other"') == len(gauges)
 
 
 def test_what_fired_before_a_restart_is_shown_at_once(tmp_path: Path) -> None:
