@@ -208,3 +208,14 @@ def test_a_signal_that_comes_while_models_are_loaded_ends_nothing(gateway: Live,
     gateway.process.send_signal(signal.SIGHUP)
     gateway.process.send_signal(signal.SIGTERM)
     assert gateway.process.wait(timeout=30) == 0
+
+
+def test_a_reload_that_one_model_cannot_follow_changes_no_other(gateway: Live, deployment: Path) -> None:
+    assert ordered(gateway, "rollback", "twice")[0] == 200
+    text = deployment.read_text().replace("in_flight: 8", "in_flight: 7")
+    before, _, last = text.rpartition("    fallback: full\n")
+    deployment.write_text(before + last)
+    status, told = ordered(gateway, "reload")
+    assert (status, "quantized was rolled back; give it a fallback" in told["error"]["message"]) == (409, True)
+    assert seen(gateway)["guard"]["limits"]["in_flight"] == 8
+    assert (seen(gateway, "twice")["state"], len(gateway.children())) == ("rolled back", 4)

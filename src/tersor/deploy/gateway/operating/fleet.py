@@ -146,6 +146,7 @@ class Fleet:
         standings: dict[str, Standings] = {}
         for name, plan in touched.items():
             standings[name] = await asyncio.to_thread(self.records.standings, name, plan)
+            await self._is_rolled_back(name, plan, standings[name])
         made = {name: self._made(name, plan) for name, plan in touched.items()}
         fresh = {name: served for name, served in made.items() if served is not self.models.get(name)}
         started: list[Served] = []
@@ -180,11 +181,7 @@ class Fleet:
 
     async def _enter(self, name: str, served: Served, standings: Standings, author: Author, why: str) -> None:
         """Write down that a model answers, and let it."""
-        is_rolled_back = await asyncio.to_thread(self.records.is_rolled_back, name, served.plan, standings)
-        if is_rolled_back and served.plan.fallback is None:
-            raise SchemeError(
-                f"models.{name}: {served.plan.primary} was rolled back; give it a fallback, or restore it"
-            )
+        is_rolled_back = await self._is_rolled_back(name, served.plan, standings)
         old = self.members.get(name)
         is_same = old is not None and (old.served, old.standings) == (served, standings)
         if is_same and old is not None and old.served.is_rolled_back == is_rolled_back:
@@ -198,6 +195,13 @@ class Fleet:
             self._retire(old.served, served)
         for variant in served.variants.values():
             variant.introduce()
+
+    async def _is_rolled_back(self, name: str, plan: ModelPlan, standings: Standings) -> bool:
+        """Whether the fallback answers; SchemeError where there is none that could."""
+        is_rolled_back = await asyncio.to_thread(self.records.is_rolled_back, name, plan, standings)
+        if is_rolled_back and plan.fallback is None:
+            raise SchemeError(f"models.{name}: {plan.primary} was rolled back; give it a fallback, or restore it")
+        return is_rolled_back
 
     async def _drop(self, served: Served) -> None:
         """End the variants of a model that was never entered, but not those that it took over."""
