@@ -53,9 +53,9 @@ def test_hints_never_spend_what_faults_need() -> None:
 
 
 def test_faults_may_spend_what_hints_have_left() -> None:
-    budget = Budget({"faults": PurseRules(0.1, 2), "hints": PurseRules(0.1, 3)})
+    budget = Budget({"faults": PurseRules(0.1, 2), "hints": PurseRules(0.1, 3), "outage": PurseRules(0.0, 0)})
     grants = [budget.take(reason) for _ in range(2) for reason in ("fault", "error", "timeout")]
-    assert [grant.purse for grant in grants] == ["faults"] * 2 + ["hints"] * 4
+    assert [grant.purse for grant in grants] == ["faults"] * 2 + ["hints"] * 3 + ["outage"]
     assert [grant.is_paid for grant in grants] == [True] * 5 + [False]
     assert [grant.left for grant in grants] == [1, 0, 2, 1, 0, 0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -158,6 +159,28 @@ def test_a_variant_that_garbles_every_reply_is_taken_out_and_brought_back_when_s
         answered.append(decision.reason)
     assert answered == ["fault"] * 5 + ["breaker open"] * 4 + ["sound"] * 3
     assert ladder.breaker.state(12.0) == "closed"
+
+
+@pytest.mark.parametrize(("bad", "of"), [(1, 20), (1, 3), (2, 5), (4, 9), (4, 5)])
+@pytest.mark.parametrize("rate", [5, 2000])
+def test_a_variant_that_fails_now_and_then_costs_no_client_an_answer(bad: int, of: int, rate: int) -> None:
+    """In flight eight at a time; full precision is well all the while."""
+    ladder, refused = Ladder(), 0
+    flying: deque[Case] = deque()
+    for number in range(5000):
+        now = number / rate
+        case = ladder.admit(now, is_streaming=False)
+        refused += case.decision.action == "refuse"
+        if case.permit is not None:
+            flying.append(case)
+        if len(flying) < 8:
+            continue
+        case = flying.popleft()
+        progress = Progress(1, failure="error") if number % of < bad else Progress(1, is_finished=True)
+        decision = ladder.judge(case, progress, now)
+        refused += decision.action == "refuse"
+        ladder.finish(case, progress, decision, "error" if progress.failure else "stop", now)
+    assert refused == 0
 
 
 def test_streams_that_had_to_be_ended_are_counted() -> None:

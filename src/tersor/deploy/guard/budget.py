@@ -31,9 +31,11 @@ class Reason:
 REASONS: Mapping[FallbackReason, Reason] = MappingProxyType(
     {
         "low margin": Reason(("hints",), "answer as is"),  # the reply is sound, only less sure
-        "fault": Reason(("faults", "hints"), "refuse"),  # garbage is worse than an error
-        "error": Reason(("faults", "hints"), "refuse"),
-        "timeout": Reason(("faults", "hints"), "refuse"),
+        # An outage in pieces is one: what is paid where all requests fail, is paid where a third of them do. Only then
+        # an error, for garbage is worse.
+        "fault": Reason(("faults", "hints", "outage"), "refuse"),
+        "error": Reason(("faults", "hints", "outage"), "refuse"),
+        "timeout": Reason(("faults", "hints", "outage"), "refuse"),
         "breaker open": Reason(("outage",), "refuse"),
     }
 )
@@ -60,8 +62,9 @@ class PurseRules:
 DEFAULTS: Mapping[PurseName, PurseRules] = MappingProxyType(
     {
         "hints": PurseRules(0.05, 10),
-        "faults": PurseRules(0.2, 50),  # more than the breaker lets through before it opens
-        "outage": PurseRules(1.0, 1),  # all requests: less where full precision cannot carry the traffic
+        "faults": PurseRules(0.2, 50),
+        # All requests, and those in flight that fail together: less where full precision cannot carry the traffic.
+        "outage": PurseRules(1.0, 50),
     }
 )
 
