@@ -157,6 +157,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
     "an empty input": (lambda: nn.Linear(3, 3), lambda: torch.zeros(0, 3), SchemeError, "batch of at least one"),
     "a scalar": (lambda: nn.Linear(3, 3), lambda: torch.zeros(()), SchemeError, "batch of at least one"),
     "a shape that does not fit": (lambda: nn.Linear(3, 3), lambda: torch.zeros(2, 4), SchemeError, r"\[2, 4\]"),
+    "bfloat16": (
+        lambda: nn.Linear(3, 3).bfloat16(), lambda: torch.randn(2, 3).bfloat16(), UnsupportedError, "give net.float()",
+    ),
+    "nothing but NaN": (
+        lambda: Called(lambda self, x: x * torch.inf - x * torch.inf), lambda: torch.ones(2, 3), FormatError,
+        "by nan of its",
+    ),
     "NaN": (lambda: nn.Linear(3, 3), lambda: torch.full((2, 3), torch.nan), FormatError, "nan at"),
     "nothing that is returned": (
         lambda: Called(lambda self, x: type("Result", (), {"logits": x})()), lambda: torch.randn(2, 3),
@@ -181,6 +188,16 @@ def test_outputs_may_be_nested_and_of_whole_numbers() -> None:
     made = list(run(captured, {str(captured.inputs[0].name): np.eye(3, 4, dtype=np.float32)}).values())
     assert [array.dtype.kind for array in made] == ["f", "i", "b"]
     assert isinstance(captured, Net)
+
+
+def test_scores_that_are_masked_by_infinities_are_the_same() -> None:
+    mask = torch.tensor([False, True, False])
+    net = Called(lambda self, x: self.linear(x).masked_fill(mask, -torch.inf), linear=nn.Linear(4, 3))
+    x = torch.randn(2, 4)
+    captured = capture(net, x)
+    (found,) = run(captured, {str(captured.inputs[0].name): x.numpy()}).values()
+    assert (found[:, 1] == -np.inf).all()
+    assert np.isfinite(found[:, ::2]).all()
 
 
 def test_a_tensor_that_is_returned_twice_is_an_output_twice_or_refused() -> None:
