@@ -94,14 +94,9 @@ def train_quantized(
             "your own there are prepare, train and convert of tersor.graph.training"
         )
     kept, each = _kept_back(training, inputs) if training.validation is None else _gone_through_anew(training, inputs)
-    count = len(training.data) if isinstance(training.data, Sized) else 0
     if training.folder is not None:
-        if not (training.folder / "run.json").exists() and training.folder.exists() and any(training.folder.iterdir()):
-            raise SchemeError(
-                f"{training.folder}: holds other files than those of a training; name a folder of its own"
-            )
-        described = _description(quantized, original or quantized.source, training, kept, count)
-        Workspace(training.folder, described, resume=training.resume)
+        described = _description(quantized, original or quantized.source, training, kept)
+        _open_folder(training.folder, described, resume=training.resume)
     teacher = to_torch(quantized.source.model).eval()
     module = prepare(quantized)
     lesson = _Lesson(kept, teacher)
@@ -131,9 +126,14 @@ def train_quantized(
     return convert(module, quantized), trained
 
 
-def _description(
-    quantized: QuantizedNet, original: Net, training: Training, kept: Sequence[Batch], batches: int
-) -> dict[str, Any]:
+def _open_folder(folder: Path, described: dict[str, Any], *, resume: bool) -> None:
+    """Make the folder for checkpoints, or find those to go on from."""
+    if not (folder / "run.json").exists() and folder.exists() and any(folder.iterdir()):
+        raise SchemeError(f"{folder}: holds other files than those of a training; name a folder of its own")
+    Workspace(folder, described, resume=resume)
+
+
+def _description(quantized: QuantizedNet, original: Net, training: Training, kept: Sequence[Batch]) -> dict[str, Any]:
     """Return what shapes a training, but for what PTQ made: its sums may differ in their last bit on another day.
 
     Data is known by the batches that are kept back, which come in the same order each time: others may be augmented.
@@ -147,7 +147,7 @@ def _description(
         "epochs": training.epochs,
         "rate": training.rate,
         "damping": training.damping,
-        "batches": batches,
+        "batches": len(training.data) if isinstance(training.data, Sized) else 0,
     }
 
 
