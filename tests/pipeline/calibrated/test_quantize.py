@@ -181,6 +181,14 @@ def test_a_checkpoint_for_other_engines_has_the_methods_codes(
     assert (tmp_path / "out" / "out.card.json").is_file()
 
 
+def test_a_folder_of_somebody_else_is_refused_before_any_work(make: Make, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "diary.txt").touch()
+    settings = how(text, container="gptq", tell=lambda told: pytest.fail(f"{told}, and the folder is not ours"))
+    with pytest.raises(FormatError, match=r"diary\.txt: was not written by tersor"):
+        quantized(make(), tmp_path / "theirs", settings, "int4-g32")
+
+
 def test_the_plan_of_memory_is_told_before_anything_runs(make: Make, text: Path, tmp_path: Path) -> None:
     told: list[str] = []
 

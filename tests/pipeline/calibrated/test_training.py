@@ -76,7 +76,7 @@ def test_the_file_holds_what_was_trained_and_llama_cpp_computes_with_it(
             assert compare(ours, engine.logits, texts).difference < most
 
 
-def test_an_error_behind_a_block_is_weighed_by_what_it_costs_at_the_end(
+def test_an_error_of_embeddings_or_a_block_is_weighed_by_what_it_costs_at_the_end(
     make: Make, text: Path, tmp_path: Path, trained: list[Language]
 ) -> None:
     quantized(make(), tmp_path / "m.gguf", how(text, training=dataclasses.replace(QUICK, block_epochs=0, epochs=1)))
@@ -84,10 +84,10 @@ def test_an_error_behind_a_block_is_weighed_by_what_it_costs_at_the_end(
     with torch.enable_grad():
         found = felt(language, ids, draws=2000)
     hidden = language.embedded_in_full(ids)
-    for layer, block in enumerate(language.blocks):
-        hidden = block.forward(hidden)
+    for place in range(len(language.blocks) + 1):
+        hidden = language.blocks[place - 1].forward(hidden) if place else hidden
 
-        def logits(states: torch.Tensor, after: int = layer + 1) -> torch.Tensor:
+        def logits(states: torch.Tensor, after: int = place) -> torch.Tensor:
             for later in language.blocks[after:]:
                 states = later.traced(states)
             return language.ended_in_full(states)[0]
@@ -97,7 +97,7 @@ def test_an_error_behind_a_block_is_weighed_by_what_it_costs_at_the_end(
         p = logits(hidden).detach().softmax(-1)
         fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None]
         exact = torch.einsum("svth,svw,swti->hi", jacobian, fisher, jacobian) / hidden.shape[1]
-        assert (found[layer] - exact).norm() < 0.06 * exact.norm()
+        assert (found[place] - exact).norm() < 0.06 * exact.norm()
         torch.manual_seed(0)
         error = 1e-2 * torch.randn_like(hidden[:, :1])  # of one token, with none beside it that it could add to
         cost = divergence_behind(exact)(error, torch.zeros_like(error))
@@ -117,9 +117,10 @@ def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_pat
     assert before is not None
     assert after.value < before.value
     notes = [note for note in card.notes if note.startswith("qat: ")]
-    assert [note.split(",")[0] for note in notes[:2]] == ["qat: block 1 alone", "qat: block 2 alone"]
-    assert "in at most 2 epochs" in notes[2]
-    assert notes[3].endswith("nats on text that nothing has seen; written: trained weights")
+    heads = [note.split(",")[0] for note in notes[:3]]
+    assert heads == ["qat: the output matrix alone", "qat: block 1 alone", "qat: block 2 alone"]
+    assert "in at most 2 epochs" in notes[3]
+    assert notes[4].endswith("nats on text that nothing has seen; written: trained weights")
     judging = before.units
     assert (gain.settings["sequences"], gain.settings["tokens"]) == (judging, 15 * judging)
     assert {row.units for row in gain.metrics if row.name.startswith("kl_mean")} == {judging}
@@ -127,21 +128,22 @@ def test_it_helps_and_the_card_tells_how_it_went(make: Make, text: Path, tmp_pat
     assert told[0].startswith("planned peak memory of training ")
     assert any(note.startswith("planned peak memory of training ") for note in card.notes)
     steps = [step for step in seen if step[0].startswith("training ")]
-    assert {where for where, _, _ in steps} == {"training block 1", "training block 2", "training end to end"}
+    parts = ["the end", "block 1", "block 2", "end to end"]
+    assert list(dict.fromkeys(where for where, _, _ in steps)) == [f"training {part}" for part in parts]
     weighed = [step[1:] for step in seen if step[0] == "weighing errors of blocks"]
     assert weighed == [(done, len(weighed)) for done in range(len(weighed))] != []
     assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
     assert all(done < total for _, done, total in steps)
 
 
-def test_blocks_have_settled_when_the_whole_begins_to_be_trained(
+def test_parts_have_settled_when_the_whole_begins_to_be_trained(
     make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[dict[str, torch.Tensor]] = []
     train = result.train_whole  # type: ignore[attr-defined]  # as it is called there
 
     def seen(language: Language, *given: Any) -> Any:
-        matrices = [matrix for part in language.parts[:-1] for matrix in part.matrices.values()]
+        matrices = [matrix for part in language.parts for matrix in part.matrices.values()]
         begun.extend({**matrix.parameters, "away": matrix.off_grid()} for matrix in matrices)
         begun[:] = [{what: values.detach().clone() for what, values in one.items()} for one in begun]
         return train(language, *given)
@@ -149,9 +151,44 @@ def test_blocks_have_settled_when_the_whole_begins_to_be_trained(
     monkeypatch.setattr(result, "train_whole", seen)
     quick = dataclasses.replace(QUICK, scale_rate=0.02)
     quantized(make(**WIDE), tmp_path / "m.gguf", how(text, training=quick), "q2_k")
-    assert len(begun) == 7
+    assert len(begun) == 8
     assert all(float(one["away"].abs().max()) <= 0.25 for one in begun)
     assert all((one[what] == one[what].round()).all() for one in begun for what in {"multiple", "minimum"} & one.keys())
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_end_learns_to_answer_and_to_embed(
+    is_tied: bool, make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of it is measured again here, on a model that has that end and all else in full precision."""
+    train = result.train_end  # type: ignore[attr-defined]  # as it is called there
+
+    def seen(language: Language, taken: Any, kept: Any, course: Any, *, states: Any, felt: Any) -> Any:
+        torch.testing.assert_close(states, language.full_states(taken), rtol=1e-5, atol=1e-6)
+
+        def cost() -> float:
+            with torch.no_grad():
+                made = language.parts[-1].weights()
+                full = language.full_logits({}, kept).log_softmax(-1)
+                answers, embedded = language.ends(made, language.full_states(kept), kept)
+                apart = embedded - language.embedded_in_full(kept)
+                floor = 0.05 * float(felt.diagonal().mean()) * torch.eye(len(felt))
+                of_embeddings = 0.5 * torch.einsum("sth,hi,sti->st", apart, felt + floor, apart).mean()
+                return float((full.exp() * (full - answers.log_softmax(-1))).sum(-1).mean() + of_embeddings)
+
+        before = cost()
+        went: Any = train(language, taken, kept, course, states=states, felt=felt)
+        assert (went.before, went.after) == pytest.approx((before, cost()), rel=1e-3)
+        assert went.after < (0.9 if is_tied else 1) * went.before  # six bits, beside a table that is not trained
+        return went
+
+    monkeypatch.setattr(result, "train_end", seen)
+    quick = dataclasses.replace(QUICK, block_epochs=8, products="float32")
+    model = make(**WIDE, tie_word_embeddings=is_tied)
+    assert any(
+        note.startswith("qat: the output matrix alone")
+        for note in quantized(model, tmp_path / "m.gguf", how(text, training=quick), "q2_k").notes
+    )
 
 
 def test_the_whole_learns_the_same_from_states_that_blocks_left_as_from_a_teacher(
@@ -190,8 +227,8 @@ def test_every_kind_of_block_is_trained_with_products_in_bfloat16(
     more = {"num_local_experts": 4, "num_experts_per_tok": 2} if config == "MixtralConfig" else {}
     quick = dataclasses.replace(QUICK, products="bfloat16", rate=1e-3)
     quantized(make(config, **more), tmp_path / "m.gguf", how(text, training=quick))
-    ((_, blocks, whole, *_),) = went
-    assert all(np.isfinite(one.losses).all() for one in (*blocks, whole))
+    ((_, end, blocks, whole, *_),) = went
+    assert all(np.isfinite(one.losses).all() for one in (end, *blocks, whole))
     assert whole.after < whole.before or whole.share < 1
 
 

@@ -105,7 +105,7 @@ def test_blocks_learn_from_as_many_sequences_as_their_states_may_take(
     assert learnt["train_blocks"] == 10 < learnt["train_whole"]
     assert not at_hand[-1], "states of some sequences are those of none"
     assert "hidden states 80.00 KiB" in next(line for line in told if "of training" in line)
-    steps = 2 * QUICK.block_epochs * -(-10 // 8) + QUICK.epochs * -(-learnt["train_whole"] // 8)
+    steps = 3 * QUICK.block_epochs * -(-10 // 8) + QUICK.epochs * -(-learnt["train_whole"] // 8)
     assert {total for where, _, total in seen if where.startswith("training ")} == {steps}
 
 

@@ -8,12 +8,12 @@ end (felt.py); what did not gain stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.calibrated.training.course import AT_ONCE, Course, Went, distance_from
-from tersor.pipeline.calibrated.training.felt import divergence_behind, felt
+from tersor.pipeline.calibrated.training.felt import divergence_behind
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.part import Forward, part
 
@@ -25,23 +25,22 @@ else:
 
 __all__ = ["train_blocks"]
 
-FELT = 256
-"""Sequences, at most, that tell what is felt of an error."""
 
-
-def train_blocks(language: Language, taken: Tensor, kept: Tensor, course: Course, *, targets: Tensor) -> Iterator[Went]:
+def train_blocks(
+    language: Language, taken: Tensor, kept: Tensor, course: Course, *, targets: Tensor, felt: Sequence[Tensor]
+) -> Iterator[Went]:
     """Train one block after the other in place, and yield how each went; distances are nats per token, to second order.
 
     taken, kept  ids [sequences, tokens] to learn from, and to look whether it helps
     targets      full precision's embeddings of `taken`; in the end the states behind its last block are in their place
+    felt         [hidden, hidden] for each block: what an error of its outputs costs
     """
     with torch.no_grad():
         weights = {**language.fixed, **language.parts[-1].weights()}
         states, ours = language.embedded(weights, taken), language.embedded(weights, kept)
         wanted = language.embedded_in_full(kept)
-    matrices = felt(language, taken[:: -(-len(taken) // FELT)], progress=course.progress)
     for layer, trained in enumerate(language.parts[:-1]):
-        block, distance = language.blocks[layer], divergence_behind(matrices[layer])
+        block, distance = language.blocks[layer], divergence_behind(felt[layer])
         for held in (targets, wanted):
             _advance(block.forward, held)
         module = part(trained, _forward(language, layer))

@@ -92,7 +92,7 @@ class Course:
     def run(
         self,
         module: Module,
-        batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+        batch: Callable[[Tensor], tuple[Any, Any]],
         validate: Callable[[Module], float],
         loss: Callable[[Any, Any], Tensor],
         *,
@@ -103,7 +103,7 @@ class Course:
     ) -> Went:
         """Train a part in place, and leave it as it was where no stretch gained on held-out text.
 
-        batch      numbers of sequences → inputs, and what `loss` sets outputs beside
+        batch      numbers of sequences → inputs, one or a tuple, and what `loss` sets outputs beside
         validate   part at rest → distance from full precision, lower is better
         sequences  how many there are to learn from
         rate       of weights, at the start
@@ -191,7 +191,7 @@ class _Stretch:
     def __init__(
         self,
         course: Course,
-        batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+        batch: Callable[[Tensor], tuple[Any, Any]],
         numbers: Sequence[Tensor],
         done: int,
         where: str,

@@ -1,4 +1,4 @@
-"""What the answers feel of a change behind a block: a matrix for each, by which the errors of its outputs are weighed.
+"""What the answers feel of a change of a state: a matrix each, by which errors of embeddings and blocks are weighed.
 
 Source: Li et al. 2021 (BRECQ), arXiv:2102.05426, section 3.2: the error of a block is weighed by the Fisher matrix of
 its outputs, since that is what it costs at the end to second order.
@@ -35,28 +35,29 @@ def felt(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Tensor]:
-    """Return for every block [hidden, hidden] F: an error e of its outputs costs ½ eᵀ F e nats per token at the end.
+    """Return [hidden, hidden] F for the embeddings and each block: an error e of them costs ½ eᵀ F e nats per token.
 
     ids       int64 [sequences, tokens]
     draws     of every sequence; each is a pass forward and back
     progress  called with (what is done, passes done, passes)
     """
     blocks = language.blocks
-    found = [torch.zeros(())] * len(blocks)
+    found = [torch.zeros(())] * (1 + len(blocks))
     random = torch.Generator().manual_seed(seed)
     rows = ids.repeat(draws, 1)
     for done, row in enumerate(rows):
         if progress is not None:
             progress("weighing errors of blocks", done, len(rows))
-        hidden, states = language.embedded_in_full(row[None]).requires_grad_(True), []
+        hidden = language.embedded_in_full(row[None]).requires_grad_(True)
+        states = [hidden]
         for block in blocks:
             hidden = block.traced(hidden)
             states.append(hidden)
         logits = language.ended_in_full(hidden)
         slopes = torch.autograd.grad(logits, states, _draw(logits.detach().float(), random).to(logits.dtype))
-        for layer, slope in enumerate(slopes):
+        for place, slope in enumerate(slopes):
             of_tokens = slope.flatten(0, 1).float()
-            found[layer] = found[layer] + of_tokens.T @ of_tokens / len(of_tokens)
+            found[place] = found[place] + of_tokens.T @ of_tokens / len(of_tokens)
     return [matrix / len(rows) for matrix in found]
 
 

@@ -113,6 +113,10 @@ class Language:
         """Return what the end of the model in full precision makes of the states behind the last block."""
         return self._ended({}, hidden)
 
+    def ends(self, weights: Mapping[str, Tensor], states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of states behind the last block, and the embeddings of ids."""
+        return self._ended(weights, states), self.embedded(weights, ids)
+
     def _ended(self, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         self.head.weights.update({name: weights.get(name, own) for name, own in self._ends.items()})
         return self.head.traced(hidden)

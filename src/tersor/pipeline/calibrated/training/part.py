@@ -22,8 +22,8 @@ else:
 
 __all__ = ["Forward", "Trained", "made_trainable", "optimizer", "part", "products_on", "restless"]
 
-Forward: TypeAlias = "Callable[[Mapping[str, Tensor], Tensor], Tensor]"
-"""Weights by GGUF name and an input → an output."""
+Forward: TypeAlias = "Callable[..., Any]"
+"""Weights by GGUF name and inputs → outputs."""
 BETAS, TINY = (0.9, 0.999), 1e-15
 SHIFT_SHARE = 2
 """A block's scale moves all of its weights together: by so much less than the multiples of its groups."""
@@ -139,7 +139,7 @@ def _part_class() -> Any:
                 assert isinstance(parameter, torch.nn.Parameter), "made so"
                 self.register_parameter(f"{name.replace('.', '/')}:{what}", parameter)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self._forward(self.trained.weights(), x)
+        def forward(self, *inputs: Tensor) -> Any:
+            return self._forward(self.trained.weights(), *inputs)
 
     return Part

@@ -24,7 +24,9 @@ from tersor.pipeline.calibrated.held_out import Gain
 from tersor.pipeline.calibrated.outcome import Outcome
 from tersor.pipeline.calibrated.run import Prepared, Run, divided, exact
 from tersor.pipeline.calibrated.training.blocks import train_blocks
-from tersor.pipeline.calibrated.training.course import Course, Went
+from tersor.pipeline.calibrated.training.course import AT_ONCE, Course, Went
+from tersor.pipeline.calibrated.training.ends import train_end
+from tersor.pipeline.calibrated.training.felt import felt
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.memory import of_blocks
 from tersor.pipeline.calibrated.training.part import Trained, products_on
@@ -41,8 +43,10 @@ __all__ = ["Report", "train_prepared"]
 
 LOOKED_AT = (2, 64)
 """Fewest and most sequences that tell which stretch is the best: one in sixteen where none were kept back."""
+FELT = 256
+"""Sequences, at most, that tell what is felt of an error."""
 FOLDER = "training"
-COURSE = 2
+COURSE = 3
 """Number of the way in which all this is done: work that an older way began is not gone on with."""
 
 
@@ -57,6 +61,7 @@ class Report:
     """
 
     training: Training
+    end: Went | None
     blocks: tuple[Went, ...]
     whole: Went | None
     start: Interval
@@ -72,7 +77,13 @@ class Report:
 
     def notes(self) -> list[str]:
         """Return lines for the Card."""
-        told = [
+        told = []
+        if self.end is not None:
+            told.append(
+                f"{QAT}: the output matrix alone, divergence by it and by the embeddings {self.end.before:.3g} → "
+                f"{self.end.after:.3g} nats in {self.end.steps} steps{_told(self.end)}"
+            )
+        told += [
             f"{QAT}: block {number + 1} alone, divergence by its outputs {went.before:.3g} → {went.after:.3g} nats in "
             f"{went.steps} steps{_told(went)}"
             for number, went in enumerate(self.blocks)
@@ -127,11 +138,9 @@ def train_prepared(
     )
     course = Course(training, workspace.folder, products, progress=run.progress)
     alone = learnt[: of_blocks(len(learnt), learnt.shape[1], visitor.decoder.hidden)]
-    of_a_block = course.steps(len(alone), training.block_epochs)
-    course.total = of_a_block * visitor.decoder.layers + course.steps(len(learnt), training.epochs)
     with exact(), torch.enable_grad(), visitor.clock.stage("training"):
         language = Language(prepared, trains_vectors=trains_vectors)
-        blocks, whole = _trained(language, alone, learnt, looked_at, course)
+        end, blocks, whole = _trained(language, alone, learnt, looked_at, course)
     for layer, part in enumerate(language.parts):
         workspace.save(layer, Finished(_packed(part, prepared.finished(layer).tensors), {}))
     after = replace(prepared, trained=workspace, _held=None)
@@ -139,6 +148,7 @@ def train_prepared(
         start, found = (_divergence(language, _decoded(one), torch.from_numpy(judge)) for one in (prepared, after))
     report = Report(
         training,
+        end,
         blocks,
         whole,
         mean_interval(start.kl),
@@ -158,17 +168,26 @@ def train_prepared(
 
 def _trained(
     language: Language, alone: Tensor, learnt: Tensor, looked_at: Tensor, course: Course
-) -> tuple[tuple[Went, ...], Went | None]:
-    """Train blocks on ids `alone` and then the whole on `learnt`, in place."""
+) -> tuple[Went | None, tuple[Went, ...], Went | None]:
+    """Train the end and then blocks on ids `alone`, and then the whole on `learnt`, in place."""
+    parts = len(language.blocks) + bool(language.parts[-1].matrices)
+    course.total = parts * course.steps(len(alone), course.training.block_epochs)
+    course.total += course.steps(len(learnt), course.training.epochs)
+    end: Went | None = None
     blocks: tuple[Went, ...] = ()
     states: Tensor | None = None
     if course.training.block_epochs:
+        costs = felt(language, alone[:: -(-len(alone) // FELT)], progress=course.progress)
         with torch.no_grad():
-            states = language.embedded_in_full(alone)
-        blocks = tuple(train_blocks(language, alone, looked_at, course, targets=states))
+            states = torch.cat([language.full_states(some) for some in torch.split(alone, AT_ONCE)])
+        end = train_end(language, alone, looked_at, course, states=states, felt=costs[0])
+        with torch.no_grad():
+            for held, some in zip(torch.split(states, AT_ONCE), torch.split(alone, AT_ONCE), strict=True):
+                held.copy_(language.embedded_in_full(some))
+        blocks = tuple(train_blocks(language, alone, looked_at, course, targets=states, felt=costs[1:]))
         states = states if len(alone) == len(learnt) else None
     whole = train_whole(language, learnt, looked_at, course, states) if course.training.epochs else None
-    return blocks, whole
+    return end, blocks, whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -38,7 +38,8 @@ class Training:
     """How to train; everything here shapes the bytes.
 
     epochs        passes over all text that it learns from, end to end; 0: blocks only
-    block_epochs  passes of each block alone before, over as much of it as fits (memory.py); 0: none
+    block_epochs  passes of the output matrix and of each block alone before, over as much of it as fits (memory.py);
+                  0: none
     batch         sequences of a step
     rate          of Adam at its highest, end to end: by how much of the distance of two values of its grid an update
                   moves a weight about; it rises over the first steps and falls to nothing in half a cosine. In such

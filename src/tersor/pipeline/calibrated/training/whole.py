@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["train_whole"]
+__all__ = ["behind_states", "train_whole"]
 
 
 def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course, states: Tensor | None = None) -> Went:
@@ -46,8 +46,8 @@ def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course,
     return course.run(
         part(trained, language.logits),
         batch,
-        distance_from(wanted, kept, _behind(language, None)),
-        _behind(language, course.products),
+        distance_from(wanted, kept, behind_states(language, None)),
+        behind_states(language, course.products),
         sequences=len(taken),
         epochs=course.training.epochs,
         rate=course.training.rate,
@@ -55,7 +55,7 @@ def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course,
     )
 
 
-def _behind(language: Language, products: torch.dtype | None) -> Distance:
+def behind_states(language: Language, products: torch.dtype | None) -> Distance:
     """Return what tells logits from those that the states behind full precision's last block lead to.
 
     products  in which that last product is made; None: in float32
