@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -213,14 +214,39 @@ def test_the_source_is_never_replaced(write: Any, source: Path, tmp_path: Path, 
     assert (source / "model.safetensors").is_file()
 
 
-def test_a_folder_that_is_no_checkpoint_is_not_replaced_but_an_older_one_is(write: Any, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "diary.txt").write_text("dear diary")
-    with pytest.raises(FormatError, match="exists and is no checkpoint, so it is not replaced"):
-        write("gptq", "int4-g32-sym-f16", "mine")
-    write("gptq", "int4-g32-sym-f16", "twice")
-    folder = write("awq", "int4-g32-sym-f16", "twice")
-    assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == "awq"
+def test_an_older_checkpoint_of_ours_is_replaced(write: Any) -> None:
+    for container in ("compressed-tensors", "gptq", "awq"):
+        folder = write(container, "int4-g32-sym-f16")
+        assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == container
+    with pytest.raises(FormatError, match=r"made/config\.json: was not written by tersor"):
+        write("awq", "int4-g32-sym-f16")  # other tools write it just so, and no Card lies in it
+    (folder / "old.card.json").write_text("{}")
+    write("gptq", "int4-g32-sym-f16")
+
+
+@pytest.mark.parametrize("name", ["diary.txt", "optimizer.pt", "README.md", "model-best.safetensors", "logs"])
+def test_a_folder_that_holds_more_than_was_written_is_not_replaced(write: Any, name: str) -> None:
+    folder = write("gptq", "int4-g32-sym-f16")
+    (folder / name).mkdir() if name == "logs" else (folder / name).write_text("dear diary")
+    with pytest.raises(FormatError, match=rf"made/{name}: was not written by tersor, so the folder is not replaced"):
+        write("gptq", "int4-g32-sym-f16")
+    assert (folder / name).exists()
+
+
+def test_a_model_of_somebody_else_is_not_replaced(write: Any, source: Path, tmp_path: Path) -> None:
+    theirs = shutil.copytree(source, tmp_path / "theirs", ignore=shutil.ignore_patterns("notes*"))
+    (theirs / "m.card.json").write_text("{}")  # of a GGUF that was made beside it
+    with pytest.raises(FormatError, match=r"theirs/config\.json: was not written by tersor"):
+        write("gptq", "int4-g32-sym-f16", "theirs")
+    config = json.loads((theirs / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "meta": {"quantizer": ["gptqmodel:2.0"]}}
+    (theirs / "config.json").write_text(json.dumps(config))
+    (theirs / "m.card.json").unlink()
+    with pytest.raises(FormatError, match=r"theirs/config\.json: was not written by tersor"):
+        write("gptq", "int4-g32-sym-f16", "theirs")
+    (theirs / "config.json").unlink()
+    with pytest.raises(FormatError, match=r"theirs/generation_config\.json: was not written by tersor"):
+        write("gptq", "int4-g32-sym-f16", "theirs")
 
 
 def test_a_link_out_of_the_folder_is_not_copied(write: Any, source: Path, tmp_path: Path) -> None:

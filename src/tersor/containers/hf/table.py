@@ -29,7 +29,7 @@ from tersor.formats.hf.words import Stored
 from tersor.formats.integer import IntegerRules
 from tersor.formats.micro import MicroRules
 
-__all__ = ["CONTAINERS", "Container", "container", "format_for"]
+__all__ = ["CONTAINERS", "Container", "container", "format_for", "is_written_here"]
 
 Settings: TypeAlias = dict[str, Any]
 HALVES = {"BF16": "bf16"}
@@ -187,3 +187,15 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
     }
 )
 """Every checkpoint container."""
+
+
+def is_written_here(settings: Mapping[str, object]) -> bool:
+    """Tell whether a quantization_config has the keys of one that a row writes; all tools write awq alike: never there.
+
+    >>> is_written_here({"quant_method": "gptq", "bits": 4, "damp_percent": 0.1})
+    False
+    """
+    row = CONTAINERS.get(str(settings.get("quant_method")))
+    if row is None or row.name == "awq":
+        return False
+    return set(settings) - {"dynamic"} == set(row.settings({"": get("int4-g32-sym-f16")}, (), False))

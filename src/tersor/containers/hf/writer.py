@@ -10,10 +10,11 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
-from tersor.containers.hf.table import Container, container
+from tersor.containers.hf.table import Container, container, is_written_here
 from tersor.core.card import Artefact
 from tersor.core.errors import FormatError, SchemeError, ShapeError, TersorError
 from tersor.core.format import Format
@@ -36,6 +37,11 @@ _COMPANIONS = (
     "processor_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 """Files that go along as they are."""
+_WRITTEN = (
+    "config.json", "model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors",
+    "*.card.json", "*.card.md", "*.card.html", ".*.tersor-partial",
+)  # fmt: skip
+"""Files that a run makes, and what one leaves that was killed."""
 
 
 class CheckpointSource(Protocol):
@@ -92,12 +98,33 @@ def write_checkpoint(
 
 
 def check_output(folder: Path, output: Path) -> None:
-    """Refuse to write the checkpoint `output` over its source `folder`, or over what is none."""
+    """Refuse to write the checkpoint `output` over its source `folder`, or over what tersor has not written."""
     if output.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise SchemeError(f"{output}: holds the source; choose another folder")
-    is_foreign = output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file()
-    if is_foreign or (output.exists() and not output.is_dir()):
-        raise FormatError(f"{output}: exists and is no checkpoint, so it is not replaced; choose another name")
+    if output.exists() and not output.is_dir():
+        raise FormatError(f"{output}: a file has this name, and a folder is needed; choose another")
+    foreign = _foreign(output) if output.is_dir() else None
+    if foreign is not None:
+        raise FormatError(
+            f"{output / foreign}: was not written by tersor, so the folder is not replaced; choose another name, or "
+            "move away what you need and remove the folder"
+        )
+
+
+def _foreign(output: Path) -> str | None:
+    """Return the first name in the folder `output` that tersor has not written, None where all is of its making."""
+    paths = sorted(output.iterdir())
+    for path in paths:
+        if not path.is_file() or not any(fnmatchcase(path.name, pattern) for pattern in (*_WRITTEN, *_COMPANIONS)):
+            return path.name
+    if not paths:
+        return None
+    if not (output / "config.json").is_file():
+        return paths[0].name
+    settings = read_json(output / "config.json").get("quantization_config")
+    # A Card alone may be that of a GGUF made beside its source.
+    is_ours = isinstance(settings, dict) and (any(output.glob("*.card.json")) or is_written_here(settings))
+    return None if is_ours else "config.json"
 
 
 def _lay_out(
