@@ -13,6 +13,7 @@ import numpy as np
 from tersor.calibrate.ranks import Ranks, open_ranks
 from tersor.calibrate.text import BUILT_IN
 from tersor.containers.hf.table import container, format_for
+from tersor.containers.hf.writer import check_output
 from tersor.containers.imatrix import Importances, read_imatrix, write_imatrix
 from tersor.core.arrays import Float32
 from tersor.core.card import Card, TensorError
@@ -112,8 +113,7 @@ def _in_ranks(
     described = f"{text.corpus}: {count} sequences of {length} tokens{told}, sha256 {text.sha256}"
     choices = Choices(**{**choices, "method": how.method, "calibration": described})
     is_gguf = how.container == "gguf"
-    if how.activations:
-        _check_activations(how.container, name)
+    _check_container(model, name, output, how)
     plan = make_plan(model, name, **choices) if is_gguf else plan_checkpoint(model, name, how.container, choices)
     run = Run(statistics, how.threads, how.resume, how.proof, how.progress, how.tell)
     is_trained, method = split_training(how.method)
@@ -257,11 +257,15 @@ class _Findings:
         return [Metric(name, start.value, low=start.low, high=start.high, **floor)]  # type: ignore[arg-type]
 
 
-def _check_activations(where: str, name: str) -> None:
+def _check_container(model: Model, name: str, output: Path, how: How) -> None:
     """Refuse before calibration what the container would refuse after it."""
-    if where == "gguf":
+    where = how.container
+    if how.activations and where == "gguf":
         raise SchemeError("llama.cpp rounds activations as it will: a GGUF cannot ask for it")
-    container(where).settings({"": format_for(where, get(name), "F32")}, (), True)
+    if how.activations:
+        container(where).settings({"": format_for(where, get(name), "F32")}, (), True)
+    if where != "gguf":
+        check_output(model.files[0].parent, output)
 
 
 def _told(calibration: Calibration, how: How) -> tuple[str, ...]:
