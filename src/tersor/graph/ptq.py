@@ -11,7 +11,7 @@ from tersor.graph.corrections.bias import corrected_biases
 from tersor.graph.corrections.equalize import equalized
 from tersor.graph.corrections.rounding import round_with_statistics, wants_statistics
 from tersor.graph.corrections.smooth import smooth
-from tersor.graph.corrections.statistics import InputStatistics, gather
+from tersor.graph.corrections.statistics import gather, in_turn
 from tersor.graph.net import Array, Net, constant
 from tersor.graph.observe import Progress, activation_quantizers, batches_of, needs_counts, observe
 from tersor.graph.placement.engines import engine
@@ -191,9 +191,14 @@ def _weights(
     progress: Progress | None,
 ) -> tuple[dict[str, RoundedWeight], dict[str, Array]]:
     """Round the weights, and correct biases where the recipe says so."""
-    known: Mapping[str, InputStatistics] = {}
-    if recipe.biases or wants_statistics(recipe.weights):
-        known = gather(net, batches, placement.weights, threads=threads, progress=progress)
-    weights = round_with_statistics(net, placement, recipe.weights, known)
-    biases = corrected_biases(net, placement, weights, known) if recipe.biases else {}
-    return weights, dict(biases)
+    wants = recipe.biases or wants_statistics(recipe.weights)
+    weights: dict[str, RoundedWeight] = {}
+    biases: dict[str, Array] = {}
+    for names in in_turn(net, placement.weights) if wants else [list(placement.weights)]:
+        part = placement.of_weights(set(names))
+        known = gather(net, batches, names, threads=threads, progress=progress) if wants else {}
+        made = round_with_statistics(net, part, recipe.weights, known)
+        weights.update(made)
+        if recipe.biases:
+            biases.update(corrected_biases(net, part, made, known))
+    return {name: weights[name] for name in placement.weights}, biases

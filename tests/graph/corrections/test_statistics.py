@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tersor.graph.corrections import statistics
 from tersor.graph.corrections.patches import input_rows
-from tersor.graph.corrections.statistics import gather
+from tersor.graph.corrections.statistics import gather, in_turn
 from tersor.graph.sessions import read_batches
 
 from ..conftest import Drawing, images, quantized, resnet, run
@@ -54,3 +55,22 @@ def test_importance_is_the_mean_square_of_each_column() -> None:
     net = drawn().net()
     (found,) = gather(net, list(read_batches(net, images(2, 3, 8, 8))), ["first"]).values()
     np.testing.assert_array_equal(found.importance[0], np.diag(found.hessian[0]))
+
+
+@pytest.mark.parametrize(("held", "known_of", "turns"), [(0, 0, 1), (9000, 3, 2), (70_000, 6, 4)])
+def test_hessians_that_do_not_go_into_memory_together_come_in_turn(
+    held: int, known_of: int, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is the same; what would not go into it alone is rounded without."""
+    net, data = resnet().net(), images(2, 3, 16, 16)
+    whole = quantized(net, data, weights="gptq", biases=True)
+    monkeypatch.setattr(statistics, "HELD", held)
+    parts = list(in_turn(whole.source, whole.placement.weights))
+    assert [name for names in parts for name in names] == list(whole.placement.weights)
+    made = quantized(net, data, weights="gptq", biases=True)
+    alone = quantized(net, data)
+    known = gather(whole.source, list(read_batches(whole.source, data)), whole.placement.weights, threads=1)
+    assert (len(known), len(parts)) == (known_of, turns)
+    for name, weight in made.weights.items():
+        np.testing.assert_array_equal(weight.codes, (whole if name in known else alone).weights[name].codes)
+    assert made.biases.keys() == known.keys() & whole.biases.keys()

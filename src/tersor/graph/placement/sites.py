@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -72,6 +73,10 @@ class Placement:
     def weights(self) -> dict[str, Site]:
         """By node."""
         return {site.nodes[0]: site for site in self.sites if site.kind == "weight"}
+
+    def of_weights(self, nodes: Collection[str]) -> Placement:
+        """Return the placement with no other weights than those of `nodes`."""
+        return replace(self, sites=tuple(s for s in self.sites if s.kind != "weight" or s.nodes[0] in nodes))
 
     @cached_property
     def biases(self) -> dict[str, Site]:
