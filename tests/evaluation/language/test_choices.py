@@ -12,6 +12,7 @@ import pytest
 from tersor.core.arrays import Float32
 from tersor.core.errors import FormatError, MissingError, UnsupportedError
 from tersor.evaluation.language.choices import Question, Request, measure_choices, read_questions, requests_of, scores
+from tersor.evaluation.language.demands import judged
 
 
 def written(folder: Path, *rows: object) -> Path:
@@ -129,6 +130,15 @@ def test_scores_are_the_sums_of_log_probabilities() -> None:
     ((first, second),) = scores(Table(), requests, 4)
     assert first == pytest.approx(np.log(0.1 * 0.7), rel=1e-6)
     assert second == pytest.approx(np.log(0.2), rel=1e-6)
+
+
+def test_few_questions_without_a_change_prove_no_drop_of_0() -> None:
+    questions, scored = [Question("q", (" a", " b"), 0)] * 20, [[0.0, -1.0]] * 20
+    metrics, _ = measure_choices(questions, scored, scored)
+    drop = next(metric for metric in metrics if metric.name == "accuracy_drop")
+    assert (drop.value, drop.low, drop.high) == (0, pytest.approx(-0.161, abs=1e-3), pytest.approx(0.161, abs=1e-3))
+    (limit,) = judged(metrics, {"max_accuracy_drop": 0.01})
+    assert limit.outcome == "inconclusive"
 
 
 def test_metrics_are_those_computed_by_hand() -> None:

@@ -22,7 +22,13 @@ def test_a_net_agrees_with_itself() -> None:
     found = evaluate_net(NET, against=NET, data=batches(60, 16, NET))
     assert value(found, "top1_accuracy") == value(found, "reference_top1_accuracy") == 0.8
     assert value(found, "agreement") == 1
-    assert value(found, "accuracy_drop") == 0
+    drop = found.metric("accuracy_drop")
+    assert drop is not None
+    assert drop.low is not None
+    assert drop.high is not None
+    assert drop.value == 0
+    assert drop.high == pytest.approx(-drop.low)
+    assert drop.high > 0.05  # 60 items without a change prove no more
     assert found.metric("output_sqnr") is None
     assert found.samples == ()
     assert found.notes == ("0 of 60 items went from right to wrong, 0 from wrong to right",)
