@@ -9,6 +9,7 @@ which is the price of using them again.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,11 +35,21 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["INDEX", "Statistics", "block_file", "run_statistics", "save_index", "save_sums", "save_tokens"]
+__all__ = [
+    "INDEX",
+    "Statistics",
+    "block_file",
+    "foreign_file",
+    "run_statistics",
+    "save_index",
+    "save_sums",
+    "save_tokens",
+]
 
 SCHEMA = "tersor.statistics/1"
 INDEX = "statistics.json"
 TOKENS = "tokens.safetensors"
+_BLOCK_FILE = re.compile(r"block-\d{4,}\.safetensors")
 _MAX_INDEX = 1 << 24
 _REMEDY = "; gather the statistics again with tersor calibrate"
 
@@ -132,6 +143,13 @@ def run_statistics(decoder: Decoder, statistics: Statistics, visitor: Visitor, s
 def block_file(folder: Path, layer: int) -> Path:
     """Where the sums of a block lie."""
     return folder / f"block-{layer:04d}.safetensors"
+
+
+def foreign_file(folder: Path) -> str | None:
+    """Return the first name in a folder that is none of a statistics folder's; None where all are, or it is empty."""
+    names = sorted(path.name for path in folder.iterdir())
+    odd = [name for name in names if name not in (INDEX, TOKENS) and not _BLOCK_FILE.fullmatch(name)]
+    return odd[0] if odd else None if INDEX in names or not names else names[0]
 
 
 def save_sums(path: Path, inputs: Sequence[Input]) -> None:

@@ -170,13 +170,19 @@ def test_statistics_of_another_model_are_refused(gathered: tuple[Model, Path], m
 def test_a_folder_of_something_else_is_not_replaced(make: Make, text: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FormatError, match="holds no statistics, so it is not replaced"):
+    with pytest.raises(FormatError, match=r"thesis.txt: belongs to no statistics, so the folder is not replaced"):
         calibrate(make(), tmp_path / "mine", settings(text))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(FormatError, match="a file has this name"):
+        calibrate(make(), tmp_path / "mine" / "thesis.txt", settings(text))
 
 
-def test_older_statistics_are_replaced(gathered: tuple[Model, Path], text: Path) -> None:
+def test_older_statistics_are_replaced_where_nothing_else_lies_beside(gathered: tuple[Model, Path], text: Path) -> None:
     model, folder = gathered
+    (folder / "notes.md").write_text("years of work")
+    with pytest.raises(FormatError, match=r"notes.md: belongs to no statistics"):
+        calibrate(model, folder, settings(text))
+    (folder / "notes.md").unlink()
     calibrate(model, folder, Calibration(source=text, sequences=16, length=32, chunk=4))
     assert open_statistics(folder, model).sequences.ids.shape == (16, 32)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tersor.calibrate.ranks import Ranks, open_ranks
 from tersor.calibrate.sequences import Sequences
-from tersor.calibrate.statistics import INDEX, Statistics, block_file, save_index, save_sums, save_tokens
+from tersor.calibrate.statistics import Statistics, block_file, foreign_file, save_index, save_sums, save_tokens
 from tersor.calibrate.stream import Input, Needs, Setting, run_blocks
 from tersor.calibrate.workspace import Workspace, workspace_path
 from tersor.containers.imatrix import Importances
@@ -195,9 +195,11 @@ def _check_output(output: Path) -> None:
     """Refuse before the work what would be refused after it."""
     if not output.parent.is_dir():
         raise MissingError(f"{output.parent}: no such folder; create it first")
-    is_foreign = output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file()
-    if is_foreign or (output.exists() and not output.is_dir()):
-        raise FormatError(f"{output}: exists and holds no statistics, so it is not replaced; choose another name")
+    if output.exists() and not output.is_dir():
+        raise FormatError(f"{output}: a file has this name, and a folder is needed; choose another")
+    foreign = foreign_file(output) if output.is_dir() else None
+    if foreign is not None:
+        raise FormatError(f"{output / foreign}: belongs to no statistics, so the folder is not replaced; name another")
 
 
 def _finish(work: Path, output: Path, text: Sequences, about: Mapping[str, Any]) -> None:
