@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.core.errors import SchemeError
@@ -197,6 +197,7 @@ STEPS = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(steps=st.lists(STEPS, max_size=40), name=st.sampled_from([SHARE.name, AGREEMENT.name, "InputDrift"]))
 def test_it_fires_and_ends_as_the_definition_says(steps: list[tuple[int, float | None]], name: str) -> None:
     now, values = 0.0, []

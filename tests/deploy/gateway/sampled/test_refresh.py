@@ -130,7 +130,7 @@ def test_what_was_ended_goes_on_and_makes_nothing_twice(folder: Path, digits: Di
 
 
 def test_the_original_data_is_merged_where_it_is_known(folder: Path, digits: Digits) -> None:
-    fill(folder, digits, brightness=0.1)
+    fill(folder, digits, brightness=0.5)
     refresh(folder / "deploy.yaml", "digits", calibration=folder / "calibration.npz", who="ann", rolls=False)
     (made,) = folder.glob("digits-*.onnx.card.json")
     assert "400 items" in Card.from_json(made.read_text()).plan.recipe.calibration
