@@ -59,7 +59,7 @@ EpochsOption = Annotated[
         min=1,
         metavar="N",
         help="--method qat: passes over --train for a net (usually 10), or over all text that a language "
-        "model learns from (2), behind twice as many over its blocks alone.",
+        "model learns from (5), behind four fifths as many over its parts alone.",
     ),
 ]
 ActivationsOption = Annotated[
