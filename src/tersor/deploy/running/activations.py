@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from tersor.core.errors import FormatError
 from tersor.deploy.running.messages import Message
-from tersor.deploy.running.worker import Emit, RefusedError
+from tersor.deploy.running.worker import Emit, RefusedError, first_line
 
 __all__ = ["Layer", "layers_of", "opened"]
 
@@ -96,7 +96,7 @@ class _Counting:
         try:
             made = dict(zip(inner, self._session.run(inner, feeds) if inner else (), strict=True))
         except Exception as error:  # its own classes have no common ground but this
-            raise RefusedError(str(error).split("\n", maxsplit=1)[0][:400]) from error
+            raise RefusedError(first_line(error)) from error
         numbers = {name: feeds[name] if name in feeds else made[name] for name in self._layers}
         return {"layers": {name: [self._layers[name].clipped(one), one.size] for name, one in numbers.items()}}, b""
 

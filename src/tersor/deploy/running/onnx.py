@@ -10,7 +10,7 @@ import numpy as np
 from tersor.core.errors import EngineError
 from tersor.deploy.running.datatypes import KINDS
 from tersor.deploy.running.nets import Array, Axis, NetEngine
-from tersor.deploy.running.worker import RefusedError
+from tersor.deploy.running.worker import RefusedError, first_line
 
 __all__ = ["TYPES", "opened"]
 
@@ -48,13 +48,9 @@ class _OnnxNet:
         try:
             return [np.ascontiguousarray(array) for array in self._session.run(list(wanted), dict(feeds))]
         except self._wrong_input as error:  # a place in a table that has no such row, …
-            raise RefusedError(_first_line(error)) from error
+            raise RefusedError(first_line(error)) from error
         except Exception as error:  # its own classes have no common ground but this
-            raise EngineError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", maxsplit=1)[0][:400]
+            raise EngineError(first_line(error)) from error
 
 
 def _declared(value: Any) -> tuple[str, tuple[str, str, tuple[Axis, ...]]]:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from tersor.deploy.running.messages import Closed, Part, Unpacker, packed
 
-__all__ = ["KINDS", "Emit", "Engine", "RefusedError", "die_with", "main"]
+__all__ = ["KINDS", "Emit", "Engine", "RefusedError", "die_with", "first_line", "main"]
 
 KINDS = {
     "llama.cpp": "tersor.deploy.running.llama",
@@ -47,6 +47,11 @@ class RefusedError(Exception):
     def __init__(self, reason: str, status: int = BAD_REQUEST) -> None:
         super().__init__(reason)
         self.status = status
+
+
+def first_line(error: Exception) -> str:
+    """Return what an engine says of its error, without the places in its source that some tell behind it."""
+    return str(error).split("\n", maxsplit=1)[0][:400]
 
 
 class Emit(Protocol):

@@ -13,7 +13,7 @@ from tersor.core.errors import EngineError, FormatError, MissingError
 from tersor.deploy.running.datatypes import KINDS
 from tersor.deploy.running.exported.archive import rewritten
 from tersor.deploy.running.nets import Array, Axis, NetEngine
-from tersor.deploy.running.worker import RefusedError
+from tersor.deploy.running.worker import RefusedError, first_line
 
 __all__ = ["opened"]
 
@@ -60,9 +60,9 @@ class _ExportedNet:
             with self._torch.inference_mode():
                 made = self._trees.tree_leaves(self._net(*args, **named))
         except IndexError as error:  # a place in a table that has no such row
-            raise RefusedError(_first_line(error)) from error
+            raise RefusedError(first_line(error)) from error
         except Exception as error:  # its operators raise what they like
-            raise EngineError(_first_line(error)) from error
+            raise EngineError(first_line(error)) from error
         found = dict(zip(self.outputs, made, strict=True))
         return [np.ascontiguousarray(found[name].numpy()) for name in wanted]
 
@@ -73,10 +73,6 @@ class _ExportedNet:
             for axis, size in zip(axes, feeds[name].shape, strict=True):
                 if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
                     raise RefusedError(f"input {name}: {axis} is {size} here, and {sizes[axis]} in another input")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", maxsplit=1)[0][:400]
 
 
 def _declared(path: Path, name: object, value: Any) -> tuple[str, tuple[str, str, tuple[Axis, ...]]]:
