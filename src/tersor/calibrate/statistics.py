@@ -24,7 +24,7 @@ from tersor.calibrate.stream import Input, Setting, Visitor
 from tersor.core.arrays import Float32
 from tersor.core.errors import FormatError, MissingError
 from tersor.decoder import Decoder
-from tersor.files.atomic import atomic_writer
+from tersor.files.atomic import atomic_writer, foreign_name
 from tersor.files.hashing import sha256
 from tersor.files.safetensors import SafetensorsFile
 from tersor.files.safetensors_writer import SafetensorsWriter, StoredTensor
@@ -147,9 +147,7 @@ def block_file(folder: Path, layer: int) -> Path:
 
 def foreign_file(folder: Path) -> str | None:
     """Return the first name in a folder that is none of a statistics folder's; None where all are, or it is empty."""
-    names = sorted(path.name for path in folder.iterdir())
-    odd = [name for name in names if name not in (INDEX, TOKENS) and not _BLOCK_FILE.fullmatch(name)]
-    return odd[0] if odd else None if INDEX in names or not names else names[0]
+    return foreign_name(folder, lambda name: name in (INDEX, TOKENS) or bool(_BLOCK_FILE.fullmatch(name)), INDEX)
 
 
 def save_sums(path: Path, inputs: Sequence[Input]) -> None:

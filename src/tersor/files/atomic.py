@@ -20,7 +20,16 @@ try:
 except ImportError:  # Windows has no advisory locks; two runs to one name are then not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["AtomicSet", "atomic_folder", "atomic_set", "atomic_writer", "check_file", "check_folder", "replace_folder"]
+__all__ = [
+    "AtomicSet",
+    "atomic_folder",
+    "atomic_set",
+    "atomic_writer",
+    "check_file",
+    "check_folder",
+    "foreign_name",
+    "replace_folder",
+]
 
 _REMEDIES = {
     errno.ENOSPC: "make room there, or name an output elsewhere",
@@ -124,6 +133,18 @@ def check_folder(path: Path) -> None:
         raise MissingError(f"{path.parent}: no such folder; create it first")
     if path.exists() and not path.is_dir():
         raise FormatError(f"{path}: a file has this name, and a folder is needed; choose another")
+
+
+def foreign_name(folder: Path, is_ours: Callable[[str], bool], sign: str) -> str | None:
+    """Return the first name in a folder that may not be replaced with it: of a file that is not ours, or of a folder.
+
+    sign  the file that all of ours have: without it nothing there is
+    """
+    paths = sorted(folder.iterdir())
+    odd = next((path.name for path in paths if not path.is_file() or not is_ours(path.name)), None)
+    if odd is not None or not paths or (folder / sign).is_file():
+        return odd
+    return paths[0].name
 
 
 def check_file(path: Path, sources: Iterable[Path], example: str = "model.gguf") -> None:

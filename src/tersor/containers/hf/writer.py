@@ -19,7 +19,7 @@ from tersor.core.card import Artefact
 from tersor.core.errors import FormatError, SchemeError, ShapeError, TersorError
 from tersor.core.format import Format
 from tersor.core.tensor import QuantizedTensor
-from tersor.files.atomic import atomic_folder
+from tersor.files.atomic import atomic_folder, check_folder, foreign_name
 from tersor.files.checkpoint import inside, read_json
 from tersor.files.dtypes import ITEM_BYTES, Numbers
 from tersor.files.hashing import sha256
@@ -37,8 +37,9 @@ _COMPANIONS = (
     "processor_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 """Files that go along as they are."""
+CONFIG = "config.json"
 _WRITTEN = (
-    "config.json", "model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors",
+    CONFIG, "model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors",
     "*.card.json", "*.card.md", "*.card.html", ".*.tersor-partial",
 )  # fmt: skip
 """Files that a run makes, and what one leaves that was killed."""
@@ -78,7 +79,7 @@ def write_checkpoint(
     """
     row = container(name)
     check_output(folder, output)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     stored = _lay_out(row, source, formats)
     modules = {tensor.removesuffix(".weight"): fmt for tensor, fmt in formats.items()}
     settings = row.settings(modules, _left_out(source, formats), activations)
@@ -91,7 +92,7 @@ def write_checkpoint(
                 writer.finish()
         if len(shards) > 1:
             _write_json(partial / "model.safetensors.index.json", _index(shards))
-        _write_json(partial / "config.json", {**config, "quantization_config": settings})
+        _write_json(partial / CONFIG, {**config, "quantization_config": settings})
         _copy_companions(folder, partial)
         paths = sorted(path for path in partial.iterdir() if path.is_file())
         return tuple(Artefact(path.name, path.stat().st_size, sha256(path)) for path in paths)
@@ -101,8 +102,7 @@ def check_output(folder: Path, output: Path) -> None:
     """Refuse to write the checkpoint `output` over its source `folder`, or over what tersor has not written."""
     if output.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise SchemeError(f"{output}: holds the source; choose another folder")
-    if output.exists() and not output.is_dir():
-        raise FormatError(f"{output}: a file has this name, and a folder is needed; choose another")
+    check_folder(output)
     foreign = _foreign(output) if output.is_dir() else None
     if foreign is not None:
         raise FormatError(
@@ -113,18 +113,17 @@ def check_output(folder: Path, output: Path) -> None:
 
 def _foreign(output: Path) -> str | None:
     """Return the first name in the folder `output` that tersor has not written, None where all is of its making."""
-    paths = sorted(output.iterdir())
-    for path in paths:
-        if not path.is_file() or not any(fnmatchcase(path.name, pattern) for pattern in (*_WRITTEN, *_COMPANIONS)):
-            return path.name
-    if not paths:
-        return None
-    if not (output / "config.json").is_file():
-        return paths[0].name
-    settings = read_json(output / "config.json").get("quantization_config")
+    found = foreign_name(output, _is_written, CONFIG)
+    if found is not None or not (output / CONFIG).is_file():
+        return found
+    settings = read_json(output / CONFIG).get("quantization_config")
     # A Card alone may be that of a GGUF made beside its source.
     is_ours = isinstance(settings, dict) and (any(output.glob("*.card.json")) or is_written_here(settings))
-    return None if is_ours else "config.json"
+    return None if is_ours else CONFIG
+
+
+def _is_written(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in (*_WRITTEN, *_COMPANIONS))
 
 
 def _lay_out(

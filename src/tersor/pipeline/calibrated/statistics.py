@@ -17,9 +17,9 @@ from tersor.calibrate.stream import Input, Needs, Setting, run_blocks
 from tersor.calibrate.workspace import Workspace, workspace_path
 from tersor.containers.imatrix import Importances
 from tersor.core.arrays import Float32
-from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.core.errors import FormatError, SchemeError
 from tersor.decoder import Block, Decoder
-from tersor.files.atomic import replace_folder
+from tersor.files.atomic import check_folder, replace_folder
 from tersor.models.model import Model
 from tersor.pipeline.calibrated.memory import plan_memory
 from tersor.pipeline.calibrated.run import Calibration, by_block, divided, exact, read_sequences
@@ -193,10 +193,7 @@ def _about(model: Model, decoder: Decoder, text: Sequences, calibration: Calibra
 
 def _check_output(output: Path) -> None:
     """Refuse before the work what would be refused after it."""
-    if not output.parent.is_dir():
-        raise MissingError(f"{output.parent}: no such folder; create it first")
-    if output.exists() and not output.is_dir():
-        raise FormatError(f"{output}: a file has this name, and a folder is needed; choose another")
+    check_folder(output)
     foreign = foreign_file(output) if output.is_dir() else None
     if foreign is not None:
         raise FormatError(f"{output / foreign}: belongs to no statistics, so the folder is not replaced; name another")
