@@ -47,7 +47,7 @@ def train_blocks(
         yield course.run(
             module,
             _batches(states, targets),
-            distance_from(wanted, ours, distance),
+            distance_from(wanted, (ours,), distance),
             distance,
             sequences=len(taken),
             epochs=course.training.block_epochs,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.core.errors import QualityError
 from tersor.graph.training.checkpoints import load_state, read, write
-from tersor.graph.training.distillation import Distance
 from tersor.graph.training.train import Options, Trained, best_so_far, cosine, train
 from tersor.kernels.lazy import LazyModule
 from tersor.pipeline.calibrated.training.part import optimizer, restless
@@ -35,12 +34,19 @@ SHARES = (1.0, 1 / 3, 1 / 9)
 """Of the rates, one after the other until held-out text gains: how much a part bears differs from block to block."""
 
 
-def distance_from(wanted: Tensor, inputs: Tensor, distance: Distance) -> Callable[[Module], float]:
-    """Return what tells how far a part's outputs for `inputs` are from `wanted`, both [sequences, …]."""
+def distance_from(
+    wanted: Tensor | tuple[Tensor, ...], inputs: tuple[Tensor, ...], distance: Callable[[Any, Any], Tensor]
+) -> Callable[[Module], float]:
+    """Return what tells how far a part's outputs for `inputs` are from `wanted`, all [sequences, …]."""
 
     def told(module: Module) -> float:
-        parts = zip(torch.split(inputs, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
-        return sum(float(distance(module(some), right)) * len(right) for some, right in parts) / len(wanted)
+        total = 0.0
+        for start in range(0, len(inputs[0]), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            some = tuple(each[part] for each in inputs)
+            right = tuple(each[part] for each in wanted) if isinstance(wanted, tuple) else wanted[part]
+            total += float(distance(module(*some), right)) * len(some[0])
+        return total / len(inputs[0])
 
     return told
 

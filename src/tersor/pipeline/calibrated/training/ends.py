@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.graph.training.distillation import Distance
 from tersor.kernels.lazy import LazyModule
-from tersor.pipeline.calibrated.training.course import AT_ONCE, Course, Went
+from tersor.pipeline.calibrated.training.course import AT_ONCE, Course, Went, distance_from
 from tersor.pipeline.calibrated.training.felt import divergence_behind
 from tersor.pipeline.calibrated.training.language import Language
 from tersor.pipeline.calibrated.training.part import part
@@ -22,7 +22,6 @@ from tersor.pipeline.calibrated.training.whole import behind_states
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torch.nn import Module
 else:
     torch = LazyModule("torch", "torch")
 
@@ -47,7 +46,7 @@ def train_end(
     went = course.run(
         part(end, language.ends),
         lambda numbers: ((states[numbers], taken[numbers]), (states[numbers], taken[numbers])),
-        _told(wanted, kept, _distance(language, behind_states(language, None), felt)),
+        distance_from((wanted, kept), (wanted, kept), _distance(language, behind_states(language, None), felt)),
         _distance(language, behind_states(language, course.products), felt),
         sequences=len(taken),
         epochs=course.training.block_epochs,
@@ -66,13 +65,5 @@ def _distance(language: Language, answers: Distance, felt: Tensor) -> Callable[[
     def told(made: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
         (logits, embedded), (states, ids) = made, target
         return answers(logits, states) + embeddings(embedded, language.embedded_in_full(ids))
-
-    return told
-
-
-def _told(wanted: Tensor, ids: Tensor, distance: Callable[[Any, Any], Tensor]) -> Callable[[Module], float]:
-    def told(module: Module) -> float:
-        parts = zip(torch.split(wanted, AT_ONCE), torch.split(ids, AT_ONCE), strict=True)
-        return sum(float(distance(module(*some), some)) * len(some[1]) for some in parts) / len(ids)
 
     return told

@@ -46,7 +46,7 @@ def train_whole(language: Language, taken: Tensor, kept: Tensor, course: Course,
     return course.run(
         part(trained, language.logits),
         batch,
-        distance_from(wanted, kept, behind_states(language, None)),
+        distance_from(wanted, (kept,), behind_states(language, None)),
         behind_states(language, course.products),
         sequences=len(taken),
         epochs=course.training.epochs,
