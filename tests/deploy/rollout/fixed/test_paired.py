@@ -11,12 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tersor.core.errors import SchemeError, ShapeError
-from tersor.deploy.rollout.fixed import (
-    Pairs,
-    mcnemar,
-    odds_ratio_interval,
-    paired_bootstrap,
-)
+from tersor.deploy.rollout.fixed import mcnemar, odds_ratio_interval, paired_bootstrap
+from tersor.evaluation.paired import Pairs
 
 stats: Any = pytest.importorskip("scipy.stats")
 

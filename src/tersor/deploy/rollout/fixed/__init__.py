@@ -11,18 +11,15 @@ from tersor.deploy.rollout.fixed.sizes import (
     requests_for_means,
     requests_for_shares,
 )
-from tersor.evaluation.paired import Pairs, paired_difference_interval
 
 __all__ = [
     "Opinions",
-    "Pairs",
     "difference_interval",
     "h_interval",
     "mcnemar",
     "odds_ratio_interval",
     "opinions",
     "paired_bootstrap",
-    "paired_difference_interval",
     "pairs_for_mcnemar",
     "pairs_for_means",
     "requests_for_means",
