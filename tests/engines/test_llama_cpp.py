@@ -270,7 +270,7 @@ def test_a_call_that_takes_too_long_is_ended(path: Path) -> None:
     start = time.perf_counter()
     with pytest.raises(EngineError, match=r"logits .*timed out after 0\.5 s"):
         engine.logits([1])
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60
 
 
 @pytest.mark.usefixtures("no_child_left")

@@ -286,10 +286,8 @@ def test_heads_are_bounded_in_size(gateway: Live) -> None:
     with socket.create_connection((host, int(port)), timeout=10) as client:
         with contextlib.suppress(ConnectionError):
             client.sendall(b"GET /healthz HTTP/1.1\r\n" + b"X: %s\r\n" % (b"a" * 1000) * 200)
-        began = time.monotonic()
         with contextlib.suppress(ConnectionError):
             assert client.recv(1000) == b""
-        assert time.monotonic() - began < 5
 
 
 def test_bytes_that_are_no_http_end_their_connection_alone(gateway: Live) -> None:

@@ -91,10 +91,10 @@ async def _close_inside(request: Request, writer: asyncio.StreamWriter) -> None:
 def test_whatever_a_server_does_has_a_name_and_an_end(behave: Behave, kinds: set[str]) -> None:
     began = time.perf_counter()
     with serve(behave) as server:
-        found = answers(server.url, 3, timeout_s=0.5 if "timeout" in kinds else 10)
+        found = answers(server.url, 3, timeout_s=0.5 if "timeout" in kinds else 100)
     assert {answer.error for answer in found} <= kinds
     assert len(found) == 3
-    assert time.perf_counter() - began < 9
+    assert time.perf_counter() - began < 90
 
 
 def test_nobody_listening_is_a_failure_to_connect() -> None:

@@ -242,7 +242,7 @@ def test_a_damaged_file_is_an_error_of_ours_or_harmless_and_soon(closed: Path, s
     begun = time.monotonic()
     with contextlib.suppress(TersorError):
         use(closed.parent)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

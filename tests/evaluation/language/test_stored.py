@@ -186,7 +186,7 @@ def test_every_truncation_and_many_changed_bytes_end_in_a_format_error_or_a_read
         except TersorError as error:
             pytest.fail(f"byte {at}: {error!r}")
     assert refused > 100
-    assert time.perf_counter() - began < 20
+    assert time.perf_counter() - began < 120
 
 
 def _read(path: Path) -> None:
