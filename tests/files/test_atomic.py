@@ -69,6 +69,19 @@ def test_a_killed_run_leaves_no_file_of_the_name_and_the_next_run_takes_over(tmp
     assert names(tmp_path) == {"out.gguf"}
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_files_cannot_be_locked_they_are_written_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+    with atomic_writer(tmp_path / "one") as file:
+        file.write(b"1")
+    assert (tmp_path / "one").read_bytes() == b"1"
+
+
 def fill(place: Path, kind: str) -> None:
     """Write more than a MiB to `place`."""
     if kind == "folder":

@@ -212,17 +212,27 @@ def _open_locked(path: Path) -> BinaryIO:
             reason = error.strerror or error
             raise MissingError(f"{path}: cannot be written ({reason}); give another folder") from error
         file = os.fdopen(descriptor, "r+b")
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.close()
-                raise FormatError(f"{path}: another run is writing this file; wait for it or end it") from error
+        if not _locked(file):
+            file.close()
+            raise FormatError(f"{path}: another run is writing this file; wait for it or end it")
         # Between open and lock the other run may have renamed the file: then it is the finished result, not ours.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             file.truncate(0)
             return file
         file.close()
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file as far as its file system can; False: another run has done so."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK: no locks there, so runs are not told apart, as on Windows
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:
