@@ -210,6 +210,38 @@ def test_a_failed_folder_leaves_the_older_one(tmp_path: Path) -> None:
     assert names(tmp_path) == {"model"}
 
 
+def test_two_runs_to_one_folder_are_told_apart_and_the_first_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with atomic_folder(path) as first:
+        (first / "a").write_text("first")
+        with pytest.raises(FormatError, match="model: another run is writing this folder; wait for it or end it"):
+            atomic_folder(path).__enter__()
+        (first / "b").write_text("first")
+    assert {file.name: file.read_text() for file in path.iterdir()} == {"a": "first", "b": "first"}
+    assert names(tmp_path) == {"model"}
+
+
+def test_a_killed_run_keeps_nobody_off_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    script = (
+        "import sys, pathlib, time\n"
+        "from tersor.files.atomic import atomic_folder\n"
+        "with atomic_folder(pathlib.Path(sys.argv[1])):\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        with pytest.raises(FormatError, match="another run is writing"):
+            atomic_folder(path).__enter__()
+        child.send_signal(signal.SIGKILL)
+    assert names(tmp_path) == {".model.tersor-partial", ".model.lock.tersor-partial"}
+    with atomic_folder(path) as partial:
+        (partial / "x").touch()
+    assert names(tmp_path) == {"model"}
+    assert names(path) == {"x"}
+
+
 def test_leftovers_of_a_killed_folder_run_are_mended(tmp_path: Path) -> None:
     path = tmp_path / "model"
     (tmp_path / ".model.tersor-replaced").mkdir()  # killed between its two renames

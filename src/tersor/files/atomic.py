@@ -1,6 +1,7 @@
 """Writing that appears whole or not at all: hidden file beside, fsync, rename.
 
-A killed run leaves only hidden `.NAME.tersor-partial` entries; the next run to the same name takes them over.
+A killed run leaves only hidden `.NAME.tersor-partial` entries, and for a folder the file `.NAME.lock.tersor-partial`;
+the next run to the same name takes them over.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import contextlib
 import errno
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.files.closing import Closing
 
 try:
     import fcntl
@@ -22,6 +25,7 @@ except ImportError:  # Windows has no advisory locks; two runs to one name are t
 
 __all__ = [
     "AtomicSet",
+    "Claim",
     "atomic_folder",
     "atomic_set",
     "atomic_writer",
@@ -65,7 +69,8 @@ class AtomicSet:
             raise FormatError(f"{self.folder / name}: a folder has this name; choose another")
         if os.path.lexists(self.folder / name) and not (self.folder / name).is_file():
             raise FormatError(f"{self.folder / name}: a device, pipe or broken link has this name; choose another")
-        file = _open_locked(self.folder / _partial(name))
+        path = self.folder / _partial(name)
+        file = _open_locked(path, f"{path}: another run is writing this file; wait for it or end it")
         self._open[name] = file
         return file
 
@@ -112,19 +117,41 @@ def atomic_set(folder: Path) -> Iterator[AtomicSet]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty hidden folder that becomes `path` when the block ends well; an older `path` is replaced."""
+    """Yield an empty hidden folder that becomes `path` when the block ends well; an older `path` is replaced.
+
+    Raises MissingError when its parent does not exist and FormatError when another run is writing the same name.
+    """
     if not path.parent.is_dir():
         raise MissingError(f"{path.parent}: no such folder; create it first")
     partial = path.parent / _partial(path.name)
-    _settled(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        with _telling(lambda: str(path)):
-            yield partial
-            replace_folder(partial, path)
-    finally:
+    with Claim(path):
+        _settled(path)
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            with _telling(lambda: str(path)):
+                yield partial
+                replace_folder(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+class Claim(Closing):
+    """A folder, there or yet to be made, that no other run writes until this is closed, forgotten, or the process ends.
+
+    Raises MissingError when its parent does not exist and FormatError when another run has claimed the same name. Where
+    files cannot be locked, nobody is kept out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # A file beside it, for network file systems do not lock folders, and this one may be renamed meanwhile.
+        path = folder.parent / _partial(f"{folder.name}.lock")
+        file = _open_locked(path, f"{folder}: another run is writing this folder; wait for it or end it")
+        self._finalizer = weakref.finalize(self, _let_go, file, path)
+
+    def close(self) -> None:
+        """Let others have the folder. Closing twice is harmless."""
+        self._finalizer()
 
 
 def check_folder(path: Path) -> None:
@@ -203,7 +230,7 @@ def _partial(name: str) -> str:
     return f".{name}.tersor-partial"
 
 
-def _open_locked(path: Path) -> BinaryIO:
+def _open_locked(path: Path, refusal: str) -> BinaryIO:
     """Open `path` empty, with a lock that ends with the process, so that leftovers are told from runs at work."""
     while True:
         try:
@@ -214,7 +241,7 @@ def _open_locked(path: Path) -> BinaryIO:
         file = os.fdopen(descriptor, "r+b")
         if not _locked(file):
             file.close()
-            raise FormatError(f"{path}: another run is writing this file; wait for it or end it")
+            raise FormatError(refusal)
         # Between open and lock the other run may have renamed the file: then it is the finished result, not ours.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             file.truncate(0)
@@ -233,6 +260,13 @@ def _locked(file: BinaryIO) -> bool:
     except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK: no locks there, so runs are not told apart, as on Windows
         return True
     return True
+
+
+def _let_go(file: BinaryIO, path: Path) -> None:
+    """Remove a lock, and only then unlock it: by then the name could be another run's."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    file.close()
 
 
 def _sync(path: Path) -> None:
