@@ -11,7 +11,7 @@ from tersor.formats import get
 from tersor.kernels import codec
 from tersor.methods import METHODS, gptq, layer_error, rtn
 from tersor.methods.solving import matrix
-from tersor.methods.solving.factor import ORDERS, Order, cholesky, factor
+from tersor.methods.solving.factor import ORDERS, Order, factor
 from tersor.methods.solving.matrix import MatrixGrid
 from tersor.methods.solving.search import fitted
 
@@ -225,25 +225,6 @@ def test_arguments_are_never_written() -> None:
     gptq.quantize(weight, get("q4_k"), hessian=hessian, order="groups")
     assert torch.equal(weight, copies[0])
     assert torch.equal(hessian, copies[1])
-
-
-@pytest.mark.parametrize("size", [1, 511, 512, 513, 1100])
-def test_panels_factor_as_one_call_does(size: int) -> None:
-    rng = torch.Generator().manual_seed(size)
-    x = torch.randn(2 * size, size, generator=rng, dtype=torch.float64)
-    hessian = x.T @ x / len(x) + 0.01 * torch.eye(size, dtype=torch.float64)
-    wanted = torch.linalg.cholesky(hessian)
-    found = cholesky(hessian.float())
-    assert found is not None
-    assert bool((found.triu(1) == 0).all())
-    assert float((found.double() - wanted).norm() / wanted.norm()) < 1e-5
-
-
-@pytest.mark.parametrize("place", [0, 511, 512, 900])
-def test_panels_notice_what_is_not_definite(place: int) -> None:
-    hessian = torch.eye(1000)
-    hessian[place, place] = -1
-    assert cholesky(hessian) is None
 
 
 @pytest.mark.parametrize("name", ["q4_k", "int4-g128", "int8-tensor"])

@@ -151,7 +151,8 @@ def test_threads_never_change_the_bytes_of_best(fmt: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(best.quantize(weight, get(fmt), hessian=hessian, cross=cross, threads=threads))
+            h, c = hessian.clone(), cross.clone()  # nothing remembered serves another thread count
+            found.append(best.quantize(weight, get(fmt), hessian=h, cross=c, threads=threads))
     finally:
         torch.set_num_threads(before)
     assert all((other.data == found[0].data).all() for other in found[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import torch
 
 from tersor.methods.solving.remembered import remembered
@@ -46,6 +47,28 @@ def test_a_tensor_that_was_written_is_worked_on_again() -> None:
     doubled(x)
     x += 1
     assert float(doubled(x)[0]) == 4
+    assert len(calls) == 2
+
+
+def test_a_tensor_that_numpy_wrote_is_worked_on_again() -> None:
+    calls, doubled = counted()
+    assert callable(doubled)
+    array = np.eye(3)
+    x = torch.from_numpy(array)
+    doubled(x)
+    array += 1
+    assert float(doubled(x)[0, 0]) == 4
+    assert len(calls) == 2
+
+
+def test_what_is_made_for_inference_is_worked_on_each_time() -> None:
+    calls, doubled = counted()
+    assert callable(doubled)
+    with torch.inference_mode():
+        x = torch.ones(3)
+        doubled(x)
+        x += 1
+        assert float(doubled(x)[0]) == 4
     assert len(calls) == 2
 
 

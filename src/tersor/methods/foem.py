@@ -22,6 +22,7 @@ from tersor.methods import gptq, rtn
 from tersor.methods.solving.factor import Order, checked_statistic, factor
 from tersor.methods.solving.matrix import checked_weight, finished
 from tersor.methods.solving.remembered import remembered
+from tersor.methods.solving.triangular import solved
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,4 @@ def quantize(
 def restrained(matrix: Tensor, pull: float) -> Tensor:
     """The feedback (1 - β) M (1 + β M)⁻¹ in place of M, M what stands above the diagonal of `matrix`."""
     strict = torch.triu(matrix, 1)
-    one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    left = (1 - pull) * strict
-    feedback: Tensor = torch.linalg.solve_triangular(one + pull * strict, left, upper=True, unitriangular=True)
-    return feedback.contiguous()
+    return solved(pull * strict, (1 - pull) * strict, upper=True, unit=True)

@@ -20,6 +20,7 @@ from tersor.methods import gptq, rtn
 from tersor.methods.solving.factor import Factor, Order, checked_statistic, factor
 from tersor.methods.solving.matrix import checked_weight, finished, upright
 from tersor.methods.solving.remembered import remembered
+from tersor.methods.solving.triangular import solved
 
 if TYPE_CHECKING:
     import torch
@@ -80,11 +81,11 @@ def asymmetric(
         damped, lack = damped[order][:, order], lack[order][:, order]
     upper, lack = matrix.double(), lack.double()
     # diag(H) = U∘U · D²: the pivots, without factoring again.
-    pivots = torch.linalg.solve_triangular(upper.square(), damped.diagonal().double()[:, None], upper=True)[:, 0]
-    behind = torch.linalg.solve_triangular(upper, lack.T, upper=True).T
+    pivots = solved(upper.square(), damped.diagonal().double()[:, None], upper=True)[:, 0]
+    behind = solved(upper, lack.T, upper=True).T
     one = torch.eye(len(upper), dtype=torch.float64, device=upper.device)
     taken = one - torch.triu(behind, 1) / pivots
-    leading = torch.linalg.solve_triangular(taken, one, upper=True, unitriangular=True)
+    leading = solved(taken, one, upper=True, unit=True)
     feedback = torch.triu(upper, 1) @ leading
     return (leading - one).float().contiguous(), feedback.float().contiguous()
 

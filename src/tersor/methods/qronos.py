@@ -16,9 +16,10 @@ from tersor.core.tensor import QuantizedTensor
 from tersor.kernels.feedback import State, propagate
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import gptq, rtn
-from tersor.methods.solving.factor import Order, checked_statistic, cholesky, damped, factor
+from tersor.methods.solving.factor import Order, checked_statistic, damped, factor
 from tersor.methods.solving.matrix import checked_weight, finished, slabs, upright
 from tersor.methods.solving.remembered import remembered
+from tersor.methods.solving.triangular import cholesky, cholesky_solved
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +128,7 @@ def corrected(
     propagate(state, turn, 0, len(x), 0, threads=threads)
     out = state.target[:, : len(weight)].T.contiguous()
     if residual is not None:
-        out += strength * torch.cholesky_solve(residual.T.contiguous(), lower).T
+        out += strength * cholesky_solved(lower, residual.T).T
     return out
 
 
@@ -147,4 +148,4 @@ def _trusted(hessian: Tensor, trust: float) -> Tensor | None:
 @remembered
 def _turn(lower: Tensor, hessian: Tensor, cross: Tensor, strength: float) -> Tensor:
     """What weights are multiplied with to get their correction: (C - H) H⁻¹."""
-    return (strength * torch.cholesky_solve((cross - hessian).T.contiguous(), lower).T).contiguous()
+    return (strength * cholesky_solved(lower, (cross - hessian).T).T).contiguous()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from tersor.core.errors import FormatError, SchemeError, ShapeError
 from tersor.kernels.lazy import LazyModule
 from tersor.methods.solving.remembered import remembered
+from tersor.methods.solving.triangular import cholesky, is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["ORDERS", "Factor", "Order", "checked_statistic", "cholesky", "damped", "factor"]
+__all__ = ["ORDERS", "Factor", "Order", "checked_statistic", "damped", "factor"]
 
 Order = Literal["natural", "activation", "groups"]
 """natural: as stored; activation: by falling diag(H); groups: whole blocks by falling sum of diag(H)."""
@@ -29,8 +30,6 @@ Order = Literal["natural", "activation", "groups"]
 ORDERS: tuple[Order, ...] = ("natural", "activation", "groups")
 
 MOST_DAMPING = 1.0
-PANEL = 512
-"""Columns that are factored by one call."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,31 +74,6 @@ def factor(hessian: Tensor, *, order: Order = "activation", block: int = 0, damp
         share = min(share * 10, MOST_DAMPING)
     matrix = lower.div_(lower.diagonal().clone()).flip(0, 1)  # the factor of H read backwards is upper triangular
     return Factor(mended, matrix, permutation, share)
-
-
-def cholesky(matrix: Tensor) -> Tensor | None:
-    """Lower L with L Lᵀ = `matrix`, which is overwritten; None where it is not positive definite.
-
-    A panel at a time, so that nearly all the work is in products of large matrices: about twice as fast as one call.
-    """
-    for start in range(0, len(matrix), PANEL):
-        stop = min(start + PANEL, len(matrix))
-        panel = matrix[start:, start:stop]
-        if start:
-            panel -= matrix[start:, :start] @ matrix[start:stop, :start].T
-        corner, failed = torch.linalg.cholesky_ex(panel[: stop - start])
-        if failed or not bool(corner.diagonal().isfinite().all()):
-            return None
-        panel[: stop - start] = corner
-        below = panel[stop - start :]
-        below.copy_(torch.linalg.solve_triangular(corner.T, below, upper=True, left=False))
-        matrix[start:stop, stop:] = 0
-    return matrix if is_finite(matrix) else None
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite; one pass where that is so."""
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _reordered(symmetric: Tensor, order: Tensor) -> Tensor:
