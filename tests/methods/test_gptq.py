@@ -228,10 +228,11 @@ def test_arguments_are_never_written() -> None:
 
 
 @pytest.mark.parametrize("name", ["q4_k", "int4-g128", "int8-tensor"])
-@pytest.mark.parametrize("method", ["gptq", "qronos", "best"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "qronos", "gptaq", "foem", "best"])
 def test_slabs_of_rows_never_change_the_bytes(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = problem(rows=150)
-    given = {"hessian": hessian, "cross": hessian * 0.95} if method != "gptq" else {"hessian": hessian}
+    known = {"hessian": hessian, "cross": hessian * 0.95}
+    given = {key: known[key] for key in (*METHODS[method].needs, *METHODS[method].uses) if key in known}
     whole = METHODS[method].function(weight, get(name), **given, threads=1)
     monkeypatch.setattr(matrix, "SLAB", 64 * weight.shape[1])
     slabs = METHODS[method].function(weight, get(name), **given, threads=1)

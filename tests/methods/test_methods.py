@@ -118,6 +118,33 @@ def test_strength_0_and_equal_streams_are_plain_gptq() -> None:
     assert (equal.data == plain.data).all()
 
 
+@pytest.mark.parametrize("name", ["qronos", "gptaq", "best"])
+def test_what_is_corrected_beyond_the_format_is_cut_off(name: str) -> None:
+    weight, hessian, cross = problem()
+    fmt = get("nvfp4")
+    weight *= 0.98 * fmt.largest / weight.abs().max()
+    found = METHODS[name].function(weight, fmt, hessian=hessian, cross=cross * 3)
+    assert abs(found.dequantize()).max() <= fmt.largest
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_matrix_without_rows_is_refused_and_statistics_in_double_are_taken(name: str) -> None:
+    weight, hessian, cross = problem()
+    given = {need: {"hessian": hessian, "cross": cross}[need].double() for need in METHODS[name].needs}
+    assert METHODS[name].function(weight, get("q4_0"), **given).shape == weight.shape
+    with pytest.raises(ShapeError, match="has no weights"):
+        METHODS[name].function(weight[:0], get("q4_0"), **given)
+
+
+def test_no_error_is_below_nothing() -> None:
+    rng = torch.Generator().manual_seed(0)
+    seen = torch.randn(256, 1, generator=rng)
+    blind = torch.randn(64, 256, generator=rng)
+    blind -= (blind @ seen) @ seen.T / float(seen.square().sum())
+    errors = [output_error(row[None], torch.zeros(1, 256), seen @ seen.T) for row in blind]
+    assert min(errors) >= 0
+
+
 def test_the_correction_is_the_closed_form() -> None:
     weight, hessian, cross = problem()
     h = damped(hessian, 0.3).double()

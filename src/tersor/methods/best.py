@@ -11,6 +11,7 @@ from tersor.core.format import Format
 from tersor.core.tensor import QuantizedTensor
 from tersor.methods import gptq, qronos, rtn
 from tersor.methods.error import layer_error
+from tersor.methods.solving.factor import checked_statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,16 +43,17 @@ def quantize(
     bits 0.15 and 6, where every code is a larger part of the whole. Where rounding to nearest errs less on the
     calibration inputs its result is returned, and `fallback` says so.
     """
+    h = checked_statistic("the Hessian", hessian, int(weight.shape[-1]))
     usual = FINE if fmt.bits >= FINE_BITS else COARSE
     trust, rounds = usual[0] if trust is None else trust, usual[1] if rounds is None else rounds
     if cross is None:
-        found = gptq.quantize(weight, fmt, hessian=hessian, damping=damping, rounds=rounds, threads=threads)
+        found = gptq.quantize(weight, fmt, hessian=h, damping=damping, rounds=rounds, threads=threads)
         wanted = weight
     else:
         found, wanted = qronos.towards(
             weight,
             fmt,
-            hessian=hessian,
+            hessian=h,
             cross=cross,
             residual=residual,
             damping=damping,
@@ -61,8 +63,8 @@ def quantize(
         )
     if found.fallback is not None:
         return found
-    plain = rtn.quantize(weight, fmt, importance=hessian.diagonal().clamp(min=0), threads=threads)
-    ours, theirs = (layer_error(wanted, q, hessian) for q in (found, plain))
+    plain = rtn.quantize(weight, fmt, importance=h.diagonal().clamp(min=0), threads=threads)
+    ours, theirs = (layer_error(wanted, q, h) for q in (found, plain))
     if ours > theirs:
         return QuantizedTensor(fmt, plain.shape, plain.data, WORSE.format(ours, theirs))
     return found

@@ -31,7 +31,7 @@ def layer_error(
     cross    [in, in] mean of y xᵀ, y the same tokens' inputs in the full-precision model: then the error against W y is
              meant instead of the one against W x
     full     [in, in] mean of y yᵀ; without it the error against W y lacks the same constant for every quantized weight
-    Sums run in float64. Never negative, but for the missing constant.
+    Products run in float32, their sums in float64. Never negative, but for the missing constant.
     """
     values = torch.from_numpy(quantized.dequantize()).to(weight.device)
     return output_error(weight, values, hessian, cross=cross, full=full)
@@ -43,7 +43,8 @@ def output_error(
     """`layer_error` of values [out, in] float32 instead of a quantized tensor."""
     if cross is None:
         error = weight - values
-        return float(((error @ hessian) * error).sum(dtype=torch.float64))
+        # Where a Hessian of low rank sees nothing of the error, what is left is rounding, of either sign.
+        return max(0.0, float(((error @ hessian) * error).sum(dtype=torch.float64)))
     squares = ((values @ hessian) * values).sum(dtype=torch.float64)
     shared = ((weight @ cross) * values).sum(dtype=torch.float64)
     wanted = weight.new_zeros((), dtype=torch.float64)

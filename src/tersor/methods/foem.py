@@ -59,8 +59,7 @@ def quantize(
     if factored is None:
         return rtn.quantize(weight, fmt, fallback=gptq.NOT_DEFINITE, threads=threads)
     turned = replace(factored, matrix=restrained(factored.matrix, pull))
-    solution = gptq.solve(x, fmt, turned, order=order, rounds=rounds, threads=threads)
-    return finished(fmt, weight, solution.grid.pack(solution.codes), None)
+    return finished(fmt, weight, gptq.packed(x, fmt, turned, order=order, rounds=rounds, threads=threads), None)
 
 
 @remembered

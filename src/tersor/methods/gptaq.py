@@ -18,7 +18,7 @@ from tersor.kernels.feedback import State, propagate
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import gptq, rtn
 from tersor.methods.solving.factor import Factor, Order, checked_statistic, factor
-from tersor.methods.solving.matrix import checked_weight, finished, upright
+from tersor.methods.solving.matrix import checked_weight, finished, held, upright
 from tersor.methods.solving.remembered import remembered
 from tersor.methods.solving.triangular import solved
 
@@ -61,10 +61,9 @@ def quantize(
     leading, feedback = asymmetric(
         factored.matrix, factored.hessian, factored.order, hessian=h, cross=c, strength=strength
     )
-    target = checked_weight(_led(x, leading, factored.order, threads), fmt)
+    target = checked_weight(held(_led(x, leading, factored.order, threads), fmt), fmt)
     turned = Factor(factored.hessian, feedback, factored.order, factored.damping)
-    solution = gptq.solve(x, fmt, turned, order=order, target=target, threads=threads)
-    return finished(fmt, weight, solution.grid.pack(solution.codes), None)
+    return finished(fmt, weight, gptq.packed(x, fmt, turned, order=order, target=target, threads=threads), None)
 
 
 @remembered

@@ -74,11 +74,21 @@ def quantize(
     return finished(fmt, weight, packed(x, fmt, factored, order=order, rounds=rounds, threads=threads), None)
 
 
-def packed(weight: Tensor, fmt: Format, factored: Factor, *, order: Order, rounds: int = 0, threads: int = 0) -> Tensor:
+def packed(
+    weight: Tensor,
+    fmt: Format,
+    factored: Factor,
+    *,
+    order: Order,
+    rounds: int = 0,
+    target: Tensor | None = None,
+    threads: int = 0,
+) -> Tensor:
     """Packed rows of a checked weight, uint8 [rows, row_bytes]: what `solve` finds, a slab of rows at a time."""
     pieces = []
     for rows in slabs(weight, fmt):
-        solution = solve(weight[rows], fmt, factored, order=order, rounds=rounds, threads=threads)
+        part = None if target is None else target[rows]
+        solution = solve(weight[rows], fmt, factored, order=order, rounds=rounds, target=part, threads=threads)
         pieces.append(solution.grid.pack(solution.codes))
     return torch.cat(pieces)
 

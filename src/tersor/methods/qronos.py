@@ -17,7 +17,7 @@ from tersor.kernels.feedback import State, propagate
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import gptq, rtn
 from tersor.methods.solving.factor import Order, checked_statistic, damped, factor
-from tersor.methods.solving.matrix import checked_weight, finished, slabs, upright
+from tersor.methods.solving.matrix import checked_weight, finished, held, slabs, upright
 from tersor.methods.solving.remembered import remembered
 from tersor.methods.solving.triangular import cholesky, cholesky_solved
 
@@ -94,7 +94,7 @@ def towards(
     for rows in slabs(x, fmt):
         part = None if residual is None else residual[rows]
         wanted[rows] = corrected(x[rows], h, c, residual=part, strength=strength, trust=trust, threads=threads)
-        target = checked_weight(wanted[rows], fmt)
+        target = checked_weight(held(wanted[rows], fmt), fmt)
         made.append(gptq.packed(target, fmt, factored, order=order, rounds=rounds, threads=threads))
     return finished(fmt, weight, torch.cat(made), None), wanted
 

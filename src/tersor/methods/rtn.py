@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 
 from tersor.core.format import Format
 from tersor.core.tensor import QuantizedTensor
-from tersor.methods.solving.matrix import checked_weight, finished
+from tersor.kernels.lazy import LazyModule
+from tersor.methods.solving.matrix import checked_weight, finished, slabs
 from tersor.methods.solving.search import fitted
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+else:
+    torch = LazyModule("torch", "torch")
 
 __all__ = ["quantize"]
 
@@ -34,5 +38,8 @@ def quantize(
     threads     0: as many as there are cores; never changes the codes
     """
     x = checked_weight(weight, fmt)
-    grid = fitted(x, fmt, importance, threads=threads)
-    return finished(fmt, weight, grid.pack(grid.round(x)), fallback)
+    made = []
+    for rows in slabs(x, fmt):
+        grid = fitted(x[rows], fmt, importance, threads=threads)
+        made.append(grid.pack(grid.round(x[rows])))
+    return finished(fmt, weight, torch.cat(made), fallback)

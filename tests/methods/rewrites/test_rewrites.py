@@ -118,6 +118,16 @@ def test_the_rotation_is_signs_and_the_matrix_of_sylvester() -> None:
     assert torch.allclose(rotation.rotation(signs), hadamard / 8**0.5 * signs)
 
 
+def test_awq_does_not_scale_beyond_what_the_format_holds() -> None:
+    fmt = get("nvfp4")
+    weight = 0.05 * torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    weight[:, 7] = fmt.largest / 2
+    seen = torch.ones(256)
+    seen[7] = 1e4  # so that scaling would be tried far up
+    scales = awq.input_scales([weight], fmt, hessian=torch.diag(seen))
+    assert float((weight * scales).abs().max()) <= fmt.largest
+
+
 def test_columns_without_input_or_weight_keep_their_scale() -> None:
     weight, largest = torch.ones(4, 8), torch.ones(8)
     weight[:, 2], largest[5] = 0, 0

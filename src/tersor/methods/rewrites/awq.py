@@ -8,6 +8,7 @@ rewrite: the function of the model stays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,9 @@ def _scales(activation: Tensor, share: Tensor | None, ratio: float) -> Tensor:
 
 
 def _loss(matrices: list[Tensor], fmt: Format, hessian: Tensor, scales: Tensor, threads: int) -> float:
-    """Output error of all weights, rounded behind the scales."""
+    """Output error of all weights, rounded behind the scales; infinite where the format cannot hold what is scaled."""
+    if any(float((matrix * scales).abs().max()) > fmt.largest for matrix in matrices):
+        return math.inf
     importance = hessian.diagonal().clamp(min=0) / scales.square()
     total = 0.0
     for matrix in matrices:

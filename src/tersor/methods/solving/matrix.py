@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["MatrixGrid", "checked_weight", "encoded", "finished", "slabs", "to_array", "upright"]
+__all__ = ["MatrixGrid", "checked_weight", "encoded", "finished", "held", "slabs", "to_array", "upright"]
 
 SLAB = 1 << 23
 """Weights of a slab."""
@@ -113,6 +113,8 @@ def checked_weight(weight: Tensor, fmt: Format) -> Tensor:
     """The weight as contiguous float32 [rows, columns], or the error that says where and why it cannot be encoded."""
     if weight.ndim != 2:
         raise ShapeError(f"methods quantize a matrix [out, in], got shape {tuple(weight.shape)}")
+    if not weight.numel():
+        raise ShapeError(f"a matrix of shape {tuple(weight.shape)} has no weights to quantize")
     fmt.row_bytes(int(weight.shape[1]))
     x = weight.detach().to(torch.float32).contiguous()
     bad = ~(x.abs() <= fmt.largest)
@@ -128,6 +130,11 @@ def checked_weight(weight: Tensor, fmt: Format) -> Tensor:
             f"but row {row}, column {column} is {value:.4g}: use a wider format"
         )
     return x
+
+
+def held(target: Tensor, fmt: Format) -> Tensor:
+    """What a correction made of a weight, cut off at what the format stores."""
+    return target.clamp(-fmt.largest, fmt.largest) if np.isfinite(fmt.largest) else target
 
 
 def to_array(values: Tensor) -> Float32:
