@@ -30,6 +30,8 @@ else:
 __all__ = ["SEARCHES", "backend", "checked", "decode", "encode", "native", "tensor"]
 
 SEARCHES = ("best", "ggml")
+LEAST = 1e-6
+"""Share of the mean importance that columns of none have in the search "best"; llama.cpp's takes what it is given."""
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,8 @@ def encode(
     if search not in SEARCHES:
         raise SchemeError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}")
     x, weights = _arrays(name, weight, importance)
+    if search == "best" and weights is not None:
+        weights = _felt(weights)
     size = shape.row_bytes(x.shape[1])
     if x.size == 0:
         return np.empty((len(x), size), np.uint8)
@@ -155,6 +159,13 @@ def _importance(importance: Float32, columns: int) -> Float32:
     if bad.size:
         raise FormatError(f"importance of column {bad[0]} is {values[bad[0]]}: it must be finite and not negative")
     return values
+
+
+def _felt(importance: Float32) -> Float32:
+    """Importance in which no column costs nothing: one that calibration never saw would be stored as anything."""
+    mean = float(importance.mean(dtype=np.float64))
+    least = np.float32(max(LEAST * mean, np.finfo(np.float32).tiny) if mean > 0 else 1)
+    return np.where(importance > 0, importance, least)
 
 
 def _check_values(name: str, x: Float32, largest: float) -> None:
