@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tersor.core.card import Artefact, Card
 from tersor.core.errors import SchemeError
-from tersor.core.evaluation import Benchmark, Evaluation, Histogram, LayerError, Metric
+from tersor.core.evaluation import HELD_OUT, Benchmark, Evaluation, Histogram, LayerError, Metric
 from tersor.core.plan import PLAN_SCHEMA, Plan, PlannedTensor
-from tersor.pages import labels_of, report_page
+from tersor.pages import labels_of, measured, report_page, unlike
 
 from .synthetic import hostile, make_card
 
@@ -130,8 +130,51 @@ def test_several_artefacts_are_told_apart() -> None:
     page = report_page(cards)
     assert "Size against KL divergence" in page
     assert "Not the same measurement everywhere" not in page
-    other = replace(cards[1], evaluations=(replace(cards[1].evaluations[0], data="other.txt"),))
-    assert "Not the same measurement everywhere" in report_page([cards[0], other])
+    assert "No text in common" not in page
+    for change in ({"reference": "another"}, {"settings": {"windows": 4}}):
+        other = replace(cards[1], evaluations=(replace(cards[1].evaluations[0], **change),))
+        assert "Not the same measurement everywhere" in report_page([cards[0], other])
+
+
+def values(cards: list[Card], name: str = "kl_mean") -> list[float | None]:
+    return [None if metric is None else metric.value for metric in measured(cards, name)]
+
+
+def on(card: Card, **texts: float) -> Card:
+    """`card` with no evaluations but those on these texts, each of one divergence."""
+    known = card.evaluations[0]
+    made = (
+        replace(known, data=text, data_sha256=text, metrics=(Metric("kl_mean", divergence),))
+        for text, divergence in texts.items()
+    )
+    return replace(card, evaluations=tuple(made))
+
+
+def test_only_figures_from_one_text_stand_beside_each_other() -> None:
+    one, two, three = (make_card(name, blocks=3) for name in ("q8_0", "q5_k", "q4_k"))
+    names = ["a", "b", "c"]
+    alike = [on(one, text=0.1, other=0.7), on(two, text=0.2), on(three, text=0.3)]  # the other is later, but of one
+    assert values(alike) == [0.1, 0.2, 0.3]
+    assert unlike(alike, names) == []
+    left = [*alike[:2], on(three, third=0.9)]
+    assert values(left) == [0.1, 0.2, None]
+    (told,) = unlike(left, names)
+    assert told.startswith("No text in common with the others, so left out here: c on third.")
+    apart = [on(one, first=0.1), on(two, second=0.2), on(three, third=0.3)]
+    assert values(apart) == [None] * 3
+    assert "left out here: a on first; b on second; c on third" in unlike(apart, names)[0]
+    page = report_page(apart)
+    assert "Size against KL divergence" not in page
+    assert "No text in common with the others" in page
+    assert values(apart[1:2]) == [0.2]  # one Card alone is compared with nothing
+
+
+def test_what_quantizing_measured_of_its_own_text_is_compared_with_nothing() -> None:
+    cards = [make_card(name, blocks=3) for name in ("q8_0", "q4_k")]
+    gains = [replace(card, evaluations=(replace(card.evaluations[0], task=HELD_OUT),)) for card in cards]
+    assert values(gains) == [None, None]
+    assert "Size against KL divergence" not in report_page(gains)
+    assert unlike(gains, ["a", "b"]) == []
 
 
 def test_a_report_on_nothing_is_refused() -> None:

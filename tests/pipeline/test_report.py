@@ -9,7 +9,8 @@ import pytest
 
 from tersor.core.card import Card, card_path
 from tersor.core.errors import FormatError, MissingError, SchemeError
-from tersor.core.evaluation import Evaluation, Metric
+from tersor.core.evaluation import HELD_OUT, Evaluation, Metric
+from tersor.pipeline.language.text import read_text
 from tersor.pipeline.quantize import quantize
 from tersor.pipeline.report import report
 from tersor.pipeline.steps.cards import add, load_card, read_card
@@ -27,9 +28,9 @@ def artefacts(make_model: MakeModel, tmp_path: Path) -> list[Path]:
     return made
 
 
-def evaluation(path: Path, divergence: float) -> Evaluation:
+def evaluation(path: Path, divergence: float, text: str = "text.txt", task: str = "language") -> Evaluation:
     metrics = (Metric("kl_mean", divergence, "nats", divergence / 2, divergence * 2, 9),)
-    return Evaluation("language", path.name, "", "m", "text.txt", "12", {}, {}, metrics)
+    return Evaluation(task, path.name, "", "m", text, text, {}, {}, metrics)
 
 
 def test_one_artefact_makes_the_page_of_its_card(artefacts: list[Path], tmp_path: Path) -> None:
@@ -92,3 +93,43 @@ def test_evaluations_that_are_there_are_not_made_again(artefacts: list[Path], tm
         add(path, evaluation=evaluation(path, 0.1))
     made = report(artefacts, tmp_path / "r.html", against=tmp_path / "a model that is not there")
     assert made.evaluated == ()
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The artefacts that a report evaluates, on the built-in text, without running them."""
+    asked: list[str] = []
+
+    def evaluated(path: Path, **_given: object) -> Evaluation:
+        asked.append(path.name)
+        found = replace(evaluation(path, 0.5), data="held_out.txt", data_sha256=read_text(None).sha256)
+        add(path, evaluation=found)
+        return found
+
+    monkeypatch.setattr("tersor.pipeline.report.evaluate", evaluated)
+    return asked
+
+
+def test_artefacts_of_different_texts_are_evaluated_on_one(
+    artefacts: list[Path], tmp_path: Path, fresh: list[str]
+) -> None:
+    for path, text in zip(artefacts, ("a.txt", "b.txt"), strict=True):
+        add(path, evaluation=evaluation(path, 0.1, text))
+    without = report(artefacts, tmp_path / "r.html").to_object()
+    assert [row["metrics"] for row in without["artefacts"]] == [{}, {}]  # type: ignore[attr-defined]
+    assert without["notes"] == report(artefacts, tmp_path / "r.html").notes
+    assert "q8_0 on a.txt; q4_0 on b.txt" in str(without["notes"])
+    made = report(artefacts, tmp_path / "r.html", against="m")
+    assert (fresh, made.notes) == (["q8_0.gguf", "q4_0.gguf"], [])
+    assert report(artefacts, tmp_path / "r.html", against="m").evaluated == ()
+
+
+def test_the_gain_that_quantizing_measured_is_no_evaluation(
+    artefacts: list[Path], tmp_path: Path, fresh: list[str]
+) -> None:
+    for path in artefacts:
+        add(path, evaluation=evaluation(path, 0.1, "calibration.txt", HELD_OUT))
+    rows = report(artefacts, tmp_path / "r.html").to_object()["artefacts"]
+    assert [row["metrics"] for row in rows] == [{}, {}]  # type: ignore[attr-defined]
+    report(artefacts, tmp_path / "r.html", against="m")
+    assert fresh == ["q8_0.gguf", "q4_0.gguf"]

@@ -40,7 +40,8 @@ def report(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The original. Artefacts whose Card holds no evaluation (on --data) are evaluated first.",
+            help="The original. Artefacts are evaluated first where their Cards hold no evaluation on --data, or on "
+            "one text that all share.",
         ),
     ] = None,
     data: Annotated[
@@ -110,16 +111,19 @@ def _report_on(name: str, registry: Path | None, days: int | None, output: Path 
 
 
 def _print(screen: Console, made: pipeline.Report) -> None:
-    axes = [axis for axis in AXES if any(measured(card, axis.metric) for card in made.cards)]
+    found = {axis: measured(made.cards, axis.metric) for axis in AXES}
+    axes = [axis for axis in AXES if any(found[axis])]
     has_limits = any(limits_of(card) for card in made.cards)
     rows = table("artefact", ">size", ">bits", *(f">{axis.short}" for axis in axes), *["limits"] * has_limits)
-    for card, label in zip(made.cards, made.labels, strict=True):
-        found = [measured(card, axis.metric) for axis in axes]
-        cells = ["–" if metric is None else amount(metric, metric.value) for metric in found]
+    for index, (card, label) in enumerate(zip(made.cards, made.labels, strict=True)):
+        metrics = [found[axis][index] for axis in axes]
+        cells = ["–" if metric is None else amount(metric, metric.value) for metric in metrics]
         cells += [outcome_of(limits_of(card)) or "–"] * has_limits
         rows.add_row(label, size(card.nbytes), f"{card.plan.bits_per_weight:.2f}", *cells)
     screen.print(rows)
     screen.print()
-    if not axes:
+    for note in made.notes:
+        screen.print(f"note: {note}")
+    if not axes and not made.notes:
         screen.print("quality has not been measured yet; --against MODEL does it first")
     screen.print(f"wrote {made.path}", soft_wrap=True)

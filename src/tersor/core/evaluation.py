@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-__all__ = ["Benchmark", "Evaluation", "Histogram", "LayerError", "Limit", "Metric", "Outcome", "Sample"]
+__all__ = ["HELD_OUT", "Benchmark", "Evaluation", "Histogram", "LayerError", "Limit", "Metric", "Outcome", "Sample"]
 
 Outcome: TypeAlias = Literal["pass", "fail", "inconclusive"]
+HELD_OUT = "held-out calibration text"
+"""The task of what quantizing itself measured: on a part of its own calibration text, which is another for each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tersor.core.card import Card
-from tersor.core.evaluation import Benchmark, Evaluation, Metric
+from tersor.core.evaluation import HELD_OUT, Benchmark, Evaluation, Metric
 from tersor.core.quantities import amount, size
 from tersor.pages.markup import Markup, join, tag
 from tersor.pages.sections import limits_of, outcome_of
 from tersor.pages.tables import badge, table
 from tersor.pages.tradeoff import Point, pareto, tradeoff_chart
 
-__all__ = ["AXES", "Axis", "comparison", "labels_of", "measured"]
+__all__ = ["AXES", "Axis", "comparison", "labels_of", "measured", "unlike"]
+
+Measurement: TypeAlias = Evaluation | Benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,70 @@ AXES = (
 )
 
 
-def measured(card: Card, name: str) -> Metric | None:
-    """Return the latest measurement of that name in all evaluations and benchmarks of a Card."""
-    parts: tuple[Evaluation | Benchmark, ...] = (*card.evaluations, *card.benchmarks)
-    found = [m for part in parts if (m := part.metric(name)) is not None]
-    return found[-1] if found else None
+def measured(cards: Sequence[Card], name: str) -> list[Metric | None]:
+    """Return the metric of that name of every Card, all of them from one text: that which most Cards were measured on.
+
+    Of several measurements on it the latest counts. None: a Card has none there; where no two Cards have a text in
+    common, all of them. What quantizing itself measured stands beside nothing: each calibration has a text of its own.
+    """
+    return [None if part is None else part.metric(name) for part in _comparable(cards, name)]
+
+
+def unlike(cards: Sequence[Card], names: Sequence[str]) -> list[str]:
+    """Return what keeps figures of `cards`, called `names`, from being compared, a sentence each; [] for nothing."""
+    left: dict[str, str] = {}
+    shown: set[str] = set()
+    told: list[str] = []
+    for axis in AXES:
+        chosen, own = _comparable(cards, axis.metric), [_texts(card, axis.metric) for card in cards]
+        for name, part, texts in zip(names, chosen, own, strict=True):
+            if part is None and texts:
+                left.setdefault(name, ", ".join(dict.fromkeys(e.data or "unnamed data" for e in texts.values())))
+        found = {_described(part) for part in chosen if isinstance(part, Evaluation)}
+        shown |= found if len(found) > 1 else set()
+    if left:
+        where = "; ".join(f"{name} on {texts}" for name, texts in left.items())
+        told.append(
+            f"No text in common with the others, so left out here: {where}. Evaluate all on one, with "
+            "--against MODEL --data TEXT"
+        )
+    if shown:
+        told.append(f"Not the same measurement everywhere: {'; '.join(sorted(shown))}")
+    return told
+
+
+def _comparable(cards: Sequence[Card], name: str) -> list[Measurement | None]:
+    """Return of each Card what measured `name` on the text that most of them share; benchmarks need none."""
+    found: list[dict[tuple[str, str], Measurement]] = []
+    for card in cards:
+        timed = [part for part in card.benchmarks if part.metric(name) is not None]
+        found.append({**_texts(card, name), **({("", ""): timed[-1]} if timed else {})})
+    counts = Counter(question for each in found for question in each)
+    most = max(counts.values(), default=0)
+    if not most or (most == 1 and sum(map(bool, found)) > 1):
+        return [None] * len(cards)
+    chosen = [question for question, count in counts.items() if count == most][-1]
+    return [each.get(chosen) for each in found]
+
+
+def _texts(card: Card, name: str) -> dict[tuple[str, str], Evaluation]:
+    """Return the evaluations with that metric by task and data, the latest of each, in order of time."""
+    found: dict[tuple[str, str], Evaluation] = {}
+    for evaluation in card.evaluations:
+        if evaluation.task != HELD_OUT and evaluation.metric(name) is not None:
+            question = evaluation.task, evaluation.data_sha256 or evaluation.data
+            found.pop(question, None)
+            found[question] = evaluation
+    return found
+
+
+def _described(evaluation: Evaluation) -> str:
+    """Return what a text was compared with, and how much of it: its first windows are another text than all of it."""
+    parts = [f"against {evaluation.reference or 'nothing'}"]
+    for key, words in (("windows", "windows"), ("context", "tokens a window"), ("seed", "as their seed")):
+        if key in evaluation.settings:
+            parts.append(f"{evaluation.settings[key]} {words}")
+    return ", ".join(parts)
 
 
 def labels_of(cards: Sequence[Card]) -> list[str]:
@@ -64,8 +127,8 @@ def comparison(cards: Sequence[Card], names: Sequence[str]) -> Markup:
     for axis in AXES:
         points = [
             Point(name, card.nbytes, metric.value, metric.low, metric.high)
-            for card, name in zip(cards, names, strict=True)
-            if (metric := measured(card, axis.metric)) is not None
+            for card, name, metric in zip(cards, names, measured(cards, axis.metric), strict=True)
+            if metric is not None
         ]
         if axis.metric == "perplexity" and "perplexity_ratio" in fronts:
             continue  # the ratio has the narrower interval: chance in the text strikes both models alike
@@ -89,29 +152,16 @@ def comparison(cards: Sequence[Card], names: Sequence[str]) -> Markup:
         class_="keys",
     )
     grid = tag("div", *drawn, class_="grid-of-charts") if drawn else None
-    warning = _different_data(cards)
+    warnings = [tag("p", tag("strong", "Note: "), text, ".", class_="note warning") for text in unlike(cards, names)]
     return tag(
         "section",
         tag("h2", "Comparison", id="comparison"),
-        warning,
+        *warnings,
         grid,
         key if drawn else None,
         _table(cards, names, fronts),
         aria_labelledby="comparison",
     )
-
-
-def _different_data(cards: Sequence[Card]) -> Markup | None:
-    """Return a warning where numbers stand beside each other that were measured on different data or models."""
-    found = {
-        (e.task, e.reference, e.data, e.data_sha256) for card in cards for e in card.evaluations if e.task == "language"
-    }
-    if len(found) < 2:
-        return None
-    told = "; ".join(
-        sorted(f"{data or 'unnamed data'} against {reference or 'nothing'}" for _, reference, data, _ in found)
-    )
-    return tag("p", tag("strong", "Not the same measurement everywhere: "), told, ".", class_="note warning")
 
 
 def _bare(metric: Metric) -> str:
@@ -120,14 +170,15 @@ def _bare(metric: Metric) -> str:
 
 
 def _table(cards: Sequence[Card], names: Sequence[str], fronts: dict[str, set[str]]) -> Markup:
-    axes = [axis for axis in AXES if any(measured(card, axis.metric) for card in cards)]
+    found = {axis: measured(cards, axis.metric) for axis in AXES}
+    axes = [axis for axis in AXES if any(found[axis])]
     has_limits = any(limits_of(card) for card in cards)
     rows: list[list[object]] = []
-    for card, name in zip(cards, names, strict=True):
-        row: list[object] = [tag("a", name, href=f"#a{len(rows) + 1}"), (size(card.nbytes), card.nbytes)]
+    for index, (card, name) in enumerate(zip(cards, names, strict=True)):
+        row: list[object] = [tag("a", name, href=f"#a{index + 1}"), (size(card.nbytes), card.nbytes)]
         row += [(f"{card.ratio:.2f}×", card.ratio) if card.source_bytes else "–", f"{card.plan.bits_per_weight:.2f}"]
         for axis in axes:
-            metric = measured(card, axis.metric)
+            metric = found[axis][index]
             star = " ★" if name in fronts.get(axis.metric, ()) else ""
             row.append("–" if metric is None else (_bare(metric) + star, metric.value))
         outcome = outcome_of(limits_of(card))

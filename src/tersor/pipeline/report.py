@@ -10,6 +10,7 @@ from pathlib import Path
 from tersor.containers.mixture_rules import FILE_TYPES
 from tersor.core.card import Artefact, Card, Seconds, TensorError
 from tersor.core.errors import FormatError, MissingError, SchemeError
+from tersor.core.evaluation import HELD_OUT
 from tersor.core.plan import Plan, PlannedTensor, Recipe
 from tersor.core.records import plain
 from tersor.evaluation.language.comparison import Progress
@@ -17,9 +18,10 @@ from tersor.files.atomic import atomic_writer
 from tersor.files.gguf import split_paths
 from tersor.files.hashing import sha256
 from tersor.models import Model
-from tersor.pages import AXES, labels_of, limits_of, measured, outcome_of, report_page
+from tersor.pages import AXES, labels_of, limits_of, measured, outcome_of, report_page, unlike
 from tersor.pipeline.evaluate import evaluate
 from tersor.pipeline.inspect import inspect
+from tersor.pipeline.language.text import read_text
 from tersor.pipeline.steps.cards import load_card, read_card
 
 __all__ = ["Report", "report"]
@@ -38,13 +40,18 @@ class Report:
 
     def to_object(self) -> dict[str, object]:
         """Return the comparison as plain values, ready for JSON: a row an artefact."""
-        rows = []
-        for card, label in zip(self.cards, self.labels, strict=True):
-            metrics = {m.name: plain(m) for axis in AXES if (m := measured(card, axis.metric)) is not None}
+        rows, found = [], [measured(self.cards, axis.metric) for axis in AXES]
+        for index, (card, label) in enumerate(zip(self.cards, self.labels, strict=True)):
+            metrics = {m.name: plain(m) for each in found if (m := each[index]) is not None}
             row = {"label": label, "model": card.name, "format": card.plan.recipe.format, "bytes": card.nbytes}
             row |= {"bits_per_weight": card.plan.bits_per_weight, "ratio": card.ratio if card.source_bytes else None}
             rows.append({**row, "metrics": metrics, "outcome": outcome_of(limits_of(card))})
-        return {"report": self.path.name, "artefacts": rows, "evaluated": list(self.evaluated)}
+        return {"report": self.path.name, "artefacts": rows, "evaluated": list(self.evaluated), "notes": self.notes}
+
+    @property
+    def notes(self) -> list[str]:
+        """What keeps figures of the artefacts from being compared, a sentence each."""
+        return unlike(self.cards, self.labels)
 
 
 def report(
@@ -60,8 +67,8 @@ def report(
 
     artefacts  GGUF files (with or without a Card beside) or Cards (`NAME.card.json`)
     output     the page; an older one is replaced
-    against    the original model: artefacts whose Card holds no evaluation (on `data`, if that is given) are evaluated
-               first, and the result is added to their Card
+    against    the original model: where the Cards hold no evaluation on `data`, or without that on any text that all of
+               them share, the artefacts are evaluated first, and the result is added to their Card
     data       a UTF-8 text to evaluate on; None: the held-out text of the embedded reference model
 
     Raises MissingError for files that are not there, FormatError for broken ones and for Cards of other files, and all
@@ -75,10 +82,12 @@ def report(
         raise MissingError(f"{page.parent}: no such folder; create it first, or give another output")
     wanted = None if data is None else sha256(_existing(Path(data).expanduser()))
     sources = [_read(Path(place).expanduser()) for place in given]
+    if wanted is None and not set.intersection(*(_evaluated_on(card) for card, _ in sources)):
+        wanted = read_text(None).sha256
     cards, evaluated = [], []
     for card, path in sources:
         found = card
-        if against is not None and not _is_evaluated(card, wanted):
+        if against is not None and wanted is not None and wanted not in _evaluated_on(card):
             if path is None:
                 raise MissingError(f"{card.artefacts[0].name}: not beside its Card, so it cannot be evaluated")
             fresh = evaluate(
@@ -112,9 +121,9 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _is_evaluated(card: Card, data_sha256: str | None) -> bool:
-    """Whether the Card holds an evaluation, on that very text if one is given."""
-    return any(data_sha256 in (None, evaluation.data_sha256) for evaluation in card.evaluations)
+def _evaluated_on(card: Card) -> set[str]:
+    """Return the data of the Card's evaluations; what was measured when it was quantized is no evaluation."""
+    return {evaluation.data_sha256 for evaluation in card.evaluations if evaluation.task != HELD_OUT}
 
 
 def _read(path: Path) -> tuple[Card, Path | None]:

@@ -18,7 +18,7 @@ from tersor.containers.imatrix import Importances, read_imatrix, write_imatrix
 from tersor.core.arrays import Float32
 from tersor.core.card import Card, TensorError
 from tersor.core.errors import QualityError, SchemeError
-from tersor.core.evaluation import Evaluation, Metric
+from tersor.core.evaluation import HELD_OUT, Evaluation, Metric
 from tersor.core.plan import Plan
 from tersor.decoder import Decoder
 from tersor.formats import get
@@ -233,7 +233,7 @@ class _Findings:
             Metric("top1_agreement_plain_rounding", gain.same_top[1]),
         )
         return Evaluation(
-            task="held-out calibration text",
+            task=HELD_OUT,
             subject=card.name,
             subject_sha256=card.artefacts[0].sha256 if card.artefacts else "",
             reference=card.name,
