@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,52 @@ def test_a_block_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_without_resume_older_work_is_removed(tmp_path: Path) -> None:
     Workspace(tmp_path / "w", RUN, resume=False).save(0, finished())
     assert Workspace(tmp_path / "w", RUN, resume=False).load(0) is None
+
+
+def test_blocks_that_are_removed_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = Workspace(tmp_path / "w", RUN, resume=False)
+    work.save(0, finished())
+    work.save(1, finished())
+    Workspace(tmp_path / "w", RUN, resume=True)
+    assert not caplog.messages
+    Workspace(tmp_path / "w", RUN, resume=False)
+    assert caplog.messages == [f"{work.folder}: 2 finished blocks are removed; --resume would have gone on with them"]
+    Workspace(tmp_path / "w", RUN, resume=False)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_work_that_another_process_is_at_is_left_alone(tmp_path: Path, resume: bool) -> None:
+    folder = tmp_path / "out" / "w"
+    script = (
+        "import sys, pathlib, time\n"
+        "from tersor.calibrate.workspace import Workspace\n"
+        "work = Workspace(pathlib.Path(sys.argv[1]), {}, resume=False)\n"
+        "(work.folder / 'block-0000.bin').touch()\n"
+        "print('ready', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        with pytest.raises(FormatError, match="w: another run is writing this folder; wait for it or end it"):
+            Workspace(folder, {}, resume=resume)
+        Workspace(folder, {}, resume=resume, is_owner=False)  # another rank of the same run
+        assert (folder / "block-0000.bin").exists()
+        child.kill()
+    Workspace(folder, {}, resume=resume)
+    assert (folder / "block-0000.bin").exists() == resume
+
+
+def test_a_run_that_failed_keeps_nobody_off_in_its_own_process(tmp_path: Path) -> None:
+    failed = Workspace(tmp_path / "w", RUN, resume=False)  # as a traceback would keep it
+    failed.save(0, finished())
+    again = Workspace(tmp_path / "w", RUN, resume=True)
+    assert again.load(0) is not None
+    del failed
+    gc.collect()
+    assert {path.name for path in tmp_path.iterdir()} == {"w", ".w.lock.tersor-partial"}, "the second still has it"
+    again.remove()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_work_of_another_run_is_never_mixed_in(tmp_path: Path) -> None:

@@ -2,28 +2,32 @@
 
 One folder beside the output. Every finished block is one file, written whole or not at all: a line of JSON (sizes,
 SHA-256, what was measured), then the packed rows of its matrices. `run.json` names what the run was made from; work
-that was made from anything else is never mixed in.
+that was made from anything else is never mixed in, and what another process is at work on is left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from tersor.core.arrays import Bytes
 from tersor.core.errors import FormatError, SchemeError
 from tersor.core.tensor import QuantizedTensor
-from tersor.files.atomic import atomic_writer
+from tersor.files.atomic import Claim, atomic_writer
 from tersor.formats import get
 
 __all__ = ["Finished", "Workspace", "workspace_path"]
+
+_log = logging.getLogger(__name__)
 
 SCHEMA = "tersor.work/1"
 _MAX_HEAD = 1 << 26
@@ -47,20 +51,24 @@ class Finished:
 
 
 class Workspace:
-    """The folder of one run.
+    """The folder of one run, which other processes are kept off as long as this lives.
 
     run       everything that shapes the result, as plain JSON values: hashes of model and text, recipe, versions
-    resume    go on with what is there; else it is removed
+    resume    go on with what is there; else it is removed, and blocks that were finished are logged
     is_owner  False: another rank makes and checks the folder, and this one never touches it
 
-    Raises SchemeError where resumed work was made from something else, naming what differs.
+    Raises SchemeError where resumed work was made from something else, naming what differs, and FormatError where
+    another run is at work in the folder.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], *, resume: bool, is_owner: bool = True) -> None:
         self.folder = folder
+        self._claim: Claim | None = None
         if not is_owner:
             return
         wanted = _plain(run)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._claim = _claimed(folder)
         if resume and (folder / "run.json").is_file():
             differing = self.differing(folder, run)
             if differing is not None:
@@ -69,8 +77,11 @@ class Workspace:
                     "it, or run without --resume to start anew"
                 )
             return
+        lost = len([*folder.glob("block-*")])
+        if lost:
+            _log.warning("%s: %d finished blocks are removed; --resume would have gone on with them", folder, lost)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir()
         with atomic_writer(folder / "run.json") as file:
             file.write(json.dumps(wanted, indent=1).encode())
 
@@ -124,9 +135,25 @@ class Workspace:
     def remove(self) -> None:
         """Forget everything: the artefact is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._claim is not None:
+            self._claim.close()
 
     def _file(self, layer: int) -> Path:
         return self.folder / f"block-{layer:04d}.bin"
+
+
+_claims: WeakValueDictionary[Path, Claim] = WeakValueDictionary()
+"""What this process has claimed. A run that failed here may be held alive, claim and all, by its traceback alone."""
+
+
+def _claimed(folder: Path) -> Claim:
+    """Claim a folder for the latest run of this process: an earlier one of it is over."""
+    place = folder.resolve()
+    earlier = _claims.pop(place, None)
+    if earlier is not None:
+        earlier.close()
+    _claims[place] = made = Claim(folder)
+    return made
 
 
 def _plain(run: Mapping[str, Any]) -> dict[str, Any]:
