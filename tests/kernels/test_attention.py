@@ -192,6 +192,14 @@ def test_what_does_not_belong_together_is_refused(
         attend(query, key, value, None if mask is None else torch.zeros(mask), None)
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_tensors_that_lie_elsewhere_are_refused(place: int) -> None:
+    given = [numbers(1, 2, 1, 8), numbers(1, 2, 5, 8), numbers(1, 2, 5, 8), torch.ones(1, 1, 1, 5, dtype=torch.bool)]
+    given[place] = given[place].to("meta")
+    with pytest.raises(ShapeError, match="on the CPU, got tensors on meta"):
+        attend(*given, None)
+
+
 def test_of_no_sequence_nothing_is_made() -> None:
     query, key, value = case(4, 2, 9, 16, 8, batch=0)
     assert attend(query, key, value, None, None).shape == (0, 1, 4, 8)

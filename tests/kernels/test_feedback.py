@@ -141,6 +141,8 @@ def test_broken_arguments_are_refused(problem: tuple[torch.Tensor, torch.Tensor,
         feedback.settle(state, points, matrix[:, 1:], 0, 5)
     with pytest.raises(ShapeError, match="codes must be contiguous"):
         feedback.settle(replace(state, codes=state.codes[1:]), points, matrix, 0, 5)
+    with pytest.raises(ShapeError, match="target must be contiguous"):
+        feedback.settle(replace(state, target=state.target.T.contiguous().T), points, matrix, 0, 5)
     with pytest.raises(SchemeError, match="300 levels do not fit into a byte"):
         feedback.settle(state, replace(points, levels=300), matrix, 0, 5)
     with pytest.raises(ShapeError, match="a grid for 300 columns of 96 rows"):

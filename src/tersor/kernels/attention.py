@@ -30,7 +30,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     scaling  None: 1 / √width
     Sums are float32; a query that sees no token gets zeros. The number of threads changes no bit. Raises ShapeError.
     """
-    _check(query, key, value)
+    _check(query, key, value, mask)
     batch, heads, _, width = query.shape
     key_heads, tokens, value_width = key.shape[1], key.shape[2], value.shape[3]
     scaling = width**-0.5 if scaling is None else scaling
@@ -50,8 +50,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     return made
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """Raise ShapeError where keys or values do not belong to the queries: the kernel is given addresses alone."""
+    away = [str(one.device) for one in (query, key, value, mask) if one is not None and not one.is_cpu]
+    if away:
+        raise ShapeError(f"attention is computed on the CPU, got tensors on {', '.join(away)}")
     shapes = [tuple(tensor.shape) for tensor in (query, key, value)]
     if all(len(shape) == 4 for shape in shapes):
         (batch, heads, queries, width), (_, key_heads, tokens, _), (*of_values, _) = shapes

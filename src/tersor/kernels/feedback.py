@@ -97,7 +97,13 @@ def _check(  # noqa: PLR0917 (as its callers)
     state: State, points: Points | None, matrix: Tensor, first: int, last: int, start: int, until: int
 ) -> None:
     shape = state.target.shape
-    arrays = {"weight": state.weight, "error": state.error, "change": state.change, "codes": state.codes}
+    arrays = {
+        "target": state.target,
+        "weight": state.weight,
+        "error": state.error,
+        "change": state.change,
+        "codes": state.codes,
+    }
     for name, array in arrays.items():
         if array.shape != shape or not array.is_contiguous():
             raise ShapeError(f"{name} must be contiguous {tuple(shape)} like the targets, got {tuple(array.shape)}")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tersor.core.errors import ShapeError, UnsupportedError
-from tersor.kernels.linear.module import linear_class, quantized_linear
+from tersor.kernels.linear.module import join, linear_class, quantized_linear
 from tersor.kernels.linear.multiply import multiply
 from tersor.kernels.linear.operators import register
 from tersor.kernels.linear.weights import PackedWeight, pack_weight
@@ -132,3 +132,27 @@ def test_numbers_that_are_assigned_from_elsewhere_are_not_read(weight: PackedWei
         layer.load_state_dict({**state, "codes": state["codes"].clone(), part: state[part].to("meta")}, assign=True)
         with pytest.raises(ShapeError, match=r"run on the CPU, the weight lies on meta|the bias must be .* on meta"):
             layer(inputs(4, 64))
+
+
+@pytest.mark.parametrize("name", ["codes", "scales", "zeros"])
+def test_numbers_that_were_moved_to_share_them_are_found_where_they_are(weight: PackedWeight, name: str) -> None:
+    module: Any = quantized_linear(weight)
+    x = inputs(3, 64)
+    expected = module(x)
+    before = weight.arguments
+    part: torch.Tensor = getattr(module, name)
+    part.share_memory_()
+    assert weight.arguments != before
+    assert {weight.codes.data_ptr(), weight.scales.data_ptr()} < set(weight.arguments)
+    assert torch.equal(module(x), expected)
+
+
+def test_layers_that_go_together_are_found_when_one_of_them_was_moved(weight: PackedWeight) -> None:
+    layers: list[Any] = [quantized_linear(weight), quantized_linear(weight)]
+    assert join(layers)
+    x = inputs(64)
+    with torch.no_grad():
+        expected = [layer(x) for layer in layers]
+        layers[1].share_memory()
+        assert layers[0]._joint.weight.arguments[4] == layers[0].codes.data_ptr()
+        assert all(torch.equal(layer(x), one) for layer, one in zip(layers, expected, strict=True))

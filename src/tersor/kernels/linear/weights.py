@@ -84,9 +84,20 @@ class PackedWeight:
         """Bytes that are read for every token: codes, scales and zero points."""
         return sum(part.nbytes for part in (self.codes, self.scales, self.zeros) if part is not None)
 
-    @cached_property
+    @property
     def arguments(self) -> tuple[int, ...]:
         """What the native kernel wants to know of it: places in memory, so that others than the CPU's are refused."""
+        known: tuple[int, ...] | None = self.__dict__.get("_known")
+        if (
+            known is None
+            or known[4] != self.codes.data_ptr()  # torch moves what is shared with another process, in place
+            or known[5] != self.scales.data_ptr()
+            or (self.zeros is not None and known[7] != self.zeros.data_ptr())
+        ):
+            known = self.__dict__["_known"] = self._arguments()
+        return known
+
+    def _arguments(self) -> tuple[int, ...]:
         for part in (self.codes, self.scales, self.zeros):
             if part is not None and not part.is_cpu:
                 raise ShapeError(f"the kernels run on the CPU, the weight lies on {part.device}")

@@ -12,8 +12,8 @@ void attend(int64_t batch, int64_t heads, int64_t key_heads, int64_t tokens, int
     nb::gil_scoped_release release;
     if (threads <= 0) threads = (int)std::max(1u, std::thread::hardware_concurrency());
     const int64_t chunks = (tokens + CHUNK - 1) / CHUNK, size = value_width + 2;
-    thread_local std::vector<float> memory;  // of the calling thread, kept for its next call
-    memory.resize((size_t)(chunks * batch * heads * size));
+    thread_local std::vector<float> memory;
+    const Scratch<float> scratch(memory, (size_t)(chunks * batch * heads * size));
     const AttentionJob job{batch, heads, key_heads, tokens, width, value_width, (Real)type, (const void*)query,
                            (const void*)key, key_batch, key_head, key_token, (const void*)value, value_batch, value_head,
                            value_token, (const float*)mask, mask_batch, mask_head, scaling, memory.data(), size, (void*)y};

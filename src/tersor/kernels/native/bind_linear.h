@@ -30,9 +30,9 @@ void linear(int64_t rows, int64_t columns, int64_t group, int bits, uintptr_t co
     const LinearTable table = chosen()->linear;
     const int64_t planes = table.planes(job), groups = columns / group, blocks = (rows + 15) / 16;
     const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
-    thread_local std::vector<uint8_t> memory;  // of the calling thread, kept for its next call
+    thread_local std::vector<uint8_t> memory;
     const int64_t plane_bytes = rounded(planes * columns), step_bytes = rounded(planes / digits * groups * 4);
-    memory.resize((size_t)(plane_bytes + step_bytes + planes * groups * 4 + 64));
+    const Scratch<uint8_t> scratch(memory, (size_t)(plane_bytes + step_bytes + planes * groups * 4 + 64));
     uint8_t* place = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
     job.planes = (int8_t*)place, job.steps = (float*)(place + plane_bytes);
     job.sums = (int32_t*)(place + plane_bytes + step_bytes);

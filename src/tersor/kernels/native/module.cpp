@@ -156,11 +156,11 @@ void share_out(int64_t blocks, int64_t grain, int threads, const Work& work) {
     if (threads <= 0) threads = (int)std::max(1u, std::thread::hardware_concurrency());
     const int64_t grains = (blocks + grain - 1) / grain;
     const int64_t count = std::min<int64_t>(threads, grains);
-    std::vector<std::thread> others;
-    for (int64_t k = 1; k < count; ++k)
-        others.emplace_back([&, k] { work(grains * k / count * grain, std::min(blocks, grains * (k + 1) / count * grain)); });
-    if (count > 0) work(0, std::min(blocks, grains / count * grain));
-    for (std::thread& thread : others) thread.join();
+    std::atomic<int64_t> next{0};
+    on_threads(count, [&] {
+        for (int64_t k = next++; k < count; k = next++)
+            work(grains * k / count * grain, std::min(blocks, grains * (k + 1) / count * grain));
+    });
 }
 
 constexpr int64_t LEAST = 1 << 14;  // weights worth a thread of their own; also checked and encoded while in the cache

@@ -6,6 +6,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -17,6 +19,34 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 inline std::atomic<Parallel>& team() {
     static std::atomic<Parallel> found{nullptr};
     return found;
+}
+
+// Scratch that a thread keeps for its next call; that of a long prompt is given back.
+template <typename T>
+struct Scratch {
+    static constexpr size_t MOST = size_t{64} << 20;  // bytes; what fills more takes milliseconds anyway
+    std::vector<T>& memory;
+    explicit Scratch(std::vector<T>& kept, size_t count) : memory(kept) { memory.resize(count); }
+    ~Scratch() {
+        if (memory.capacity() * sizeof(T) > MOST) std::vector<T>().swap(memory);
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+};
+
+// Calls run() on as many threads, this one among them, as the system gives up to `threads`: it must share its work out
+// by itself, so that fewer do all of it.
+template <typename Run>
+void on_threads(int64_t threads, const Run& run) {
+    std::vector<std::thread> others;
+    try {
+        others.reserve((size_t)(threads > 1 ? threads - 1 : 0));
+        for (int64_t k = 1; k < threads; ++k) others.emplace_back([&] { run(); });
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
+    run();
+    for (std::thread& thread : others) thread.join();
 }
 
 // Calls work(first, last) for pieces of [0, count), each once, on whichever thread is free. A piece is half of what would
@@ -42,10 +72,7 @@ void take_turns(int64_t count, int64_t grain, int threads, const Work& work) {
         parallel([](void* turns) { static_cast<Turns*>(turns)->run(); }, &turns, (unsigned)threads, 0);
         return;
     }
-    std::vector<std::thread> others;
-    for (int k = 1; k < threads; ++k) others.emplace_back([&] { turns.run(); });
-    turns.run();
-    for (std::thread& thread : others) thread.join();
+    on_threads(threads, [&] { turns.run(); });
 }
 
 }  // namespace tersor
