@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ import pytest
 
 from tersor import reference_model
 from tersor.containers.hf.writer import write_checkpoint
+from tersor.core.card import Artefact
 from tersor.core.errors import MissingError, UnsupportedError
 from tersor.core.evaluation import Evaluation
 from tersor.core.tensor import QuantizedTensor
@@ -22,6 +24,7 @@ from tersor.files.checkpoint import Checkpoint, weight_files
 from tersor.formats import get
 from tersor.models import load
 from tersor.models.quantized_checkpoint import open_quantized
+from tersor.pipeline.bench import weights_sha256
 from tersor.pipeline.evaluate import evaluate, layer_errors
 from tersor.pipeline.quantize import quantize
 from tersor.pipeline.steps.cards import carded, read_card, save_card
@@ -125,9 +128,9 @@ def test_tokens_are_those_of_llama_cpp(decoded: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_in_the_folder_takes_the_result_in(codes: Path, tmp_path: Path) -> None:
-    artefact = tmp_path / "made.gguf"
-    card = quantize(load(SOURCE), "q8_0", artefact, measure=False)
-    save_card(card, carded(codes))
+    card = quantize(load(SOURCE), "q8_0", tmp_path / "made.gguf", measure=False)
+    weights = Artefact("model.safetensors", 0, weights_sha256(codes))
+    save_card(replace(card, artefacts=(weights,)), carded(codes))
     made = evaluate(codes, against=SOURCE, **{**SHORT, "save": True})
     kept = read_card(carded(codes))
     assert kept is not None

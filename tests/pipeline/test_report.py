@@ -76,6 +76,12 @@ def test_what_does_not_fit_together_is_refused(artefacts: list[Path], tmp_path: 
         report(artefacts, tmp_path / "nowhere" / "r.html")
     with pytest.raises(MissingError, match=r"none\.txt: no such file"):
         report(artefacts, tmp_path / "r.html", data=tmp_path / "none.txt")
+    with artefacts[0].open("r+b") as file:  # as long as it was
+        file.seek(-1, 2)
+        file.write(b"x")
+    for given in (artefacts[0], card_path(artefacts[0], "json")):
+        with pytest.raises(FormatError, match=r"q8_0\.gguf: its SHA-256 is .* the Card is of another file"):
+            report(given, tmp_path / "r.html")
     with artefacts[0].open("ab") as file:
         file.write(b"more")
     with pytest.raises(FormatError, match=r"q8_0\.gguf: it has .* the Card is of another file"):

@@ -133,19 +133,26 @@ def _read(path: Path) -> tuple[Card, Path | None]:
         if not card.artefacts:
             return card, None
         artefact = path.parent / Path(card.artefacts[0].name).name
-        return card, artefact if artefact.is_file() else None
-    artefact = split_paths(_existing(path))[0]
-    found = read_card(artefact)
-    if found is None:
-        return _bare_card(artefact), artefact
-    sizes = {row.name: row.nbytes for row in found.artefacts}
-    nbytes = artefact.stat().st_size
-    if sizes.get(artefact.name) != nbytes:
-        raise FormatError(
-            f"{artefact}: it has {nbytes:,} bytes, the Card beside it tells of {sizes}; the Card is of another file: "
-            "remove it, or make the artefact again"
-        )
-    return found, artefact
+        return _checked(card, [artefact]) if artefact.is_file() else (card, None)
+    parts = split_paths(_existing(path))
+    found = read_card(parts[0])
+    return (_bare_card(parts[0]), parts[0]) if found is None else _checked(found, parts)
+
+
+def _checked(card: Card, files: list[Path]) -> tuple[Card, Path]:
+    """Return the Card with the first of `files`; FormatError where it does not tell of these very files."""
+    told = {row.name: row for row in card.artefacts}
+    for file in files:
+        row, nbytes = told.get(file.name), file.stat().st_size
+        if row is None or row.nbytes != nbytes:  # before it is read whole
+            sizes = {row.name: row.nbytes for row in card.artefacts}
+            reason = f"it has {nbytes:,} bytes, the Card beside it tells of {sizes}"
+        elif (digest := sha256(file)) != row.sha256:
+            reason = f"its SHA-256 is {digest[:16]}…, the Card beside it says {row.sha256[:16]}…"
+        else:
+            continue
+        raise FormatError(f"{file}: {reason}; the Card is of another file: remove it, or make the artefact again")
+    return card, files[0]
 
 
 def _bare_card(path: Path) -> Card:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from tersor.core.card import Card, card_path
 from tersor.core.evaluation import Benchmark, Evaluation, LayerError
 from tersor.core.records import read_text
 from tersor.files.atomic import AtomicSet, atomic_set
+from tersor.files.hashing import sha256
 from tersor.pages import report_page
 
 __all__ = ["add", "carded", "load_card", "read_card", "save_card"]
 
 MAX_BYTES = 1 << 26
 """A Card of ten thousand tensors takes four million bytes."""
+_log = logging.getLogger(__name__)
 
 
 def carded(artefact: Path) -> Path:
@@ -46,12 +49,14 @@ def add(
     benchmark: Benchmark | None = None,
     layers: tuple[LayerError, ...] | None = None,
 ) -> Card | None:
-    """Put what was measured into the Card beside `artefact` and return it; None where no Card lies there.
+    """Put what was measured into the Card beside `artefact` and return it; None where no Card of it lies there.
 
+    A Card of another file, by its SHA-256, stays as it is, with a warning: figures of both would stand in it as one's.
     A later evaluation of the same task on the same data against the same reference replaces the earlier one; so does a
     benchmark of the same engine beside the same artefact with the same settings; `layers` replace those that are there.
     """
-    if not card_path(artefact, "json").is_file():
+    known = read_card(artefact)
+    if known is None or not _is_of(known, artefact, evaluation or benchmark):
         return None
     with atomic_set(artefact.parent) as files:
         # Opening is locking: two runs that add to one Card at the same time do not lose what the other found.
@@ -68,6 +73,19 @@ def add(
         document.write(card.to_json().encode())
         _write_pages(card, artefact, files)
     return card
+
+
+def _is_of(card: Card, artefact: Path, part: Evaluation | Benchmark | None) -> bool:
+    """Whether the Card is of the file that was measured, whose SHA-256 `part` tells where it was made from a file."""
+    digest = (part.subject_sha256 if part is not None else "") or sha256(artefact)
+    if digest in {row.sha256 for row in card.artefacts}:
+        return True
+    _log.warning(
+        "%s is of another file than %s (SHA-256 %.16s…): what was measured is not added to it; remove the Card, or "
+        "make the artefact again",
+        *(card_path(artefact, "json"), artefact.name, digest),
+    )
+    return False
 
 
 def _question(evaluation: Evaluation) -> tuple[str, ...]:
