@@ -33,6 +33,7 @@ __all__ = [
     "check_folder",
     "foreign_name",
     "replace_folder",
+    "telling_remedy",
 ]
 
 _REMEDIES = {
@@ -108,7 +109,7 @@ def atomic_set(folder: Path) -> Iterator[AtomicSet]:
     """Yield a set of files in `folder` that get their names together when the block ends well."""
     files = AtomicSet(folder)
     try:
-        with _telling(files.place):
+        with telling_remedy(files.place):
             yield files
             files.commit()
     finally:
@@ -129,7 +130,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            with _telling(lambda: str(path)):
+            with telling_remedy(lambda: str(path)):
                 yield partial
                 replace_folder(partial, path)
         finally:
@@ -203,7 +204,7 @@ def replace_folder(complete: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _telling(place: Callable[[], str]) -> Iterator[None]:
+def telling_remedy(place: Callable[[], str]) -> Iterator[None]:
     """Say where there was no room for more and what to do, which the system does not say of a file that is open."""
     try:
         yield
