@@ -40,6 +40,17 @@ def test_long_text_is_cut_at_line_ends_and_loses_nothing(dense: Small, monkeypat
             assert list(encoder.encode("")) == []
 
 
+@pytest.mark.parametrize("what", ["truncation", "padding"])
+def test_lengths_that_the_file_was_trained_with_change_nothing(dense: Small, what: str) -> None:
+    path = dense.folder / "tokenizer.json"
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    expected = theirs.encode(TEXT, add_special_tokens=False).ids
+    theirs.enable_truncation(16) if what == "truncation" else theirs.enable_padding(length=4096)
+    theirs.save(str(path))
+    with open_encoder(load(dense.folder)) as encoder:
+        assert list(encoder.encode(TEXT)) == expected
+
+
 def open_with_bos(folder: Path) -> None:
     """Let the tokenizer begin every text with <s>, as its post-processor says."""
     path = folder / "tokenizer.json"

@@ -32,10 +32,9 @@ def open_encoder(model: Model) -> Iterator[Encoder]:
             with LlamaCpp(file, vocabulary_only=True) as engine:
                 yield _LlamaCppEncoder(engine)
             return
-    folder = next((file.parent for file in model.files if file.name == "config.json"), None)
-    if folder is None:
+    if model.folder is None:
         raise MissingError(f"{model.name} has no folder with a tokenizer to calibrate with")
-    yield _CheckpointEncoder(folder, _begin(model))
+    yield _CheckpointEncoder(model.folder, _begin(model))
 
 
 def _begin(model: Model) -> int | None:
@@ -109,9 +108,12 @@ def _fast(path: Path) -> Any:
         raise MissingError("calibration needs the tokenizers library: pip install 'tersor[torch]'") from error
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return tokenizers.Tokenizer.from_buffer(path.read_bytes())
+        tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises bare Exception for a broken file
         raise FormatError(f"{path}: not a tokenizer that the tokenizers library reads ({error})") from error
+    tokenizer.no_truncation()  # the file may say how long texts were in training; here it is cut by us
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _pieces(text: str) -> Iterator[str]:
