@@ -195,9 +195,9 @@ def test_what_does_not_belong_together_is_refused(
 @pytest.mark.parametrize("place", range(4))
 def test_tensors_that_lie_elsewhere_are_refused(place: int) -> None:
     given = [numbers(1, 2, 1, 8), numbers(1, 2, 5, 8), numbers(1, 2, 5, 8), torch.ones(1, 1, 1, 5, dtype=torch.bool)]
-    given[place] = given[place].to("meta")
+    query, key, value, mask = (one.to("meta") if number == place else one for number, one in enumerate(given))
     with pytest.raises(ShapeError, match="on the CPU, got tensors on meta"):
-        attend(*given, None)
+        attend(query, key, value, mask, None)
 
 
 def test_of_no_sequence_nothing_is_made() -> None:

@@ -164,7 +164,7 @@ def _importance(importance: Float32, columns: int) -> Float32:
 def _felt(importance: Float32) -> Float32:
     """Importance in which no column costs nothing: one that calibration never saw would be stored as anything."""
     mean = float(importance.mean(dtype=np.float64))
-    least = np.float32(max(LEAST * mean, np.finfo(np.float32).tiny) if mean > 0 else 1)
+    least = np.float32(max(LEAST * mean, float(np.finfo(np.float32).tiny)) if mean > 0 else 1.0)
     return np.where(importance > 0, importance, least)
 
 

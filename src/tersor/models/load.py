@@ -12,11 +12,9 @@ from tersor.files.checkpoint import weight_files
 from tersor.models.checkpoint_model import from_checkpoint
 from tersor.models.gguf_model import from_gguf
 from tersor.models.hub import fetch, looks_like_id
-from tersor.models.model import Model
+from tersor.models.model import WEIGHTS, Model
 
 __all__ = ["load"]
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def load(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
@@ -33,9 +31,9 @@ def load(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
     if path.is_file():
         if path.suffix == ".gguf":
             return from_gguf(path)
-        if path.suffix in _WEIGHTS:
+        if path.suffix in WEIGHTS:
             return from_checkpoint(path.parent, None if _is_shard(path) else path, ignore_config=ignore_config)
-        raise FormatError(f"{path}: {path.suffix or 'no'} suffix; models are {', '.join(_WEIGHTS)}, .gguf or folders")
+        raise FormatError(f"{path}: {path.suffix or 'no'} suffix; models are {', '.join(WEIGHTS)}, .gguf or folders")
     if isinstance(source, str) and looks_like_id(source) and not path.parent.is_dir():
         model = _from_folder(fetch(source), ignore_config)
         return dataclasses.replace(model, name=source.partition("@")[0].rpartition("/")[2])

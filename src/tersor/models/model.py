@@ -9,13 +9,17 @@ from functools import cached_property
 from pathlib import Path
 
 from tersor.core.arrays import Float32
-from tersor.core.errors import ShapeError
+from tersor.core.errors import MissingError, ShapeError
 from tersor.core.metadata import MetadataEntry
+from tersor.files.checkpoint import weight_files
 from tersor.files.hashing import sha256, written_name
 from tersor.models.tokenizers import GgufTokenizer
 from tersor.models.transforms import Rows, flat
 
-__all__ = ["Model", "ModelTensor", "kind_of", "layer_of", "needs_f32"]
+__all__ = ["WEIGHTS", "Model", "ModelTensor", "kind_of", "layer_of", "needs_f32"]
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+"""How the names of files with a checkpoint's weights end."""
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _NEVER_ROUNDED = re.compile(
@@ -106,6 +110,27 @@ class Model:
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
     open_tokenizer: Callable[[], GgufTokenizer | None] = field(default=lambda: None, repr=False)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its checkpoint; None for a GGUF."""
+        return next((file.parent for file in self.files if file.name == "config.json"), None)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """Those of its files that hold weights."""
+        return tuple(file for file in self.files if file.suffix in WEIGHTS)
+
+    @property
+    def is_its_folder(self) -> bool:
+        """Whether it is what one finds who is given its folder alone, and not a file that was named."""
+        if self.folder is None:
+            return False
+        try:
+            found, *_ = weight_files(self.folder)
+        except MissingError:
+            return False  # several, and nothing says which
+        return {file.name for file in found} == {file.name for file in self.weights}
 
     @cached_property
     def tokenizer(self) -> GgufTokenizer | None:

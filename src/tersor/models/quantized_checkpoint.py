@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +53,10 @@ class _Module:
     decode: Callable[[int, int], Decoded]
 
 
-def open_quantized(folder: Path) -> QuantizedCheckpoint:
+def open_quantized(folder: Path, weights: Sequence[Path] = ()) -> QuantizedCheckpoint:
     """Return the quantized checkpoint in `folder`; the caller closes it.
 
+    weights  its files of weights; none: those of the folder
     Raises MissingError where there is none, SchemeError where it is not quantized, and what reading it raises.
     """
     path = folder / "config.json"
@@ -65,7 +66,7 @@ def open_quantized(folder: Path) -> QuantizedCheckpoint:
     if not values:
         raise SchemeError(f"{path}: has no quantization_config, so the checkpoint is not quantized")
     settings = read_settings(values, str(path))
-    paths, index, _ = weight_files(folder)
+    paths, index, _ = (list(weights), None, []) if weights else weight_files(folder)
     checkpoint = Checkpoint(paths, index)
     try:
         return QuantizedCheckpoint(checkpoint, settings, str(folder))

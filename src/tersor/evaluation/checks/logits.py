@@ -172,8 +172,12 @@ def _reference(source: Model, stack: ExitStack, context: int, threads: int) -> t
         if file.suffix == ".gguf":
             engine = LlamaCpp(file, context=context, threads=threads, timeout_s=600)
             return file.name, stack.enter_context(engine).logits
-    folder = next((file.parent for file in source.files if file.name == "config.json"), None)
+    folder = source.folder
     if folder is None:
         raise MissingError(f"{source.name} has no config.json, which transformers needs to compute its logits")
+    if not source.is_its_folder:
+        raise MissingError(
+            f"transformers reads a folder's own weights, and {source.weights[0].name} was named: give it a folder"
+        )
     weights = sum(tensor.rows * tensor.columns for tensor in source.tensors)
     return "transformers in float32", TransformersLm(folder, name=source.name, weights=weights).logits

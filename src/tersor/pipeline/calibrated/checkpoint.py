@@ -23,7 +23,7 @@ from tersor.core.errors import SchemeError, TersorError, UnsupportedError
 from tersor.core.format import Format
 from tersor.core.plan import Plan, PlannedTensor, Recipe
 from tersor.core.tensor import QuantizedTensor
-from tersor.files.checkpoint import Checkpoint, weight_files
+from tersor.files.checkpoint import Checkpoint
 from tersor.files.dtypes import Numbers
 from tersor.files.safetensors import TensorInfo
 from tersor.formats import get
@@ -91,7 +91,7 @@ def convert(model: Model, name: str, output: Path, where: str, *, command: str =
     folder = quantized_source(model)
     if folder is None:
         raise SchemeError(f"{model.name} is not quantized, so there are no codes to keep")
-    with contextlib.closing(open_quantized(folder)) as source:
+    with contextlib.closing(open_quantized(folder, model.weights)) as source:
         held = {tensor: source.format(tensor) for tensor in source.quantized_names}
     plan = plan_checkpoint(model, name, where, Choices(), held)
     found = kept_codes(model, plan)
@@ -221,8 +221,11 @@ def write_quantized(
 ) -> Card:
     """Write the checkpoint folder `output` with its Card in it, and return the Card."""
     began = perf_counter()
-    folder = next(file.parent for file in model.files if file.name == "config.json")
-    checkpoint = open_quantized(folder) if quantized_source(model) else Checkpoint(*weight_files(folder)[:2])
+    folder = model.folder
+    if folder is None:
+        raise SchemeError(f"{model.name} is no checkpoint folder, so there is none to write anew")
+    paths = list(model.weights)
+    checkpoint = open_quantized(folder, paths) if quantized_source(model) else Checkpoint(paths)
     try:
         errors: dict[str, float] = {}
         tensors = {tensor.name: tensor for tensor in model.tensors}

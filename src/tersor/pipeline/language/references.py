@@ -58,9 +58,11 @@ def open_reference(
             return Reference(header.reference, f"stored: {header.engine}", header.vocabulary, stored=stored)
     model = against if isinstance(against, Model) else load(against)
     notes: tuple[str, ...] = ()
-    folder = next((file.parent for file in model.files if file.name == "config.json"), None)
+    folder = model.folder
     if folder is not None and engine != "llama.cpp":
         try:
+            if not model.is_its_folder:
+                raise MissingError(f"it reads a folder's own weights, and {model.weights[0].name} was named")
             scorer = TransformersLm(folder, name=model.name, weights=_weights(model), threads=threads)
             return Reference(model.name, scorer.version(), scorer.vocabulary_size, scorer)
         except MissingError as missing:

@@ -70,7 +70,7 @@ def quantized_source(model: Model) -> Path | None:
     """Return the folder of the checkpoint that `model` was loaded from, where it is quantized already; else None."""
     if not model.config.get("quantization_config"):
         return None
-    return next((file.parent for file in model.files if file.name == "config.json"), None)
+    return model.folder
 
 
 def kept_codes(model: Model, plan: Plan) -> KeptCodes | None:
@@ -78,7 +78,8 @@ def kept_codes(model: Model, plan: Plan) -> KeptCodes | None:
     folder = quantized_source(model)
     if folder is None:
         return None
-    return KeptCodes(open_quantized(folder), {tensor.name: tensor for tensor in model.tensors}, _formats(plan))
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    return KeptCodes(open_quantized(folder, model.weights), tensors, _formats(plan))
 
 
 def _formats(plan: Plan) -> dict[str, str]:
