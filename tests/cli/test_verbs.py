@@ -58,6 +58,15 @@ def test_verify_passes_a_good_file_and_fails_a_broken_one(run: Run, small: Path,
     assert "truncated" in document["checks"][0]["problems"][0]
 
 
+def test_verify_fails_what_it_cannot_open_to_compare(run: Run, small: Path, model: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="verify runs llama.cpp: pip install 'tersor[llama]'")
+    odd = small.rename(small.with_suffix(".bin"))
+    outcome = run("verify", odd, "--against", model)
+    assert outcome.code == 1
+    assert "the file cannot be opened, so nothing was compared" in outcome.out
+    assert "1 of 7 checks failed, 4 skipped" in outcome.out
+
+
 def test_verify_of_nothing_names_it(run: Run, tmp_path: Path) -> None:
     outcome = run("verify", tmp_path / "no.gguf")
     assert outcome.code == 1
