@@ -248,6 +248,16 @@ def test_a_folder_as_output_is_refused(make_model: MakeModel, tmp_path: Path) ->
         quantize(make_model(), "q8_0", tmp_path / "source")
 
 
+@pytest.mark.parametrize("name", ["m", "m.pte", "lm.onnx", "llama-3.1"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_name_that_nothing_would_open_is_refused(
+    name: str, dry_run: bool, make_model: MakeModel, tmp_path: Path
+) -> None:
+    with pytest.raises(SchemeError, match=rf"{name}: a language model is written as a GGUF, .* let it end in \.gguf"):
+        quantize(make_model(), "q8_0", tmp_path / name, dry_run=dry_run)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_file_of_the_model_is_never_overwritten(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     (tmp_path / "link.gguf").symlink_to(model.files[0])

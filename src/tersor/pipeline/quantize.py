@@ -17,7 +17,7 @@ from tersor.containers.gguf import Part, Split, lay_out, write_gguf
 from tersor.containers.mixtures import file_type
 from tersor.core.arrays import Bytes, Float32
 from tersor.core.card import Artefact, Card, Seconds, TensorError
-from tersor.core.errors import MissingError, TersorError
+from tersor.core.errors import MissingError, SchemeError, TersorError
 from tersor.core.metadata import MetadataEntry
 from tersor.core.plan import Plan, PlannedTensor
 from tersor.files.atomic import check_file
@@ -28,7 +28,7 @@ from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 from tersor.pipeline.steps.stages import Clock, run_ahead, start
 
-__all__ = ["Findings", "Progress", "quantize", "slices_of", "squared_error"]
+__all__ = ["Findings", "Progress", "check_name", "quantize", "slices_of", "squared_error"]
 
 SLICE_WEIGHTS = 1 << 22
 """Weights read at once: 16 MiB of float32; a handful of slices is all the weight memory that is ever held."""
@@ -80,6 +80,7 @@ def quantize(
     metadata = provenance.artefact_metadata(model, plan.recipe)
     parts = lay_out(output, metadata, plan.tensors, split)
     if dry_run:
+        check_name(output)
         artefacts = tuple(Artefact(part.name, part.nbytes, "") for part in parts)
         return _card(model, _Work(model, plan), artefacts, {}, total=0.0, command=command, dry_run=True)
     _check_target(model, output, parts)
@@ -245,11 +246,21 @@ def _relative(sums: tuple[float, float] | None) -> float | None:
     return math.sqrt(error / power)
 
 
+def check_name(output: Path) -> None:
+    """Raise SchemeError for a GGUF under a name by which no command would open it again."""
+    if output.suffix != ".gguf":
+        raise SchemeError(
+            f"{output}: a language model is written as a GGUF, and other commands know one by its name: let it end in "
+            ".gguf, or choose another --container, which is a folder"
+        )
+
+
 def _check_target(model: Model, output: Path, parts: Sequence[Part]) -> None:
     """Refuse before work begins what must fail at its end."""
     folder = output.parent
     for part in parts:
         check_file(folder / part.name, model.files)
+    check_name(output)
     needed = sum(part.nbytes for part in parts)
     free = shutil.disk_usage(folder).free
     if needed > free:

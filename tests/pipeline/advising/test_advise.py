@@ -280,6 +280,11 @@ def test_nothing_is_replaced_but_a_checkpoint(what: str, tmp_path: Path) -> None
     assert (folder / "config.json").is_file()
 
 
+def test_a_gguf_ends_in_gguf(tmp_path: Path) -> None:
+    with pytest.raises(SchemeError, match=r"m\.q4: a language model is written as a GGUF, .* let it end in \.gguf"):
+        advise(reference_model.PATH, Goal(1.0, "nats"), output=tmp_path / "m.q4", language=language)
+
+
 def test_a_file_of_the_model_is_not_written_over(wide: Net, how: NetHow, folder: Path) -> None:
     wide.save(folder / "wide.onnx")
     with pytest.raises(SchemeError, match="the model itself"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from tersor.calibrate.workspace import workspace_path
 from tersor.containers.imatrix import read_imatrix
 from tersor.core.card import Card
-from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError
+from tersor.core.errors import FormatError, MissingError, QualityError, SchemeError, TersorError
 from tersor.core.tensor import QuantizedTensor
 from tersor.files.gguf import GgufFile
 from tersor.methods import METHODS, Method, rtn
@@ -72,6 +73,19 @@ def test_a_gguf_is_sound_and_is_its_source(method: str, make: Make, text: Path, 
     assert card.plan.recipe.method == method
     assert card.plan.recipe.calibration.startswith("words.txt: 24 sequences of 32 tokens, sha256 ")
     assert not workspace_path(tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("m.pte", "let it end in .gguf"), ("no/m.gguf", "no such folder"), ("model", "the output must be a file")],
+)
+def test_an_output_that_cannot_be_is_refused_before_calibration(
+    name: str, words: str, make: Make, text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir(exist_ok=True)
+    with pytest.raises(TersorError, match=re.escape(words)):
+        quantized(make(), tmp_path / name, how(text))
+    assert not workspace_path(tmp_path / name).exists()
 
 
 def test_the_card_says_what_became_of_every_matrix_and_what_it_was_worth(

@@ -24,6 +24,7 @@ from tersor.pipeline.advising.language import Task, rungs_of_language
 from tersor.pipeline.advising.nets import NetTask, rungs_of_net
 from tersor.pipeline.advising.rendering import FORMS, written
 from tersor.pipeline.nets.quantizing import NetHow, is_network
+from tersor.pipeline.quantize import check_name
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.cards import load_card, save_card
 
@@ -99,6 +100,8 @@ def _check_output(output: Path, sources: Iterable[Path], task: Task | NetTask) -
     if is_folder and isinstance(task, Task):
         check_output(task.model.files[0].parent, output)
     else:
+        if isinstance(task, Task):
+            check_name(output)
         check_file(output, sources)
 
 

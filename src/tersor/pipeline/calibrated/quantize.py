@@ -21,6 +21,7 @@ from tersor.core.errors import QualityError, SchemeError
 from tersor.core.evaluation import HELD_OUT, Evaluation, Metric
 from tersor.core.plan import Plan
 from tersor.decoder import Decoder
+from tersor.files.atomic import check_file
 from tersor.formats import get
 from tersor.models.model import Model
 from tersor.pipeline import quantize as plainly
@@ -266,6 +267,10 @@ def _check_container(model: Model, name: str, output: Path, how: How) -> None:
         container(where).settings({"": format_for(where, get(name), "F32")}, (), True)
     if where != "gguf":
         check_output(model.files[0].parent, output)
+        return
+    if how.split_max_bytes is None and how.split_max_tensors is None:
+        check_file(output, model.files)
+    plainly.check_name(output)
 
 
 def _told(calibration: Calibration, how: How) -> tuple[str, ...]:
