@@ -275,6 +275,14 @@ def test_a_stored_reference_is_refused_where_it_does_not_fit(
         evaluate(rounded, against=path, data=other, threads=1)
     with pytest.raises(SchemeError, match="the stored reference has windows of 32 tokens, 16 were asked for"):
         evaluate(rounded, against=path, context=16, threads=1)
+    for name, value, held in (("windows", 4, "none"), ("stride", 8, 16), ("seed", 3, "none"), ("top_k", 9, 64)):
+        with pytest.raises(SchemeError, match=f"full.reference was recorded with {name} {held}, {value} was asked for"):
+            evaluate(rounded, against=path, threads=1, **{name: value})  # type: ignore[arg-type]
+    same = evaluate(rounded, against=path, threads=1, save=False, stride=16, top_k=64)
+    assert same.settings["stride"] == 16
+    for more in ({"save_reference": tmp_path / "again"}, {"reference_engine": "llama.cpp"}):
+        with pytest.raises(SchemeError, match="is stored already, and no engine runs for it"):
+            evaluate(rounded, against=path, threads=1, **more)
     with pytest.raises(SchemeError, match=r"holds predictions, no layers"):
         layer_errors(rounded, against=path)
     with pytest.raises(SchemeError, match="give its path, not what was stored of it"):

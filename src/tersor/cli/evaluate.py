@@ -109,8 +109,9 @@ def evaluate(
         typer.Option(metavar="FILE", help="Store the reference's predictions, for later runs without that model."),
     ] = None,
     top_k: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens of each prediction that --save-reference stores.")
-    ] = 64,
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens of each prediction that --save-reference stores. Default: 64."),
+    ] = None,
     layers: Annotated[
         bool,
         typer.Option("--layers", help="Also compare layer by layer: where error enters and grows, what is broken."),

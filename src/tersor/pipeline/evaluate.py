@@ -31,6 +31,7 @@ from tersor.pipeline.steps import cards, provenance
 
 __all__ = ["Settings", "evaluate", "layer_errors"]
 
+TOP_K = 64
 ENGINE_PACKAGES = ("xllamacpp", "torch", "transformers")
 
 
@@ -56,7 +57,7 @@ class Settings(Demands, total=False):
     metrics: Mapping[str, MetricFunction] | None
     reference_engine: str
     save_reference: str | Path | None
-    top_k: int
+    top_k: int | None
     threads: int
     max_latency_ratio: float | None
 
@@ -159,11 +160,32 @@ def _checked(
             raise SchemeError("stored references and metrics of your own are for texts, not for questions")
     if settings.get("max_latency_ratio") is not None and (isinstance(against, Model) or stored_header(against)):
         raise SchemeError("max_latency_ratio needs a model to measure beside: give its path, not what was stored of it")
+    _check_stored(against, settings)
     context = _context(path, against, settings.get("context"))
     how = Windows(context, settings.get("stride"), settings.get("windows"), settings.get("seed"))
     threads = settings.get("threads") or max(1, (os.cpu_count() or 2) // 2)
     texts = tuple(None if file is None else Path(file).expanduser() for file in (data, choices))
     return _Task(path, against, texts[0], texts[1], settings, how, threads, progress)
+
+
+def _check_stored(against: str | Path | Model, settings: Settings) -> None:
+    """Refuse what a stored reference cannot be asked for: its windows are those it was recorded on."""
+    header = stored_header(against)
+    if header is None:
+        return
+    name = Path(str(against)).name
+    recorded = {"windows": header.limit, "stride": header.stride, "seed": header.seed, "top_k": header.kept}
+    asked = {"windows": settings.get("windows"), "stride": settings.get("stride")}
+    asked |= {"seed": settings.get("seed"), "top_k": settings.get("top_k")}
+    for key, value in asked.items():
+        if value is not None and value != recorded[key]:
+            held = "none" if recorded[key] is None else recorded[key]
+            raise SchemeError(
+                f"{name} was recorded with {key} {held}, {value} was asked for: leave that out, or compare with the "
+                "model itself"
+            )
+    if settings.get("save_reference") is not None or settings.get("reference_engine", "auto") != "auto":
+        raise SchemeError(f"{name} is stored already, and no engine runs for it: compare with the model itself")
 
 
 def _compared(task: _Task, subject: Subject, reference: Reference) -> Findings:
@@ -187,7 +209,7 @@ def _compared(task: _Task, subject: Subject, reference: Reference) -> Findings:
         how,
         threads=task.threads,
         own=settings.get("metrics") or {},
-        save=None if target is None else Recording(Path(target), settings.get("top_k", 64)),
+        save=None if target is None else Recording(Path(target), settings.get("top_k") or TOP_K),
         progress=task.progress,
     )
 
