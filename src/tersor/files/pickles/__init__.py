@@ -1,0 +1,1 @@
+"""Pickles, which are programs, read as if they were data."""
