@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tersor.calibrate import text
 from tersor.calibrate.text import BUILT_IN, read_corpus
 from tersor.core.errors import FormatError, MissingError
 
@@ -96,6 +99,34 @@ def test_what_is_no_text_is_refused_by_place(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):
         read_corpus(tmp_path / name)
+
+
+def test_what_is_cut_is_told_from_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "MAX_BYTES", 100)
+    monkeypatch.setattr(text, "MAX_LINE_BYTES", 60)
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(["x" * 30] * 4))
+    with pytest.raises(FormatError, match=r"c\.json: longer than 100 bytes.*or JSON lines \(\.jsonl\)"):
+        read_corpus(path)
+    path.write_text(json.dumps(["x" * 30] * 2).ljust(100))
+    assert len(read_corpus(path).documents) == 2
+    rows = write(tmp_path / "c.jsonl", ["a", "x" * 57, "b" * 58])  # 59 and 60 bytes, and a line's end
+    with pytest.raises(FormatError, match="line 3: longer than 60 bytes, the most that is read; make several rows"):
+        read_corpus(rows)
+    assert len(read_corpus(write(rows, ["a", "x" * 57])).documents) == 2
+
+
+@pytest.mark.parametrize("name", ["teknium/OpenHermes-2.5", "allenai/c4:en.noblocklist:train"])
+def test_a_dot_in_the_id_of_a_data_set_makes_no_file_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def load_dataset(*given: object, **_: object) -> list[object]:
+        asked.extend(given)
+        return [{"text": "one"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert [document.text for document in read_corpus(name).documents] == ["one"]
+    assert asked[0] == name.partition(":")[0]
 
 
 def test_absent_sources_are_named(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def read_corpus(source: str | Path, *, field: str | None = None, max_bytes: int 
         name, found = written_name(path.resolve().name), _folder(path, field)
     elif path.is_file():
         name, found = written_name(path.name), _file(path, field)
-    elif path.suffix or str(source).startswith((".", "/", "~")) or not str(source).strip():
+    elif _is_named_as_file(path) or str(source).startswith((".", "/", "~")) or not str(source).strip():
         raise MissingError(f"{source}: no such file or folder of calibration text")
     else:
         name, found = str(source), _dataset(str(source), field)
@@ -87,11 +87,16 @@ def read_corpus(source: str | Path, *, field: str | None = None, max_bytes: int 
     return Corpus(name, tuple(documents), digest.hexdigest())
 
 
+def _is_named_as_file(path: Path) -> bool:
+    """Whether the name ends as one of text does; ids of data sets have dots of their own."""
+    return path.suffix.lower() in (*PLAIN_SUFFIXES, *ROW_SUFFIXES)
+
+
 def _folder(folder: Path, field: str | None) -> Iterator[Document]:
-    suffixes = (*PLAIN_SUFFIXES, *ROW_SUFFIXES)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if _is_named_as_file(path) and path.is_file())
     if not files:
-        raise MissingError(f"{folder}: holds no file with one of the endings {' '.join(suffixes)}")
+        endings = " ".join((*PLAIN_SUFFIXES, *ROW_SUFFIXES))
+        raise MissingError(f"{folder}: holds no file with one of the endings {endings}")
     for path in files:
         yield from _file(path, field)
 
@@ -123,8 +128,13 @@ def _json_lines(path: Path) -> Iterator[object]:
     try:
         with path.open("rb") as file:
             number = 0
-            while line := file.readline(MAX_LINE_BYTES):
+            while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise FormatError(
+                        f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes, the most that is read; "
+                        "make several rows of it"
+                    )
                 if line.strip():
                     yield _parsed(line, f"{path}, line {number}")
     except OSError as error:
@@ -132,6 +142,11 @@ def _json_lines(path: Path) -> Iterator[object]:
 
 
 def _json_list(path: Path) -> Iterator[object]:
+    if path.stat().st_size > MAX_BYTES:
+        raise FormatError(
+            f"{path}: longer than {MAX_BYTES} bytes, the most that is read, and half a list is no JSON; give a shorter "
+            "one, or JSON lines (.jsonl), of which the first are taken"
+        )
     document = _parsed(_read_text(path).encode(), str(path))
     if not isinstance(document, list):
         raise FormatError(f"{path}: a JSON list of rows is needed, got {type(document).__name__}")
