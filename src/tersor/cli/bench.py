@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +22,7 @@ from tersor.cli.screen.benchmarks import (
 )
 from tersor.cli.screen.output import JsonOption, console, print_json, refuse_given, table
 from tersor.cli.screen.progress import progress_bar
+from tersor.cli.screen.published import published_command
 from tersor.core.errors import SchemeError
 from tersor.core.evaluation import Benchmark, Metric
 from tersor.core.records import plain
@@ -147,7 +147,7 @@ def bench(
             save=save,
             max_latency_ratio=max_latency_ratio,
             min_tokens_per_s=min_tokens_per_s,
-            command=_command(context.obj or [], (artefact, against or "")),
+            command=published_command(context),
             progress=progress,
         )
     outcome = outcome_of(found[0].limits)
@@ -191,16 +191,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() for word in words):
         raise SchemeError(f"--batches takes whole numbers with commas between, such as 1,2,4; got {text!r}")
     return tuple(int(word) for word in words)
-
-
-def _command(arguments: list[str], paths: tuple[str, str]) -> str:
-    """What was typed, folders cut off: the Card may be published."""
-
-    def public(word: str) -> str:
-        option, sign, value = word.rpartition("=")
-        return option + sign + Path(value).name if value in paths and Path(value).exists() else word
-
-    return shlex.join(["tersor", *map(public, arguments)])
 
 
 def _print(screen: Console, found: Sequence[Benchmark]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tersor.cli.screen.evaluations import print_evaluation, print_limits
 from tersor.cli.screen.layers import print_layers
 from tersor.cli.screen.output import JsonOption, console, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
+from tersor.cli.screen.published import published_command
 from tersor.core.errors import MissingError, SchemeError
 from tersor.core.evaluation import Evaluation, LayerError
 from tersor.core.records import plain
@@ -141,7 +141,7 @@ def evaluate(
       tersor evaluate model-gptq --against org/name --data text.txt
       tersor evaluate nets.resnet:int8 --against nets.resnet:full --data images/
     """
-    command = _command(context.obj or [], save_reference)
+    command = published_command(context)
     demands: Demands = {
         "max_kl": max_kl,
         "max_perplexity_increase": max_perplexity_increase,
@@ -270,16 +270,3 @@ def _function(name: str) -> Any:
         raise MissingError(f"--metric {name}: {error}") from error
     finally:
         sys.path.pop(0)
-
-
-def _command(arguments: list[str], made: Path | None) -> str:
-    """What was typed, folders cut off: the Card may be published. `made` is a file that is still to be written."""
-
-    def public(word: str) -> str:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        is_path = (
-            bool(value) and not value.startswith("-") and (Path(value).expanduser().exists() or Path(value) == made)
-        )
-        return f"{option}{equals}{Path(value).expanduser().resolve().name}" if is_path else word
-
-    return shlex.join(["tersor", *map(public, arguments)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from tersor.cli.options.registries import WhoOption, who_or_user
 from tersor.cli.quantize import parse_size
 from tersor.cli.screen.output import JsonOption, console, print_json
+from tersor.cli.screen.published import published_command
 from tersor.deploy.gating.record import GateRecord
 from tersor.deploy.gating.serving import Bounds
 from tersor.pipeline.deploy.gate import MARGIN, gate_registered
@@ -24,6 +24,7 @@ CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
 def gate(
+    context: typer.Context,
     artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A GGUF.")],
     against: Annotated[
         str | None,
@@ -72,8 +73,7 @@ def gate(
     bounds = Bounds(max_first_ms, max_latency_ms, max_slowdown, memory)
     if against is None and registry is None:
         raise typer.BadParameter("a model is wanted, or --registry", param_hint="--against")
-    compared = ["--registry", registry.name] if registry else ["--against", Path(against or "").name]
-    command = shlex.join(["tersor", "gate", artefact.name, *compared, "--max-kl", f"{max_kl:g}"])
+    command = published_command(context)
 
     def judge(path: Path, baseline: str | Path) -> GateRecord:
         return judged(

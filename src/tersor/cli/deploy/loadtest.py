@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from tersor.cli.evaluate import EXIT_CODES
 from tersor.cli.screen.output import JsonOption, console, print_json, significant, table
 from tersor.cli.screen.progress import progress_bar
+from tersor.cli.screen.published import published_command
 from tersor.core.errors import MissingError, SchemeError
 from tersor.core.evaluation import Metric
 from tersor.core.records import plain
@@ -118,7 +118,7 @@ def loadtest(
             within_ms=within,
             max_p99_ms=max_p99,
             min_goodput=min_goodput,
-            command=_command(context.obj or [], url, [path for path in (body, ca) if path is not None]),
+            command=published_command(context, texts=("--path", "--prompt", "--model", "--v2"), secrets=("--header",)),
             progress=progress,
         )
     if as_json:
@@ -153,27 +153,6 @@ def _contents(body: Path | None) -> bytes | None:
     if path.stat().st_size > MOST_BODY_BYTES:
         raise SchemeError(f"{path}: a request has at most {MOST_BODY_BYTES} bytes, got {path.stat().st_size}")
     return path.read_bytes()
-
-
-def _command(arguments: list[str], url: str, paths: list[Path]) -> str:
-    """What was typed, without folders, values of headers and what follows a "?": reports may be published."""
-    public, is_header = [], False
-    for word in arguments:
-        option, sign, value = word.partition("=")
-        if is_header or option == "--header":
-            start = "" if is_header else option + sign
-            name, colon, _ = (word if is_header else value).partition(":")
-            public.append(f"{start}{name}{colon}{'…' if colon else ''}")
-            is_header = option == "--header" and not sign
-        elif word == url:
-            public.append(url.partition("?")[0])
-        elif word in map(str, paths):
-            public.append(Path(word).name)
-        elif value in map(str, paths):
-            public.append(f"{option}={Path(value).name}")
-        else:
-            public.append(word)
-    return shlex.join(["tersor", *public])
 
 
 def _print(screen: Console, found: pipeline.LoadTest) -> None:
