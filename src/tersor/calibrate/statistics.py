@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,25 +96,22 @@ class Statistics:
     def load(self, layer: int, device: str = "cpu") -> list[Input]:
         """Return the inputs of a block; `layer` of the number of blocks: that of the output matrix."""
         path = block_file(self.folder, layer)
-        with self._checked(path) as file:
-            try:
-                rows = json.loads(file.metadata["inputs"])
-                found = [_input(file, number, row, device) for number, row in enumerate(rows)]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise FormatError(f"{path}: damaged ({error}){_REMEDY}") from error
-        return found
+        with self._checked(path) as file, _damage_told(path):
+            return [_input(file, number, row, device) for number, row in enumerate(_rows(file))]
 
     def inputs(self, layer: int) -> int:
-        """Return how many inputs a block has; of its sums nothing is read."""
-        with SafetensorsFile(block_file(self.folder, layer)) as file:
-            return len(json.loads(file.metadata["inputs"]))
+        """Return how many inputs a block has; its sums are not read, and so not compared with their hash."""
+        path = block_file(self.folder, layer)
+        _check_there(path)
+        with _damage_told(path), SafetensorsFile(path) as file:
+            return len(_rows(file))
 
     def _checked(self, path: Path) -> SafetensorsFile:
-        if not path.is_file():
-            raise MissingError(f"{path}: is missing{_REMEDY}")
+        _check_there(path)
         if sha256(path) != self.about["files"].get(path.name):
             raise FormatError(f"{path}: damaged (its hash is another){_REMEDY}")
-        return SafetensorsFile(path)
+        with _damage_told(path):
+            return SafetensorsFile(path)
 
 
 def run_statistics(decoder: Decoder, statistics: Statistics, visitor: Visitor, setting: Setting) -> None:
@@ -188,6 +186,27 @@ def save_tokens(folder: Path, sequences: Sequences) -> None:
         writer = SafetensorsWriter(file, [StoredTensor("ids", "I64", sequences.ids.shape)], {})
         writer.write("ids", np.ascontiguousarray(sequences.ids, np.int64))
         writer.finish()
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise MissingError(f"{path}: is missing{_REMEDY}")
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"{path}: damaged ({error}){_REMEDY}") from error
+
+
+def _rows(file: SafetensorsFile) -> list[Any]:
+    """What is told of the inputs of a block."""
+    rows = json.loads(file.metadata["inputs"])
+    if not isinstance(rows, list):
+        raise TypeError(f"its inputs are a {type(rows).__name__}")
+    return rows
 
 
 def _upper(matrix: Float32) -> Iterator[Float32]:
