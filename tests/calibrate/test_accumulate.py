@@ -67,26 +67,6 @@ def test_chunks_change_nothing_beyond_the_rounding_of_products(chunk: int) -> No
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5, atol=2e-7)
 
 
-def test_parts_merge_to_the_very_sums_of_the_whole() -> None:
-    inputs, full = data()
-    chunks = [(inputs[at : at + 10], full[at : at + 10]) for at in range(0, 100, 10)]
-
-    def summed(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> Sums:
-        sums = Sums.empty(24, hessian=True, cross=True)
-        for part, other in parts:
-            sums.add(part)
-            sums.add_pair(part[:5], other[:5])
-        return sums
-
-    whole, first, second = summed(chunks), summed(chunks[:3]), summed(chunks[3:])
-    first.merge(second)
-    assert (first.tokens, first.paired) == (whole.tokens, whole.paired) == (100, 50)
-    for mine, theirs in ((first.hessian(), whole.hessian()), (first.mean_cross(), whole.mean_cross())):
-        assert mine is not None
-        assert theirs is not None
-        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
-
-
 def test_nothing_seen_has_no_hessian_and_no_importance() -> None:
     sums = Sums.empty(8, hessian=True, cross=False)
     sums.add(torch.empty(0, 8))
@@ -94,17 +74,13 @@ def test_nothing_seen_has_no_hessian_and_no_importance() -> None:
     assert not sums.importance().any()
 
 
-def test_the_largest_values_are_those_of_all_chunks_and_parts() -> None:
+def test_the_largest_values_are_those_of_all_chunks() -> None:
     inputs, _ = data()
-    parts = []
-    for part in (inputs[:70], inputs[70:]):
-        sums = Sums.empty(24, hessian=False, cross=False, peaks=True)
-        for start in range(0, len(part), 9):
-            sums.add(part[start : start + 9])
-        parts.append(sums)
-    parts[0].merge(parts[1])
-    assert parts[0].peaks is not None
-    np.testing.assert_array_equal(parts[0].peaks.numpy(), np.abs(inputs.numpy()).max(axis=0))
+    sums = Sums.empty(24, hessian=False, cross=False, peaks=True)
+    for start in range(0, len(inputs), 9):
+        sums.add(inputs[start : start + 9])
+    assert sums.peaks is not None
+    np.testing.assert_array_equal(sums.peaks.numpy(), np.abs(inputs.numpy()).max(axis=0))
     assert Sums.empty(24, hessian=True, cross=True).peaks is None
 
 

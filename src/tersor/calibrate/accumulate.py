@@ -102,15 +102,6 @@ class Sums:
             self.residual = torch.zeros(shape, dtype=torch.float64, device=inputs.device)
         _add_product(self.residual, difference, inputs)
 
-    def merge(self, other: Sums) -> None:
-        """Add what another part of the data has added up to."""
-        self.tokens += other.tokens
-        self.paired += other.paired
-        for mine, theirs in zip(self.parts(), other.parts(), strict=True):
-            mine.add_(theirs)
-        if self.peaks is not None and other.peaks is not None:
-            self.peaks = torch.maximum(self.peaks, other.peaks)
-
     def hessian(self) -> Tensor | None:
         """Mean of x xᵀ over tokens, symmetric float32 [columns, columns]; None: not wanted, or no token seen."""
         if self.product is None or not self.tokens:
