@@ -56,6 +56,22 @@ def test_goals_that_do_not_fit_are_refused(
     assert "--calibration" in run("advise", "net.onnx").err
 
 
+@pytest.mark.parametrize(("report", "told"), [("a.txt", "a report ends in .html"), ("no/a.html", "no: no such folder")])
+def test_a_report_that_cannot_be_written_is_refused_before_the_walk(
+    report: str,
+    told: str,
+    folder: Path,
+    graph: Net,
+    run: Run,  # fixtures
+) -> None:
+    graph.save(folder / "net.onnx")
+    outcome = run(*WORDS, "--max-drop", "5", "--max-size", "1MiB", "-o", "out.onnx", "--report", report)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")  # no rung was tried
+    assert told in outcome.err
+    assert not (folder / "out.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

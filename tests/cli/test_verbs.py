@@ -145,3 +145,13 @@ def test_calibrate_names_a_folder_that_is_not_there(run: Run, model: Path, tmp_p
     outcome = run("calibrate", model, "-o", tmp_path / "no" / "saved")
     assert outcome.code == 1
     assert "no: no such folder; create it first" in outcome.err
+
+
+def test_calibrate_refuses_an_imatrix_that_cannot_be_written_before_it_runs(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="calibration computes with torch: pip install 'tersor[torch]'")
+    for place, told in ((tmp_path / "no" / "i.gguf", "no: no such folder"), (model, "is a file of the model itself")):
+        outcome = run("calibrate", model, "-o", tmp_path / "saved", "--save-imatrix", place)
+        assert (outcome.code, told in outcome.err) == (1, True)
+        assert not (tmp_path / "saved").exists()

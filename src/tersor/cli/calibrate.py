@@ -26,8 +26,10 @@ from tersor.cli.screen.output import JsonOption, print_json
 from tersor.cli.screen.progress import progress_bar
 from tersor.containers.imatrix import write_imatrix
 from tersor.core.quantities import size
+from tersor.files.atomic import check_file
 from tersor.models import load
 from tersor.pipeline.calibrated import statistics as pipeline
+from tersor.pipeline.calibrated.quantize import IMATRIX
 from tersor.pipeline.calibrated.run import Calibration
 
 __all__ = ["calibrate"]
@@ -70,6 +72,8 @@ def calibrate(
         calibration or BUILT_IN, calibration_sequences, calibration_length, calibration_field, seed, calibration_chunk
     )
     source = load(model, ignore_config=ignore_config or ())
+    if save_imatrix is not None:
+        check_file(save_imatrix, source.files, IMATRIX)
     with progress_bar(unit="weights") as progress:
         found = pipeline.calibrate(source, output, text, resume=resume, device=device, progress=progress, tell=tell)
     if found is None:

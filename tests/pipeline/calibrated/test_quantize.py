@@ -88,6 +88,16 @@ def test_an_output_that_cannot_be_is_refused_before_calibration(
     assert not workspace_path(tmp_path / name).exists()
 
 
+def test_an_imatrix_that_cannot_be_written_is_refused_before_calibration(
+    make: Make, text: Path, tmp_path: Path
+) -> None:
+    for container, output in (("gguf", tmp_path / "m.gguf"), ("gptq", tmp_path / "out")):
+        settings = how(text, save_imatrix=tmp_path / "no" / "i.gguf", container=container)
+        with pytest.raises(MissingError, match="no: no such folder; create it first"):
+            quantized(make(), output, settings, "int4-g32" if container == "gptq" else "q4_0")
+        assert not workspace_path(output).exists()
+
+
 def test_the_card_says_what_became_of_every_matrix_and_what_it_was_worth(
     make: Make, text: Path, tmp_path: Path
 ) -> None:

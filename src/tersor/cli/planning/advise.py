@@ -15,7 +15,7 @@ from tersor.cli.quantize import parse_size
 from tersor.cli.screen.output import JsonOption, console, is_given, print_json, refuse_given, table
 from tersor.core.errors import SchemeError
 from tersor.models import Model
-from tersor.pipeline.advising.advise import TARGETS, save_report
+from tersor.pipeline.advising.advise import TARGETS, check_report, save_report
 from tersor.pipeline.advising.advise import advise as advised
 from tersor.pipeline.advising.ladder import Advice, Finding, Goal
 from tersor.pipeline.advising.language import WINDOWS, Task
@@ -84,6 +84,8 @@ def advise(
     precision, and cures (better methods, operators back in float, training) are tried where too much is lost. Without
     a size or a speed the smallest artefact within the loss is taken. Exit code 1 where no rung is enough.
     """
+    if report is not None:
+        check_report(report)
     is_net = is_network(model)
     _check_given(context, is_net=is_net, is_gpu=target == "gpu")
     most = max_drop if is_net else max_kl

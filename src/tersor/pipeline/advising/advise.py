@@ -28,7 +28,7 @@ from tersor.pipeline.quantize import check_name
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.cards import load_card, save_card
 
-__all__ = ["TARGETS", "advise", "save_report"]
+__all__ = ["TARGETS", "advise", "check_report", "save_report"]
 
 TARGETS = ("cpu", "gpu")
 """Where it is to run: processors (GGUF in llama.cpp, ONNX), or GPUs (compressed-tensors in vLLM and others)."""
@@ -170,10 +170,16 @@ def _keep(made: Path, output: Path) -> None:
     save_card(replace(card, artefacts=tuple(replace(one, name=output.name) for one in card.artefacts)), output)
 
 
-def save_report(advice: Advice, path: Path) -> None:
-    """Write the advice as .html, .md or .json, by the name of the file; SchemeError for another."""
+def check_report(path: Path) -> None:
+    """Refuse before any work a report that could not be written: its name (SchemeError) or folder (MissingError)."""
     form = path.suffix.lower()
     if form not in FORMS:
-        raise SchemeError(f"a report ends in {', '.join(FORMS)}, not {form or 'nothing'!r}")
+        raise SchemeError(f"{path}: a report ends in {', '.join(FORMS)}, not {form or 'nothing'!r}")
+    check_file(path, (), "report.html")
+
+
+def save_report(advice: Advice, path: Path) -> None:
+    """Write the advice as .html, .md or .json, by the name of the file; errors are those of `check_report`."""
+    check_report(path)
     with atomic_writer(path) as file:
-        file.write(written(advice, form).encode())
+        file.write(written(advice, path.suffix.lower()).encode())

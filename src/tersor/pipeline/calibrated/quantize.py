@@ -36,7 +36,10 @@ from tersor.pipeline.calibrated.training.result import Report, train_prepared
 from tersor.pipeline.calibrated.training.settings import Training, check_train, check_training, split_training
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
-__all__ = ["How", "importance_from", "quantize_calibrated"]
+__all__ = ["IMATRIX", "How", "importance_from", "quantize_calibrated"]
+
+IMATRIX = "imatrix.gguf"
+"""What an importance matrix in a folder would be called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +262,10 @@ class _Findings:
 
 
 def _check_container(model: Model, name: str, output: Path, how: How) -> None:
-    """Refuse before calibration what the container would refuse after it."""
+    """Refuse before calibration what the container, or the importance matrix, would be refused for after it."""
     where = how.container
+    if how.save_imatrix is not None:
+        check_file(how.save_imatrix, model.files, IMATRIX)
     if how.activations and where == "gguf":
         raise SchemeError("llama.cpp rounds activations as it will: a GGUF cannot ask for it")
     if how.activations:
