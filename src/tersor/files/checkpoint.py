@@ -108,14 +108,21 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[
     raise MissingError(f"{folder}: no weights (looked for {', '.join([*_SINGLES, *_INDEXES])}, *.safetensors, *.bin)")
 
 
-def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> dict[str, object]:
-    """Return the JSON object in a file of at most `limit` bytes; FormatError otherwise."""
+def read_json(path: Path, limit: int = MAX_HEADER_BYTES, *, unique: bool = False) -> dict[str, object]:
+    """Return the JSON object in a file of at most `limit` bytes; FormatError otherwise.
+
+    unique  refuse also what is named twice, and more objects, lists and texts than a header has
+    """
     with PositionalFile(path) as file:
         if file.size > limit:
             raise FormatError(f"{path}: {file.size} bytes, at most {limit} are read")
         text = file.read(0, file.size)
+    if unique:
+        refuse_crowded_json(text, path)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_refuse_doubles if unique else None)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -124,18 +131,7 @@ def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> dict[str, object]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    with PositionalFile(path) as file:
-        if file.size > MAX_HEADER_BYTES:
-            raise FormatError(f"{path}: {file.size} bytes, at most {MAX_HEADER_BYTES} are read")
-        text = file.read(0, file.size)
-    refuse_crowded_json(text, path)
-    try:
-        value = json.loads(text, object_pairs_hook=_refuse_doubles)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON ({error})") from error
-    index = value.get("weight_map") if isinstance(value, dict) else None
+    index = read_json(path, unique=True).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(shard, str) for shard in index.values()):
         raise FormatError(f"{path}: weight_map must map tensor names to file names")
     endings = (".safetensors",) if "safetensors" in path.name else _TORCH_SUFFIXES
