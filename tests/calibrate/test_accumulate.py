@@ -25,7 +25,8 @@ def test_sums_are_those_of_the_definition(stripe: int, monkeypatch: pytest.Monke
         sums.add_pair(inputs[start : start + 33], full[start : start + 33])
     x, f = inputs.double().numpy(), full.double().numpy()
     assert sums.tokens == 100
-    hessian, cross = sums.hessian(), sums.mean_cross()
+    hessian = sums.hessian()
+    cross = sums.mean_cross(hessian)
     assert hessian is not None
     assert cross is not None
     np.testing.assert_allclose(hessian.numpy(), x.T @ x / 100, rtol=1e-5, atol=1e-6)
@@ -60,7 +61,8 @@ def test_chunks_change_nothing_beyond_the_rounding_of_products(chunk: int) -> No
         for start in range(0, 4000, size):
             sums.add(inputs[start : start + size])
             sums.add_pair(inputs[start : start + size], full[start : start + size])
-        found.append((sums.hessian(), sums.mean_cross(), sums.importance()))
+        hessian = sums.hessian()
+        found.append((hessian, sums.mean_cross(hessian), sums.importance()))
     for one, other in zip(*found, strict=True):
         assert one is not None
         assert other is not None
@@ -84,6 +86,42 @@ def test_the_largest_values_are_those_of_all_chunks() -> None:
     assert Sums.empty(24, hessian=True, cross=True).peaks is None
 
 
+@pytest.mark.parametrize("columns", [1, 23, 24, 25, 70])
+@pytest.mark.parametrize("stripe", [1, 8, 1024])
+def test_the_mean_is_every_bit_of_that_of_the_whole_matrix(
+    columns: int, stripe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accumulate, "STRIPE", stripe)
+    monkeypatch.setattr(accumulate, "BROAD", stripe)
+    sums = Sums.empty(columns, hessian=True, cross=True)
+    for tokens in (7, 40, 13):
+        inputs, full = data(columns, tokens)
+        sums.add(inputs)
+        sums.add_pair(inputs[:5], full[:5])
+    assert sums.product is not None
+    assert sums.lag is not None
+    sums.product[0, -1] = sums.lag[0, 0] = -0.0
+    sums.product[-1, 0] = torch.nan if columns > 1 else 1  # below the diagonal nothing is kept up
+    upper = torch.triu(sums.product)
+    upper += torch.triu(upper, 1).T
+    hessian = (upper / 60).float()
+    cross = hessian + (sums.lag / 15).float()
+    found = sums.hessian()
+    assert found is not None
+    assert found.numpy().tobytes() == hessian.numpy().tobytes()
+    assert sums.mean_cross(found).numpy().tobytes() == cross.numpy().tobytes()  # type: ignore[union-attr]
+
+
+def test_means_take_little_memory_beside_themselves() -> None:
+    columns = 4 * accumulate.BROAD
+    sums = Sums.empty(columns, hessian=True, cross=True)
+    sums.tokens = sums.paired = 1
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        sums.mean_cross(sums.hessian())
+    largest = max(event.self_cpu_memory_usage for event in profile.events() or ())
+    assert largest == 4 * columns**2, "what is returned, and nothing of float64 in that size"
+
+
 def test_nan_is_seen() -> None:
     sums = Sums.empty(8, hessian=False, cross=False)
     sums.add(torch.ones(3, 8))
@@ -96,10 +134,16 @@ def test_all_inputs_tell_of_themselves_and_pairs_of_what_they_lag_behind() -> No
     inputs, full = data()
     sums = Sums.empty(24, hessian=True, cross=True)
     sums.add(inputs)
-    same = sums.mean_cross()
+    hessian = sums.hessian()
+    same = sums.mean_cross(hessian)
+    assert hessian is not None
     assert same is not None
-    np.testing.assert_array_equal(same.numpy(), sums.hessian().numpy())  # type: ignore[union-attr]
+    np.testing.assert_array_equal(same.numpy(), hessian.numpy())
+    before = hessian.clone()
     sums.add_pair(inputs[:40], full[:40])
     x, f = inputs.double().numpy(), full.double().numpy()
     wanted = x.T @ x / 100 + (f - x)[:40].T @ x[:40] / 40
-    np.testing.assert_allclose(sums.mean_cross().numpy(), wanted, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+    cross = sums.mean_cross(hessian)
+    assert cross is not None
+    np.testing.assert_allclose(cross.numpy(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(hessian.numpy(), before.numpy())

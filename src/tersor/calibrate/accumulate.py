@@ -106,19 +106,33 @@ class Sums:
         """Mean of x xᵀ over tokens, symmetric float32 [columns, columns]; None: not wanted, or no token seen."""
         if self.product is None or not self.tokens:
             return None
-        upper = torch.triu(self.product)
-        upper += torch.triu(upper, 1).T
-        return (upper / self.tokens).float()
+        made = torch.empty_like(self.product, dtype=torch.float32)
+        for start in range(0, len(made), STRIPE):  # all at once would take the memory of the product several times
+            stop = start + STRIPE
+            upper = torch.triu(self.product[start:stop, start:])
+            corner = upper[:, :STRIPE]
+            corner += torch.triu(corner, 1).T
+            upper += 0.0  # a zero has no sign
+            upper /= self.tokens
+            made[start:stop, start:] = upper
+            made[stop:, start:stop] = upper[:, STRIPE:].T
+        return made
 
-    def mean_cross(self) -> Tensor | None:
+    def mean_cross(self, hessian: Tensor | None = None) -> Tensor | None:
         """Mean of y xᵀ, float32 [columns, columns]; None: not wanted, or no token seen.
 
         All tokens tell of x xᵀ, the paired ones of what comes on top, which is small.
+
+        hessian  what `hessian` returned, where it is at hand; it is not changed
         """
-        hessian = self.hessian()
+        hessian = self.hessian() if hessian is None else hessian
         if self.lag is None or hessian is None:
             return None
-        return hessian.add_((self.lag / max(self.paired, 1)).float())
+        made = hessian.clone()
+        for start in range(0, len(made), BROAD):
+            stripe = slice(start, start + BROAD)
+            made[stripe] += (self.lag[stripe] / max(self.paired, 1)).float()
+        return made
 
     def mean_residual(self) -> Tensor | None:
         """Mean of (s - r) xᵀ over paired tokens, float32 [outputs, columns]; None: not wanted, or none seen."""
