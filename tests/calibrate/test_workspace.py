@@ -40,6 +40,57 @@ def test_a_block_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         np.testing.assert_array_equal(other.data, tensor.data)
 
 
+def test_arrays_come_back_as_they_were_saved_and_take_four_bytes_a_number(tmp_path: Path) -> None:
+    chance = np.random.default_rng(1)
+    squares = [chance.standard_normal(1000).astype(np.float32) for _ in range(50)]
+    squares[0][:3] = [np.nan, np.inf, -0.0]
+    turned, scalar = np.asfortranarray(chance.standard_normal((3, 5)).astype(np.float32)), np.array(2.5, np.float32)
+    saved, work = finished(), Workspace(tmp_path / "w", RUN, resume=False)
+    notes = {"squares": squares, "tokens": [7], "deep": {"turned": turned, "scalar": scalar, "none": None}}
+    work.save(
+        0, Finished(saved.tensors, {"blk.0.attn_q.weight": notes, "blk.0.ffn_gate_exps.weight": {"a": squares[1]}})
+    )
+    size, rows = (tmp_path / "w" / "block-0000.bin").stat().st_size, sum(t.data.nbytes for t in saved.tensors.values())
+    assert size < rows + 4 * (51 * 1000 + 16) + 3000
+    loaded = work.load(0)
+    assert loaded is not None
+    found, other = loaded.notes.values()
+    assert (found["tokens"], found["deep"]["none"]) == ([7], None)
+    for one, array in zip(
+        [*found["squares"], found["deep"]["turned"], found["deep"]["scalar"], other["a"]],
+        [*squares, turned, scalar, squares[1]],
+        strict=True,
+    ):
+        assert (one.dtype, one.shape, one.tobytes()) == (np.float32, array.shape, array.tobytes())
+    for name, tensor in saved.tensors.items():
+        np.testing.assert_array_equal(loaded.tensors[name].data, tensor.data)
+
+
+def test_a_head_may_be_long(tmp_path: Path) -> None:
+    work, told = Workspace(tmp_path / "w", RUN, resume=False), "x" * (70 << 20)
+    work.save(0, Finished(finished().tensors, {"blk.0.attn_q.weight": {"told": told}}))
+    loaded = work.load(0)
+    assert loaded is not None
+    assert loaded.notes["blk.0.attn_q.weight"]["told"] == told
+
+
+def test_what_is_neither_json_nor_an_array_is_refused_before_it_is_saved(tmp_path: Path) -> None:
+    work = Workspace(tmp_path / "w", RUN, resume=False)
+    with pytest.raises(TypeError, match="Path is neither JSON nor an array of float32"):
+        work.save(0, Finished(finished().tensors, {"blk.0.attn_q.weight": {"a": tmp_path}}))
+    assert work.load(0) is None
+
+
+@pytest.mark.parametrize("shape", ["[1, -1]", "[9000000000000000000]", "[1, 2]", '"x"', "{}"])
+def test_a_damaged_array_is_refused(shape: str, tmp_path: Path) -> None:
+    work = Workspace(tmp_path / "w", RUN, resume=False)
+    work.save(0, Finished(finished().tensors, {"blk.0.attn_q.weight": {"a": np.ones(1, np.float32)}}))
+    path = tmp_path / "w" / "block-0000.bin"
+    path.write_bytes(path.read_bytes().replace(b'{"float32": [1]}', b'{"float32": %b}' % shape.encode()))
+    with pytest.raises(FormatError, match=r"block-0000\.bin: damaged"):
+        work.load(0)
+
+
 def test_without_resume_older_work_is_removed(tmp_path: Path) -> None:
     Workspace(tmp_path / "w", RUN, resume=False).save(0, finished())
     assert Workspace(tmp_path / "w", RUN, resume=False).load(0) is None

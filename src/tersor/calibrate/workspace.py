@@ -1,8 +1,9 @@
 """What a calibrated run has finished so far, on disk: it survives a kill, and `--resume` goes on from it.
 
 One folder beside the output. Every finished block is one file, written whole or not at all: a line of JSON (sizes,
-SHA-256, what was measured), then the packed rows of its matrices. `run.json` names what the run was made from; work
-that was made from anything else is never mixed in, and what another process is at work on is left alone.
+SHA-256, what was measured), then the packed rows of its matrices, then arrays of what was measured. `run.json` names
+what the run was made from; work that was made from anything else is never mixed in, and what another process is at work
+on is left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from tersor.core.arrays import Bytes
+from tersor.core.arrays import Bytes, Float32
 from tersor.core.errors import FormatError, SchemeError
 from tersor.core.tensor import QuantizedTensor
 from tersor.files.atomic import Claim, atomic_writer
@@ -30,7 +31,8 @@ __all__ = ["Finished", "Workspace", "workspace_path"]
 _log = logging.getLogger(__name__)
 
 SCHEMA = "tersor.work/1"
-_MAX_HEAD = 1 << 26
+_ARRAY = "float32"
+"""Stands in a head, with a shape, for an array that lies behind the rows: as text, those of many experts are huge."""
 
 
 def workspace_path(output: Path) -> Path:
@@ -44,7 +46,7 @@ def workspace_path(output: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One block's matrices as they became, with what was measured about each."""
+    """One block's matrices as they became, with what was measured about each: JSON values and arrays of float32."""
 
     tensors: Mapping[str, QuantizedTensor]
     notes: Mapping[str, Mapping[str, Any]]
@@ -104,11 +106,17 @@ class Workspace:
                 "name": name, "format": tensor.format.name, "shape": list(tensor.shape), "fallback": tensor.fallback,
                 "notes": dict(finished.notes.get(name, {})),
             })  # fmt: skip
+        arrays: list[Float32] = []
+        rows = json.loads(json.dumps(rows, default=lambda value: _set_aside(value, arrays)))
+        for array in arrays:
+            digest.update(array.data)
         head = json.dumps({"tensors": rows, "sha256": digest.hexdigest()}).encode() + b"\n"
         with atomic_writer(self._file(layer)) as file:
             file.write(head)
             for tensor in finished.tensors.values():
                 file.write(tensor.data.data)
+            for array in arrays:
+                file.write(array.data)
 
     def load(self, layer: int) -> Finished | None:
         """Return the result of a block, None where it is not finished; FormatError for a damaged file."""
@@ -117,7 +125,8 @@ class Workspace:
             return None
         with path.open("rb") as file:
             try:
-                head = json.loads(file.readline(_MAX_HEAD))
+                arrays: list[Float32] = []
+                head = json.loads(file.readline(), object_hook=lambda found: _with_array(found, arrays))
                 tensors, notes = {}, {}
                 digest = hashlib.sha256()
                 for row in head["tensors"]:
@@ -126,7 +135,10 @@ class Workspace:
                     digest.update(data.data)
                     tensors[row["name"]] = QuantizedTensor(kind, shape, data, row["fallback"])
                     notes[row["name"]] = row["notes"]
-            except (ValueError, KeyError, TypeError) as error:
+                for array in arrays:
+                    array.reshape(-1)[:] = np.frombuffer(file.read(array.nbytes), np.float32)
+                    digest.update(array.data)
+            except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
                 raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
             if digest.hexdigest() != head["sha256"] or file.read(1):
                 raise FormatError(f"{path}: damaged (its hash is another); run without --resume to start anew")
@@ -168,6 +180,22 @@ def _described(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
     return found
+
+
+def _set_aside(value: object, arrays: list[Float32]) -> dict[str, Any]:
+    """Keep an array for later, and return what stands for it in JSON."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        raise TypeError(f"a {type(value).__name__} is neither JSON nor an array of float32")
+    arrays.append(np.ascontiguousarray(value))
+    return {_ARRAY: list(value.shape)}
+
+
+def _with_array(found: dict[str, Any], arrays: list[Float32]) -> Any:
+    """Return what stood in JSON, or in its place an array that is yet to be filled."""
+    if found.keys() != {_ARRAY}:
+        return found
+    arrays.append(np.zeros(found[_ARRAY], np.float32))
+    return arrays[-1]
 
 
 def _take(content: bytes, shape: tuple[int, ...], kind: Any) -> Bytes:
