@@ -64,20 +64,19 @@ from tersor.cli.options.training import TrainSequencesOption, taken, train_of, t
 from tersor.cli.screen.nets import NetArguments, quantize_net_command
 from tersor.cli.screen.output import JsonOption, is_given, print_json, refuse_given
 from tersor.cli.screen.progress import progress_bar
+from tersor.cli.screen.published import published_command
 from tersor.core.card import Card, card_path
 from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
 from tersor.methods import METHODS
 from tersor.models import Model, load
-from tersor.pipeline.calibrated.checkpoint import convert
-from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
+from tersor.pipeline.calibrated.quantize import How, importance_from
 from tersor.pipeline.calibrated.run import Calibration
-from tersor.pipeline.conversion import plainly
 from tersor.pipeline.nets.mobile.budget import Budget
 from tersor.pipeline.nets.quantizing import is_network
 from tersor.pipeline.planning.plan_file import PlanFile
-from tersor.pipeline.steps.lossless import quantized_source
-from tersor.pipeline.steps.planning import Choices
+from tersor.pipeline.steps.planning import UserChoices
+from tersor.pipeline.ways import take, way_of
 
 __all__ = ["parse_size", "quantize"]
 
@@ -176,7 +175,7 @@ def quantize(
       tersor quantize net.onnx -o net-int8.onnx --format int8 --calibration images/ --data labelled/ --max-drop 0.5
       tersor quantize net.onnx -o net.pte --target mobile --max-memory-mb 20 --max-latency-ms 50 --calibration images/
     """
-    command = _command(context.obj or [], model, output)
+    command = published_command(context)
     if is_network(model):
         refuse_given(context, OF_LANGUAGE, "a net")
         images = preparation_of(mean, std, size_of)
@@ -188,7 +187,8 @@ def quantize(
         quantize_net_command(model, output, _net_format(context, file_type), made, as_json=as_json)
         return
     refuse_given(context, OF_NETS, "a language model")
-    choices = Choices(output_format=output_format, embedding_format=embedding_format, search=search, fallback=fallback)
+    of_ends = UserChoices(output_format=output_format, embedding_format=embedding_format)
+    choices = UserChoices(**of_ends, search=search, fallback=fallback)
     source = load(model, ignore_config=ignore_config or ())
     planned, file_type, container = _planned(context, plan, file_type, container)
     choices.update(_of_tensors(source, tensor_format, planned, imatrix))
@@ -235,9 +235,9 @@ def _planned(
     return planned, planned.file_type, planned.where
 
 
-def _of_tensors(source: Model, given: list[str] | None, planned: PlanFile | None, imatrix: Path | None) -> Choices:
+def _of_tensors(source: Model, given: list[str] | None, planned: PlanFile | None, imatrix: Path | None) -> UserChoices:
     """Return what is chosen for single tensors, and what is known of them."""
-    made = Choices(tensor_formats=(*(given or ()), *(planned.tensor_formats(source) if planned else ())))
+    made = UserChoices(tensor_formats=(*(given or ()), *(planned.tensor_formats(source) if planned else ())))
     return made if imatrix is None else {**made, "importance": importance_from(imatrix, source)}
 
 
@@ -262,40 +262,17 @@ def _net_format(context: typer.Context, file_type: str) -> str | None:
 
 
 def _made(
-    source: Model, file_type: str, output: Path, how: How, choices: Choices, *, dry_run: bool, is_calibrated: bool
+    source: Model, file_type: str, output: Path, how: How, choices: UserChoices, *, dry_run: bool, is_calibrated: bool
 ) -> Card | None:
     """Take the way that method and container ask for."""
-    is_rounded = how.method == "rtn" and not is_calibrated
-    if is_rounded and not dry_run and how.container != "gguf" and quantized_source(source):
-        return convert(source, file_type, output, how.container, command=how.command)
-    is_plain = dry_run or (is_rounded and how.container == "gguf")
-    return (_plainly if is_plain else _calibrated)(source, file_type, output, how, choices, dry_run=dry_run)
-
-
-def _plainly(model: Model, name: str, output: Path, how: How, choices: Choices, *, dry_run: bool) -> Card:
-    with progress_bar() as progress:
-        return plainly(
-            model,
-            name,
-            output,
-            dry_run=dry_run,
-            split_max_bytes=how.split_max_bytes,
-            split_max_tensors=how.split_max_tensors,
-            threads=how.threads,
-            command=how.command,
-            progress=progress,
-            **choices,
-        )
-
-
-def _calibrated(model: Model, name: str, output: Path, how: How, choices: Choices, *, dry_run: bool) -> Card | None:
-    del dry_run  # nothing is calibrated for one
 
     def tell(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
-    with progress_bar(unit="weights") as progress:
-        return quantize_calibrated(model, name, output, replace(how, progress=progress, tell=tell), **choices)
+    way = way_of(source, how, is_calibrated=is_calibrated)
+    with progress_bar(unit="weights" if way == "calibrated" else "bytes") as progress:
+        how = replace(how, progress=progress, tell=tell)
+        return take(source, file_type, output, how, is_calibrated=is_calibrated, dry_run=dry_run, **choices)
 
 
 def parse_size(text: str) -> int:
@@ -310,19 +287,6 @@ def parse_size(text: str) -> int:
     number, unit, binary = match.groups()
     base = 1000 if text.strip().lower().endswith("b") and not binary else 1024
     return int(Fraction(number) * base ** _POWERS[unit.lower()])
-
-
-def _command(arguments: list[str], model: str, output: Path) -> str:
-    """What was typed, folders cut off: the Card may be published."""
-    source = Path(model).name if Path(model).exists() else model
-
-    def public(word: str) -> str:
-        for option in ("--output=", "-o", ""):
-            if word.startswith(option) and len(word) > len(option) and Path(word.removeprefix(option)) == output:
-                return option + output.name
-        return source if word == model else word
-
-    return shlex.join(["tersor", *map(public, arguments)])
 
 
 def _summary(card: Card, model: str, output: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
@@ -14,8 +13,7 @@ from tersor.graph.net import Net
 from tersor.graph.ptq import Recipe
 from tersor.models import Model, load
 from tersor.pipeline import quantize as pipeline
-from tersor.pipeline.calibrated.checkpoint import convert
-from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
+from tersor.pipeline.calibrated.quantize import How
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.calibrated.training import settings
 from tersor.pipeline.nets.mobile.budget import Budget
@@ -24,13 +22,13 @@ from tersor.pipeline.nets.mobile.programs import SUFFIXES
 from tersor.pipeline.nets.quantizing import NetHow, QuantizedResult, check_output, is_network, quantize_network
 from tersor.pipeline.nets.training import Training
 from tersor.pipeline.planning.plan_file import PlanFile
-from tersor.pipeline.steps.lossless import kept_codes, quantized_source
-from tersor.pipeline.steps.planning import UserChoices, make_plan
+from tersor.pipeline.steps.planning import UserChoices
+from tersor.pipeline.ways import take
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-__all__ = ["NetOptions", "Options", "plainly", "quantize"]
+__all__ = ["NetOptions", "Options", "quantize"]
 
 
 class Options(UserChoices, total=False):
@@ -159,13 +157,7 @@ def _quantized_model(
     source = model if isinstance(model, Model) else load(model)
     is_calibrated = calibration is not None or options.get("statistics") is not None
     chosen = method or ("best" if is_calibrated else "rtn")
-    where, is_rounded = options.get("container", "gguf"), chosen == "rtn" and not is_calibrated
     settings.check_train(chosen, options.get("train"))
-    if (is_rounded and where == "gguf") or options.get("dry_run"):
-        plain: dict[str, Any] = {key: value for key, value in options.items() if key not in _CALIBRATED}
-        return plainly(source, format, Path(output), **plain)
-    if is_rounded and quantized_source(source):
-        return convert(source, format, Path(output), where, command=options.get("command", ""))
     text = calibration if isinstance(calibration, Calibration) else Calibration(source=calibration or BUILT_IN)
     if settings.is_trained(chosen) and not isinstance(calibration, Calibration):
         text = replace(text, sequences=settings.SEQUENCES)
@@ -173,37 +165,10 @@ def _quantized_model(
     if isinstance(given.get("train"), str | Path):
         given["train"] = Calibration(given["train"], settings.TRAINING_SEQUENCES)
     how = How(method=chosen, calibration=text, **given)
-    choices: dict[str, Any] = {key: value for key, value in options.items() if key in UserChoices.__annotations__}
-    card = quantize_calibrated(source, format, Path(output), how, **choices)
+    rest: dict[str, Any] = {key: value for key, value in options.items() if key not in given}
+    card = take(source, format, Path(output), how, is_calibrated=is_calibrated, **rest)
     if card is None:
         raise SchemeError(
             "this is not the first of several ranks, and has no Card: use `tersor quantize` under torchrun"
         )
     return card
-
-
-def plainly(source: Model, name: str, output: Path, **options: Any) -> Card:
-    """Round to the nearest into a GGUF; codes of a source that is quantized already are kept where `name` has them.
-
-    Options and errors are those of `tersor.pipeline.quantize.quantize`.
-    """
-    if options.get("dry_run") or quantized_source(source) is None:
-        return pipeline.quantize(source, name, output, **options)
-    choices: Any = {key: value for key, value in options.items() if key in UserChoices.__annotations__}
-    kept = kept_codes(source, make_plan(source, name, **choices))
-    with contextlib.closing(kept) if kept else contextlib.nullcontext():
-        return pipeline.quantize(source, name, output, made=kept, **options)
-
-
-_CALIBRATED = (
-    "container",
-    "activations",
-    "resume",
-    "force",
-    "proof",
-    "save_imatrix",
-    "device",
-    "statistics",
-    "training",
-    "train",
-)

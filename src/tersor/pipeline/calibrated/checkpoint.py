@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, Unpack, cast
 
 import numpy as np
 
@@ -35,9 +35,9 @@ from tersor.pipeline.quantize import Findings
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
-from tersor.pipeline.steps.planning import Choices
+from tersor.pipeline.steps.planning import Choices, UserChoices
 
-__all__ = ["CHOSEN", "FUSED", "convert", "plan_checkpoint", "write_quantized"]
+__all__ = ["CHOSEN", "FUSED", "convert", "plan_checkpoint", "plan_conversion", "round_plainly", "write_quantized"]
 
 ROWS_AT_ONCE = 1 << 22
 PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -88,17 +88,58 @@ def convert(model: Model, name: str, output: Path, where: str, *, command: str =
     A matrix whose grid is not the asked one is rounded again, and the Card says so. SchemeError where the source is
     not quantized, and what planning and writing raise.
     """
+    plan = plan_conversion(model, name, where)
+    found = kept_codes(model, plan)
+    assert found is not None, "planned as quantized"
+    with contextlib.closing(found):
+        return write_quantized(model, plan, output, where, found, command=command)
+
+
+def plan_conversion(model: Model, name: str, where: str) -> Plan:
+    """Decide what `convert` makes of every tensor; errors as there."""
     folder = quantized_source(model)
     if folder is None:
         raise SchemeError(f"{model.name} is not quantized, so there are no codes to keep")
     with contextlib.closing(open_quantized(folder, model.weights)) as source:
         held = {tensor: source.format(tensor) for tensor in source.quantized_names}
-    plan = plan_checkpoint(model, name, where, Choices(), held)
-    found = kept_codes(model, plan)
-    if found is None:
-        raise SchemeError(f"{model.name} is not quantized, so there are no codes to keep")
-    with contextlib.closing(found):
-        return write_quantized(model, plan, output, where, found, command=command)
+    return plan_checkpoint(model, name, where, Choices(), held)
+
+
+def round_plainly(
+    model: Model,
+    name: str,
+    output: Path,
+    where: str,
+    *,
+    activations: bool = False,
+    command: str = "",
+    **choices: Unpack[UserChoices],
+) -> Card:
+    """Write a model as format `name` in container `where`, each weight rounded to its nearest, with its Card.
+
+    activations  have engines round activations too
+    Errors are those of planning and writing.
+    """
+    plan = plan_checkpoint(model, name, where, cast("Choices", choices))
+    return write_quantized(model, plan, output, where, _Rounded(), activations=activations, command=command)
+
+
+class _Rounded:
+    """Findings of no method: every row is rounded when it is written."""
+
+    def rows(self, name: str, start: int, stop: int) -> Bytes | None:
+        """Return None: all are to be rounded."""
+        del name, start, stop
+        return None
+
+    def changed(self, quantized: Collection[str]) -> Iterator[tuple[str, Float32]]:
+        """Yield nothing."""
+        del quantized
+        yield from ()
+
+    def onto(self, card: Card) -> Card:
+        """Return the Card as it is."""
+        return card
 
 
 FUSED = (
@@ -277,7 +318,7 @@ def _by_source(
     for row in rows:
         tensor, fmt = tensors[row.name], get(row.format)
         error = power = 0.0
-        step = max(1, ROWS_AT_ONCE // tensor.columns)
+        step = tensor.rows if fmt.span == "tensor" else max(1, ROWS_AT_ONCE // tensor.columns)
         for start in range(0, tensor.rows, step):
             stop = min(start + step, tensor.rows)
             weight = tensor.read(start, stop)

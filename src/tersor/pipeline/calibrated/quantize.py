@@ -11,6 +11,7 @@ from typing import Unpack
 import numpy as np
 
 from tersor.calibrate.ranks import Ranks, open_ranks
+from tersor.calibrate.sequences import Sequences
 from tersor.calibrate.text import BUILT_IN
 from tersor.containers.hf.table import container, format_for
 from tersor.containers.hf.writer import check_output
@@ -32,7 +33,7 @@ from tersor.pipeline.calibrated.rotated import rotated
 from tersor.pipeline.calibrated.run import Calibration, Prepared, Run, prepare, read_sequences
 from tersor.pipeline.calibrated.statistics import open_statistics
 from tersor.pipeline.calibrated.training.memory import plan_training
-from tersor.pipeline.calibrated.training.result import Report, train_prepared
+from tersor.pipeline.calibrated.training.result import Report, check_sequences, train_prepared
 from tersor.pipeline.calibrated.training.settings import Training, check_train, check_training, split_training
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
@@ -40,6 +41,8 @@ __all__ = ["IMATRIX", "How", "importance_from", "quantize_calibrated"]
 
 IMATRIX = "imatrix.gguf"
 """What an importance matrix in a folder would be called."""
+LEAST_PROVED = 2
+"""Sequences of which one can be kept back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ def _in_ranks(
     told = ", saved statistics" if statistics is not None else told
     described = f"{text.corpus}: {count} sequences of {length} tokens{told}, sha256 {text.sha256}"
     choices = Choices(**{**choices, "method": how.method, "calibration": described})
+    _check_sequences(text, how)
     is_gguf = how.container == "gguf"
     _check_container(model, name, output, how)
     plan = make_plan(model, name, **choices) if is_gguf else plan_checkpoint(model, name, how.container, choices)
@@ -259,6 +263,17 @@ class _Findings:
         start = self.report.start
         name, floor = "kl_mean_before_training", {"unit": "nats", "units": start.units}
         return [Metric(name, start.value, low=start.low, high=start.high, **floor)]  # type: ignore[arg-type]
+
+
+def _check_sequences(text: Sequences, how: How) -> None:
+    """Refuse before calibration too few sequences for what is kept back from it."""
+    if how.proof and len(text.ids) < LEAST_PROVED:
+        raise SchemeError(
+            f"the proof keeps sequences back that no method sees, and {text.corpus} gives {len(text.ids)}: give at "
+            f"least {LEAST_PROVED} (--calibration-sequences), or --no-proof"
+        )
+    if split_training(how.method)[0]:
+        check_sequences(text, is_proved=how.proof)
 
 
 def _check_container(model: Model, name: str, output: Path, how: How) -> None:

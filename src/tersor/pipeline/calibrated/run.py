@@ -180,9 +180,7 @@ def prepare(
         stepwise=stepwise,
     )
     memory.check(run.tell if ranks.is_first else None)
-    described = _description(model, plan, method, text, calibration) if ranks.is_first else {}
-    described |= {"proof": run.proof}  # what is kept back is not calibrated on
-    described |= {"statistics": run.statistics.about["files"]} if run.statistics is not None else {}
+    described = _description(model, plan, method, text, calibration.chunk, run) if ranks.is_first else {}
     visitor = BlockQuantizer(
         plan={tensor.name: tensor for tensor in plan.tensors},
         sources={tensor.name: tensor for tensor in model.tensors},
@@ -194,6 +192,7 @@ def prepare(
         ranks=ranks,
         threads=run.threads,
         is_summed=run.statistics is not None,
+        search=plan.recipe.search,
         held_out=HeldOut(decoder, kept_back) if run.proof and ranks.is_first else None,
     )
     setting = Setting(
@@ -275,18 +274,21 @@ def divided(sequences: Sequences) -> tuple[Sequences, np.ndarray[tuple[int, int]
 
 
 def _description(
-    model: Model, plan: Plan, method: str, sequences: Sequences, calibration: Calibration
+    model: Model, plan: Plan, method: str, sequences: Sequences, chunk: int, run: Run
 ) -> dict[str, object]:
     """Everything that shapes the bytes."""
+    statistics = {} if run.statistics is None else {"statistics": run.statistics.about["files"]}
     return {
         "model": model.hashes(),
         "plan": hashlib.sha256(plan.to_json().encode()).hexdigest(),
         "method": method,
         "text": sequences.sha256,
         "tokens": hashlib.sha256(sequences.ids.tobytes()).hexdigest(),
-        "chunk": calibration.chunk,
+        "chunk": chunk,
+        "proof": run.proof,  # what is kept back is not calibrated on
         "paired": PAIRED,
         "versions": {"tersor": __version__, "torch": version("torch"), "kernels": codec.backend().partition(":")[0]},
+        **statistics,
     }
 
 

@@ -71,6 +71,7 @@ class BlockQuantizer:
     rewrites  what is done to a block before, by the names in REWRITES
     held_out  sequences that prove the gain; None: no proof is made
     is_summed whether every rank has the sums over all text already
+    search    of plain rounding, see Format.encode
     """
 
     decoder: Decoder
@@ -83,6 +84,7 @@ class BlockQuantizer:
     ranks: Ranks
     threads: int = 0
     is_summed: bool = False
+    search: str = "best"
     held_out: HeldOut | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     importances: dict[str, dict[int | None, tuple[Float32, int]]] = field(default_factory=dict)
@@ -184,12 +186,15 @@ class BlockQuantizer:
         weight, per_expert = source.read(start, stop), source.shape[-2] if len(source.shape) > 2 else None
         found = self.importances.get(name, {})
         if per_expert is None:
-            data = kind.encode(weight, importance=_importance(found.get(None)), threads=self.threads)
+            data = kind.encode(
+                weight, importance=_importance(found.get(None)), search=self.search, threads=self.threads
+            )
         else:
             pieces = [
                 kind.encode(
                     weight[at : at + per_expert],
                     importance=_importance(found.get((start + at) // per_expert)),
+                    search=self.search,
                     threads=self.threads,
                 )
                 for at in range(0, len(weight), per_expert)
@@ -258,7 +263,7 @@ class BlockQuantizer:
     def _piece(self, name: str, weight: Tensor, one: Input, given: Given) -> _Piece:
         kind, hessian = get(self._format_name(name)), given["hessian"]
         importance = _importance((one.sums.squares.float().cpu().numpy(), one.sums.tokens))
-        plain = kind.encode(weight.cpu().numpy(), importance=importance, threads=self.threads)
+        plain = kind.encode(weight.cpu().numpy(), importance=importance, search=self.search, threads=self.threads)
         if hessian is None:
             asked = "hessian" in self.method.needs and kind.name not in PLAIN
             return _Piece(plain, None, None, 0.0, "no calibration token passed through it" if asked else "")

@@ -228,6 +228,11 @@ def _texts(model: Model, study: Study) -> _Texts:
         places = np.arange(len(whole.ids)) % (study.apart + 1) == study.apart // 2
         taken, kept = replace(whole, ids=whole.ids[~places]), whole.ids[places]
         said = f"{whole.corpus}, seed {study.calibration.seed}" if study.calibration.seed else whole.corpus
+    if not len(kept):
+        raise SchemeError(
+            f"estimates are made on sequences that are kept back, and {taken.corpus} gives too few for that: at least "
+            "2 are needed (--calibration-sequences)"
+        )
     pieces = _pieces(kept)
     sequences, tokens = taken.ids.shape
     return _Texts(taken, pieces, f"{said}: {sequences} sequences of {tokens} tokens, sha256 {taken.sha256}", statistics)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch", "torch")
 
-__all__ = ["Report", "train_prepared"]
+__all__ = ["Report", "check_sequences", "train_prepared"]
 
 LOOKED_AT = (2, 64)
 """Fewest and most sequences that tell which stretch is the best: one in sixteen where none were kept back."""
@@ -203,6 +203,11 @@ class _Texts:
     places: npt.NDArray[np.int64]
 
 
+def check_sequences(text: Sequences, *, is_proved: bool) -> None:
+    """Raise SchemeError before any work where there are too few sequences to learn from, to choose and to judge by."""
+    _texts(text, is_proved=is_proved)
+
+
 def _texts(text: Sequences, *, is_proved: bool) -> _Texts:
     """Split the sequences.
 
@@ -217,7 +222,10 @@ def _texts(text: Sequences, *, is_proved: bool) -> _Texts:
     back = min(max(count // 16, LOOKED_AT[0]), LOOKED_AT[1], count // 2)
     choosing, others = _apart(count, back)
     if not len(others) or not back:
-        raise SchemeError(f"{QAT} needs sequences to learn from and others to look at, there are {len(text.ids)}")
+        raise SchemeError(
+            f"{QAT} needs sequences to learn from and others to look at, there are {len(text.ids)}: give more "
+            "(--calibration-sequences)"
+        )
     return _Texts(taken.ids[others], taken.ids[choosing], unseen, np.arange(len(unseen)))
 
 
