@@ -29,6 +29,7 @@ from tersor.models import Model, load
 from tersor.pipeline.calibrated import rewrites, run
 from tersor.pipeline.calibrated.quantize import How, importance_from, quantize_calibrated
 from tersor.pipeline.calibrated.run import Calibration
+from tersor.pipeline.steps.cards import read_card
 from tersor.pipeline.verify import verify
 
 pytest.importorskip("torch", reason="calibration computes with torch: pip install 'tersor[torch]'")
@@ -86,6 +87,35 @@ def test_an_output_that_cannot_be_is_refused_before_calibration(
     with pytest.raises(TersorError, match=re.escape(words)):
         quantized(make(), tmp_path / name, how(text))
     assert not workspace_path(tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "proof", "words"),
+    [
+        ("gptq", 1, True, "words.txt gives 1: give at least 2 (--calibration-sequences), or --no-proof"),
+        ("qat", 2, True, "there are 2: give more (--calibration-sequences)"),
+        ("qat", 1, False, "there are 1: give more (--calibration-sequences)"),
+    ],
+)
+def test_too_few_sequences_for_what_is_kept_back_are_refused_before_calibration(
+    method: str, count: int, *, proof: bool, words: str, make: Make, text: Path, tmp_path: Path
+) -> None:
+    settings = how(text, method, proof=proof)
+    few = dataclasses.replace(settings, calibration=Calibration(source=text, sequences=count, length=32))
+    with pytest.raises(SchemeError, match=re.escape(words)):
+        quantized(make(), tmp_path / "m.gguf", few)
+    assert not workspace_path(tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(("count", "proof"), [(2, True), (1, False)])
+def test_the_fewest_sequences_that_are_not_refused_are_enough(
+    count: int, *, proof: bool, make: Make, text: Path, tmp_path: Path
+) -> None:
+    settings = how(text, proof=proof, force=True)
+    few = dataclasses.replace(settings, calibration=Calibration(source=text, sequences=count, length=32))
+    card = quantized(make(), tmp_path / "m.gguf", few)
+    assert len(card.evaluations) == proof
+    assert read_card(tmp_path / "m.gguf") == card
 
 
 def test_an_imatrix_that_cannot_be_written_is_refused_before_calibration(

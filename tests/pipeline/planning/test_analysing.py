@@ -116,6 +116,19 @@ def test_what_does_not_belong_together_is_refused(case: Case, make: Callable[...
         analyse(case.model, tmp_path / "none" / "x", case.study)
 
 
+def test_too_few_sequences_to_keep_one_back_are_refused_and_two_are_enough(
+    make: Callable[..., Model], study: Study, tmp_path: Path
+) -> None:
+    model = make(tie_word_embeddings=True)
+    few = [replace(study, calibration=replace(study.calibration, sequences=count)) for count in (1, 2)]
+    calibrate(model, tmp_path / "saved", few[0].calibration)
+    for asked in (few[0], replace(few[0], statistics=tmp_path / "saved")):
+        with pytest.raises(SchemeError, match=r"words.txt gives too few for that: at least 2 are needed"):
+            analyse(model, tmp_path / "one", asked)
+        assert not (tmp_path / "one").exists()
+    assert len(analyse(model, tmp_path / "two", few[1]).calibration) == 2
+
+
 def test_a_damaged_analysis_is_refused_by_place(case: Case) -> None:
     text = case.studied.analysis.to_json()
     assert Analysis.from_json(text) == case.studied.analysis
