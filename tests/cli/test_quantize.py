@@ -55,6 +55,16 @@ def test_no_spelling_of_the_output_shows_its_folder(spelling: list[str], run: Ru
     assert str(tmp_path) not in command
 
 
+def test_no_option_shows_a_folder(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    text = tmp_path / "mine.txt"
+    text.write_text("words")
+    more = ("--calibration", text, f"--save-imatrix={tmp_path}/new.gguf", "--dry-run", "--json")
+    found = run("quantize", ".", "-o", "m.gguf", "-f", "q8_0", *more).document["command"]
+    words = "--calibration mine.txt --save-imatrix=new.gguf --dry-run --json"
+    assert found == f"tersor quantize {model.parent.name} -o m.gguf -f q8_0 {words}"
+
+
 def test_output_is_whole_where_the_terminal_knows_only_ascii(model: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for more in ((), ("--json",)):
