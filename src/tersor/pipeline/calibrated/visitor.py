@@ -221,7 +221,8 @@ class BlockQuantizer:
         self, weights: Mapping[str, Tensor], one: Input, names: list[str]
     ) -> dict[str, tuple[Bytes, Outcome]]:
         found = {}
-        given = {"hessian": one.sums.hessian(), "cross": one.sums.mean_cross(), "residual": one.sums.mean_residual()}
+        hessian = one.sums.hessian()
+        given = {"hessian": hessian, "cross": one.sums.mean_cross(hessian), "residual": one.sums.mean_residual()}
         for name in names:
             try:
                 found[name] = self._best_of(name, weights, one, given)
@@ -326,7 +327,7 @@ class BlockQuantizer:
             squares = [self.importances[name][expert] for expert in order]
             notes[name] = {
                 "outcomes": [parts[expert][1].to_object() for expert in order],
-                "squares": [values.tolist() for values, _ in squares],
+                "squares": [values for values, _ in squares],
                 "tokens": [count for _, count in squares],
             }
         for name, values in divided.items():
