@@ -17,7 +17,7 @@ import pytest
 from tersor.calibrate.accumulate import Sums
 from tersor.calibrate.ranks import Ranks, deal, open_ranks
 from tersor.calibrate.sequences import Sequences
-from tersor.core.errors import SchemeError
+from tersor.core.errors import MissingError, SchemeError
 
 torch = pytest.importorskip("torch", reason="ranks speak through torch: pip install 'tersor[torch]'")
 
@@ -39,6 +39,14 @@ def test_shares_are_whole_chunks_and_together_everything(count: int, chunk: int,
 def test_more_ranks_than_chunks_are_refused() -> None:
     with pytest.raises(SchemeError, match=r"9 sequences are 2 chunks of 8, too few for 3 ranks"):
         Ranks(0, 3).share(sequences(9), 8)
+
+
+def test_a_device_that_is_not_here_is_told_before_anything_runs() -> None:
+    with pytest.raises(SchemeError, match=r"torch knows no device 'bogus': give cpu, cuda"), open_ranks("bogus"):
+        pass
+    absent = "cuda:99" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(MissingError, match=f"device {absent} is not available here"), open_ranks(absent):
+        pass
 
 
 def test_work_is_dealt_out_evenly_and_every_rank_alone_gives_the_same_answer() -> None:

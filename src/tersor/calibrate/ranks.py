@@ -17,6 +17,7 @@ from tersor.calibrate.accumulate import Sums
 from tersor.calibrate.sequences import Sequences
 from tersor.core.errors import EngineError, SchemeError
 from tersor.kernels.lazy import LazyModule
+from tersor.kernels.linear.by_torch.stored import place_of
 
 if TYPE_CHECKING:
     import torch
@@ -101,14 +102,18 @@ class Ranks:
 
 @contextmanager
 def open_ranks(device: str = "cpu") -> Iterator[Ranks]:
-    """Join the other processes that torchrun started; a lone process is rank 0 of 1."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    """Join the other processes that torchrun started; a lone process is rank 0 of 1.
+
+    Raises SchemeError where torch knows no such device, MissingError where this machine has none.
+    """
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ
+    if device.startswith("cuda") and not is_alone:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    place_of(device)
+    if is_alone:
         yield Ranks(device=device)
         return
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    if device.startswith("cuda"):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     with _speaking():
         torch.distributed.init_process_group(backend, timeout=TIMEOUT)
     try:
