@@ -126,6 +126,13 @@ def test_a_metric_of_ones_own_is_found_in_the_current_folder(
     assert [row["value"] for row in done.document["metrics"] if row["name"] == "ones"] == [1.0]
     assert "has no attribute 'twos'" in call("--metric", f"{name}:twos").err
     assert "must be MODULE:FUNCTION" in call("--metric", "ones").err
+    (tmp_path / f"{name}_2.py").write_text("def bad(reference, subject, targets):\n    return targets / nothing\n")
+    (tmp_path / f"{name}_3.py").write_text("1 / 0\n")
+    for place, told in ((f"{name}_2:bad", "bad: NameError: name 'nothing'"), (f"{name}_3:x", "ZeroDivisionError")):
+        err = call("--metric", place).err
+        assert err.startswith("error: --metric ")
+        assert told in err
+        assert "a fault in tersor" not in err
 
 
 NETS = """

@@ -268,5 +268,7 @@ def _function(name: str) -> Any:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise MissingError(f"--metric {name}: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported, it is not ours
+        raise SchemeError(f"--metric {name}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,22 @@ def test_metrics_of_ones_own_must_give_a_number_a_token() -> None:
             context=CONTEXT,
             own={"mine": lambda *_: 1.0},
         )
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda *_: 1 // 0, "--metric mine: ZeroDivisionError: integer division"),
+        (lambda *_: "no number", "--metric mine: ValueError: could not convert"),
+        (lambda _one: 1.0, "--metric mine: TypeError: .* takes 1 positional argument but 3 were given"),
+        (7, "--metric mine: TypeError: 'int' object is not callable"),
+    ],
+)
+def test_a_metric_that_fails_is_named(function: Any, told: str) -> None:
+    table = Table(1)
+    streams_of = (logits_of(table, WINDOWS[2:], VOCABULARY), logits_of(table, WINDOWS[2:], VOCABULARY))
+    with pytest.raises(SchemeError, match=told):
+        compare(WINDOWS[2:], *streams_of, VOCABULARY, context=CONTEXT, own={"mine": function})
 
 
 def test_logits_that_are_no_numbers_are_refused() -> None:

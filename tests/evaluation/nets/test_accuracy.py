@@ -80,11 +80,16 @@ def test_metrics_of_ones_own_are_measured_on_both_nets() -> None:
         made: np.ndarray = scores[np.arange(len(labels)), labels] - scores.mean(axis=1)
         return made
 
+    def failing(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        raise ValueError("no")
+
     rough = round_weights(NET, "int2-channel-sym")
     found = evaluate_net(rough, against=NET, data=batches(40, 9, NET), metrics={"margin": margin})
     assert value(found, "margin") != value(found, "reference_margin")
     with pytest.raises(ShapeError, match=r"the metric margin must give one number an item, \(9,\), \(\)"):
         evaluate_net(NET, against=NET, data=batches(40, 9, NET), metrics={"margin": lambda scores, labels: 1.0})
+    with pytest.raises(SchemeError, match=r"--metric margin: ValueError: no; the function is your own"):
+        evaluate_net(NET, against=NET, data=batches(40, 9, NET), metrics={"margin": failing})
 
 
 def test_without_labels_only_agreement_is_measured() -> None:

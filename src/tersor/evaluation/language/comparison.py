@@ -14,6 +14,7 @@ from tersor.core.errors import SchemeError
 from tersor.evaluation.language.streams import Scorer, pairs_of_batches, parts, rows_at_once
 from tersor.evaluation.language.windows import Int32Array, Window
 from tersor.evaluation.language.worst import Worst, WorstTokens, likeliest, likeliest_kept
+from tersor.evaluation.own import applied
 from tersor.kernels.logits import TopK, compare_logits, compare_to_top_k
 
 __all__ = ["Float64", "Kept", "MetricFunction", "Progress", "Tokens", "compare", "noise"]
@@ -150,7 +151,7 @@ def _applied(
 ) -> Float64:
     if isinstance(reference, Kept):
         raise SchemeError(f"metric {name} needs the logits of the reference, which a stored reference does not hold")
-    values = np.asarray(function(reference, subject, targets), np.float64)
+    values = applied(name, function, reference, subject, targets)
     if values.shape != targets.shape:
         raise SchemeError(
             f"metric {name} returned shape {values.shape} for {len(targets)} tokens; one number each is due"

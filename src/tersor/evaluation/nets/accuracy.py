@@ -18,6 +18,7 @@ from tersor.core.evaluation import Evaluation, Histogram, Metric, Sample
 from tersor.evaluation.layers.weights import Sums
 from tersor.evaluation.nets.calling import Net, Selector, at_rest, call, is_module, scores_of
 from tersor.evaluation.nets.images import ArrayImages, FolderImages
+from tersor.evaluation.own import applied
 from tersor.evaluation.paired import Pairs, paired_difference_interval
 from tersor.evaluation.statistics import Interval, mean_interval, proportion_interval
 
@@ -125,7 +126,7 @@ class _Items:
             if self.classes > TOP:
                 self._keep(f"{prefix}top5_accuracy", _rank(scores, labels) < TOP)
             for name, metric in self.own.items():
-                values = np.asarray(metric(scores, labels), np.float64)
+                values = applied(name, metric, scores, labels)
                 if values.shape != labels.shape:
                     raise ShapeError(f"the metric {name} must give one number an item, {labels.shape}, {values.shape}")
                 self._keep(prefix + name, values)
