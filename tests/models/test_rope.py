@@ -141,6 +141,31 @@ def test_broken_values_are_format_errors(values: dict[str, Any], message: str) -
         read(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rope_scaling": {"type": "linear"}}, "the rope parameter factor must be a number, got None"),
+        ({"rope_scaling": {"type": "yarn", "factor": "x"}}, "the rope parameter factor must be a number, got 'x'"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": -1.0}}, "the rope parameter low_freq_factor must be positive"),
+        (
+            {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}},
+            "rope type llama3: low_freq_factor and high_freq_factor",
+        ),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "rope type longrope: long_factor must list 32"),
+        ({"rope_scaling": {"type": "longrope", "long_factor": ["a"] * 32}}, "long_factor must be a number, got 'a'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": "x"}}, "beta_fast must be a number, got 'x'"),
+        ({"partial_rotary_factor": "half"}, "partial_rotary_factor must be a number, got 'half'"),
+    ],
+)
+def test_errors_name_the_file(values: dict[str, Any], message: str) -> None:
+    def whole() -> object:
+        rope = read(values)
+        return keys(rope), factor_tensors(rope)
+
+    with pytest.raises(FormatError, match=f"^config.json: {message}"):
+        whole()
+
+
 def test_a_factor_list_of_the_wrong_length_is_refused() -> None:
     scaling = {"type": "longrope", "short_factor": [1.0] * 31, "long_factor": [1.0] * 32}
     with pytest.raises(FormatError, match="short_factor must list 32 factors, it has 31"):

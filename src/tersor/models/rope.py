@@ -42,7 +42,8 @@ class Rope:
     theta           base of the frequencies; `local_theta` that of sliding-window layers, where it differs
     dimensions      of each head that are turned
     original        positions before stretching; `context` positions now
-    parameters      the rest of what config.json says
+    place           the config.json that says so, for errors
+    parameters      the rest of what it says
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Rope:
     dimensions: int
     context: int
     original: int
+    place: str = field(compare=False)
     local_theta: float | None = None
     parameters: Mapping[str, object] = field(default_factory=dict)
 
@@ -58,7 +60,7 @@ class Rope:
         value = self.parameters.get(key)
         if value is None and default is not None:
             return default
-        return positive(value, f"the rope parameter {key}")
+        return positive(value, f"{self.place}: the rope parameter {key}")
 
 
 def read_rope(config: Config, head: int, context: int, kinds: Collection[str], *, partial: bool) -> Rope:
@@ -80,7 +82,8 @@ def read_rope(config: Config, head: int, context: int, kinds: Collection[str], *
     parameters = {key: value for key, value in (new or old).items() if value is not None}
     kind = _kind(config, parameters, kinds)
     theta = parameters.get("rope_theta", theta if theta is not None else 10_000.0)
-    share = positive(parameters.get("partial_rotary_factor", 1.0 if share is None else share), "partial_rotary_factor")
+    share = parameters.get("partial_rotary_factor", 1.0 if share is None else share)
+    share = positive(share, f"{config.place}: partial_rotary_factor")
     if share > 1 or (share != 1 and not partial):
         raise UnsupportedError(f"{config.place}: partial_rotary_factor = {share}; this architecture turns whole heads")
     original = outer_original or parameters.get("original_max_position_embeddings", context)
@@ -93,6 +96,7 @@ def read_rope(config: Config, head: int, context: int, kinds: Collection[str], *
         dimensions=int(head * share),
         context=context,
         original=int(original),
+        place=config.place,
         local_theta=None if local_theta is None else positive(local_theta, f"{config.place}: the local rope_theta"),
         parameters=parameters,
     )
@@ -161,7 +165,7 @@ def _kind(config: Config, parameters: Mapping[str, object], kinds: Collection[st
     if unknown:
         raise UnsupportedError(f"{config.place}: the rope parameter {min(unknown)} of type {kind} is not known")
     for key, value in _YARN_BETAS.items():
-        if kind == "yarn" and positive(parameters.get(key) or value, key) != value:
+        if kind == "yarn" and positive(parameters.get(key) or value, f"{config.place}: {key}") != value:
             raise UnsupportedError(f"{config.place}: {key} = {parameters[key]}; llama.cpp uses {value}")
     return kind
 
@@ -183,7 +187,7 @@ def _llama3_factors(rope: Rope) -> Float32:
     waves = 2 * math.pi / frequencies
     factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if low == high:
-        raise FormatError(f"rope type llama3: low_freq_factor and high_freq_factor are both {low}")
+        raise FormatError(f"{rope.place}: rope type llama3: low_freq_factor and high_freq_factor are both {low}")
     smooth = (rope.original / waves - low) / (high - low)
     with np.errstate(divide="ignore"):  # outside its band the blend may pass through zero; it is not used there
         blended = 1 / ((1 - smooth) / factor + smooth)
@@ -195,8 +199,10 @@ def _listed_factors(rope: Rope, key: str) -> Float32:
     values = rope.parameters.get(key)
     if not isinstance(values, list) or len(values) != rope.dimensions // 2 or len(values) > _MAX_FACTORS:
         length = len(values) if isinstance(values, list) else "no list"
-        raise FormatError(f"rope type longrope: {key} must list {rope.dimensions // 2} factors, it has {length}")
-    return np.array([positive(value, key) for value in values], dtype=np.float32)
+        raise FormatError(
+            f"{rope.place}: rope type longrope: {key} must list {rope.dimensions // 2} factors, it has {length}"
+        )
+    return np.array([positive(value, f"{rope.place}: {key}") for value in values], dtype=np.float32)
 
 
 def _entry(value: float | str) -> MetadataEntry:
