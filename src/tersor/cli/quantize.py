@@ -70,6 +70,7 @@ from tersor.core.errors import SchemeError
 from tersor.core.quantities import size
 from tersor.methods import METHODS
 from tersor.models import Model, load
+from tersor.models.outline import look
 from tersor.pipeline.calibrated.quantize import How, importance_from
 from tersor.pipeline.calibrated.run import Calibration
 from tersor.pipeline.nets.mobile.budget import Budget
@@ -189,7 +190,7 @@ def quantize(
     refuse_given(context, OF_NETS, "a language model")
     of_ends = UserChoices(output_format=output_format, embedding_format=embedding_format)
     choices = UserChoices(**of_ends, search=search, fallback=fallback)
-    source = load(model, ignore_config=ignore_config or ())
+    source = (look if dry_run else load)(model, ignore_config=ignore_config or ())
     planned, file_type, container = _planned(context, plan, file_type, container)
     choices.update(_of_tensors(source, tensor_format, planned, imatrix))
     cut = calibration_length, calibration_field, seed, calibration_chunk

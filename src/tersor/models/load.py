@@ -11,7 +11,7 @@ from tersor.core.errors import FormatError, MissingError
 from tersor.files.checkpoint import weight_files
 from tersor.models.checkpoint_model import from_checkpoint
 from tersor.models.gguf_model import from_gguf
-from tersor.models.hub import fetch, looks_like_id
+from tersor.models.hub import fetch, looks_like_id, without_parts
 from tersor.models.model import WEIGHTS, Model
 
 __all__ = ["load"]
@@ -20,7 +20,8 @@ __all__ = ["load"]
 def load(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
     """Return the model at `source`; no weight is read yet.
 
-    source         a folder with config.json; a .safetensors, .bin or .pt file in one; a .gguf; or a hub id
+    source         a folder with config.json; a .safetensors, .bin or .pt file in one; a .gguf; or a hub id, org/name or
+                   org/name/file.gguf
     ignore_config  keys of config.json that are not known here and that you know to be harmless
 
     Raises MissingError, FormatError or UnsupportedError, each naming the file and the remedy.
@@ -35,7 +36,10 @@ def load(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
             return from_checkpoint(path.parent, None if _is_shard(path) else path, ignore_config=ignore_config)
         raise FormatError(f"{path}: {path.suffix or 'no'} suffix; models are {', '.join(WEIGHTS)}, .gguf or folders")
     if isinstance(source, str) and looks_like_id(source) and not path.parent.is_dir():
-        model = _from_folder(fetch(source), ignore_config)
+        found = fetch(source)
+        if found.is_file():
+            return from_gguf(found)
+        model = _from_folder(found, ignore_config)
         return dataclasses.replace(model, name=source.partition("@")[0].rpartition("/")[2])
     raise MissingError(f"{source}: no such file or folder, and not of the form org/name of a hub model")
 
@@ -56,10 +60,9 @@ def _is_shard(path: Path) -> bool:
 def _from_folder(folder: Path, ignore_config: Collection[str]) -> Model:
     ggufs = sorted(folder.glob("*.gguf"))
     if not (folder / "config.json").is_file() and ggufs:
-        parts = {path: PART.search(path.stem) for path in ggufs}
-        wholes = [path for path, part in parts.items() if part is None or part[0].startswith("-00001-")] or ggufs
+        wholes = without_parts([path.name for path in ggufs])
         if len(wholes) > 1:
-            names = ", ".join(path.name for path in wholes[:4])
+            names = ", ".join(wholes[:4])
             raise MissingError(f"{folder}: {len(wholes)} GGUF models ({names}); name the file to load")
-        return from_gguf(wholes[0])
+        return from_gguf(folder / wholes[0])
     return from_checkpoint(folder, ignore_config=ignore_config)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tersor.core.errors import TersorError
 from tersor.core.metadata import MetadataValue
-from tersor.files.checkpoint import Checkpoint
-from tersor.files.dtypes import ITEM_BYTES
 from tersor.files.gguf import BLOCKS, GgufFile
-from tersor.models import Model, load
-from tersor.models.model import ModelTensor
+from tersor.models import Model
+from tersor.models.outline import look
 from tersor.models.tokenizers.gguf_tokenizer import SPECIAL_KEYS
+from tersor.pipeline.steps.stored import stored_bytes
 
 __all__ = ["FormatTotal", "InspectedTensor", "Inspection", "TokenizerSummary", "inspect"]
 
@@ -129,13 +127,12 @@ def inspect(source: str | Path) -> Inspection:
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return _inspect_gguf(path)
-    model = load(source)
+    model = look(source)
     if any(file.suffix == ".gguf" for file in model.files):
         return _inspect_gguf(model.files[0])
-    sizes = _sizes(model)
     tensors = tuple(
-        InspectedTensor(t.name, t.shape, t.source_dtype, nbytes, t.sources)
-        for t, nbytes in zip(model.tensors, sizes, strict=True)
+        InspectedTensor(t.name, t.shape, t.source_dtype, round(nbytes), t.sources)
+        for t, nbytes in zip(model.tensors, stored_bytes(model), strict=True)
     )
     metadata = {key: entry.value for key, entry in model.metadata.items()}
     return Inspection(
@@ -166,35 +163,6 @@ def _inspect_gguf(path: Path) -> Inspection:
             tokenizer=_tokenizer_of_metadata(file.metadata),
             notes=(),
         )
-
-
-def _sizes(model: Model) -> list[int]:
-    """Return the bytes that every tensor takes in the checkpoint; computed ones are stored nowhere."""
-    owners: dict[str, int] = {}  # source → weights of all tensors that are made of it
-    for tensor in model.tensors:
-        for source in tensor.sources:
-            owners[source] = owners.get(source, 0) + math.prod(tensor.shape)
-    is_coded = any(tensor.sources and tensor.source_dtype not in ITEM_BYTES for tensor in model.tensors)
-    stored = _stored(model, owners) if is_coded else {}
-    return [_size(tensor, owners, stored) for tensor in model.tensors]
-
-
-def _stored(model: Model, sources: Collection[str]) -> dict[str, int]:
-    """Return the bytes of every source with its codes, scales and all else that stands in the place of a weight."""
-    found: dict[str, int] = {}
-    weights = [file for file in model.files if file.suffix in (".safetensors", ".bin", ".pt", ".pth")]
-    with contextlib.closing(Checkpoint(weights)) as checkpoint:
-        for name, info in checkpoint.tensors.items():
-            source = name if name in sources else f"{name.rpartition('.')[0]}.weight"
-            found[source] = found.get(source, 0) + info.nbytes
-    return found
-
-
-def _size(tensor: ModelTensor, owners: Mapping[str, int], stored: Mapping[str, int]) -> int:
-    weights = math.prod(tensor.shape)
-    if tensor.source_dtype in ITEM_BYTES:
-        return weights * ITEM_BYTES[tensor.source_dtype]
-    return round(sum(stored[source] * weights / owners[source] for source in tensor.sources))
 
 
 def _tokenizer_of_model(model: Model) -> TokenizerSummary | None:

@@ -27,6 +27,7 @@ from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 from tersor.pipeline.steps.stages import Clock, run_ahead, start
+from tersor.pipeline.steps.stored import stored_bytes
 
 __all__ = ["Findings", "Progress", "check_name", "quantize", "slices_of", "squared_error"]
 
@@ -284,11 +285,12 @@ def _card(
     command: str,
     dry_run: bool = False,
 ) -> Card:
+    files = [path for path in model.files if path.suffix in WEIGHT_SUFFIXES]
     return Card(
         name=model.name,
         plan=work.plan,
         sources=hashes,
-        source_bytes=sum(path.stat().st_size for path in model.files if path.suffix in WEIGHT_SUFFIXES),
+        source_bytes=sum(path.stat().st_size for path in files) if files else round(sum(stored_bytes(model))),
         artefacts=artefacts,
         errors=work.errors(),
         seconds=work.seconds(total),

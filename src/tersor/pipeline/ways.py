@@ -17,6 +17,7 @@ from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import Choices, UserChoices, make_plan
+from tersor.pipeline.steps.stored import stored_bytes
 
 __all__ = ["Way", "take", "way_of"]
 
@@ -129,7 +130,7 @@ def _planned(model: Model, name: str, output: Path, how: How, choices: UserChoic
         name=model.name,
         plan=plan,
         sources={},
-        source_bytes=sum(path.stat().st_size for path in model.weights),
+        source_bytes=round(sum(stored_bytes(model))),
         artefacts=(Artefact(output.name, plan.nbytes, ""),),
         errors=(),
         seconds=Seconds(total=0.0),

@@ -174,3 +174,16 @@ def test_a_dry_run_shows_what_a_container_takes(is_quantized: bool, make: Make, 
     made = quantize(str(source), "int4-g32-asym", output=out, container="awq")
     assert shown.plan.tensors == made.plan.tensors
     assert shown.nbytes <= made.nbytes < shown.nbytes + (1 << 20)
+
+
+def test_a_dry_run_needs_no_weights(make: Make, tmp_path: Path) -> None:
+    model = make()
+    assert model.folder is not None
+    words = ("quantize", str(model.folder), "-o", str(tmp_path / "m.gguf"), "--format", "q4_0")
+    with_weights = dry(*words)
+    (model.folder / "model.safetensors").unlink()
+    found = dry(*words)
+    assert found.plan.tensors == with_weights.plan.tensors
+    assert abs(found.nbytes - with_weights.nbytes) < 1 << 10, "but for the names of source files"
+    assert found.source_bytes == pytest.approx(with_weights.source_bytes, rel=0.1)
+    assert any("by config.json alone" in note for note in found.notes)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tersor import reference_model
-from tersor.core.errors import MissingError, SchemeError
+from tersor.core.errors import MissingError, SchemeError, UnsupportedError
 from tersor.models import load
+from tersor.pipeline.conversion import quantize as convert_quantize
 from tersor.pipeline.quantize import quantize
 from tersor.pipeline.targets import estimate as estimating
 from tersor.pipeline.targets.estimate import estimate
@@ -53,6 +54,42 @@ def test_a_number_format_leaves_embeddings_and_output_as_they_are(folder: Path) 
     blocks = 8_030_261_248 - 2 * 128256 * 4096 - 65 * 4096
     assert found.amount("weights_bytes") == pytest.approx(2 * (2 * 128256 * 4096) + blocks * 0.53, rel=0.02)
     assert found.format == "int4-g128-sym"
+
+
+@pytest.mark.parametrize(
+    ("method", "group", "bits"), [("gptq", 128, 4 + 20 / 128), ("awq", 128, 4 + 20 / 128), ("gptq", -1, 4)]
+)
+def test_a_config_of_a_quantized_checkpoint_comes_to_its_size(
+    method: str, group: int, bits: float, tmp_path: Path
+) -> None:
+    settings = {
+        "quant_method": method,
+        "bits": 4,
+        "group_size": group,
+        "version": "gemm",
+        "zero_point": True,
+        "sym": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_3_8B, "quantization_config": settings}))
+    ends, norms = 2 * 128256 * 4096, 65 * 4096
+    blocks = 8_030_261_248 - ends - norms
+    found = estimate(tmp_path, target="h100")
+    assert found.amount("weights_bytes") == pytest.approx(2 * (ends + norms) + blocks * bits / 8, rel=0.01)
+
+
+def test_a_config_that_does_not_tell_what_is_stored_asks_for_the_format(tmp_path: Path) -> None:
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "channel"}}}
+    settings = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_3_8B, "quantization_config": settings}))
+    with pytest.raises(UnsupportedError, match="stored as quantized, whose bytes nothing tells: name it with --format"):
+        estimate(tmp_path, target="h100")
+
+
+def test_a_quantized_checkpoint_is_as_large_as_its_files(tmp_path: Path) -> None:
+    made = convert_quantize(reference_model.PATH, "int4-g128", output=tmp_path / "out", container="gptq")
+    tensors = sum(file.nbytes for file in made.artefacts if file.name.endswith(".safetensors"))
+    found = estimate(tmp_path / "out", target="h100").amount("weights_bytes")
+    assert found == pytest.approx(tensors, rel=0.01)
 
 
 def test_what_is_multiplied_in_follows_from_format_and_machine(folder: Path) -> None:

@@ -180,7 +180,7 @@ def prepare(
         stepwise=stepwise,
     )
     memory.check(run.tell if ranks.is_first else None)
-    described = _description(model, plan, method, text, calibration.chunk, run) if ranks.is_first else {}
+    described = _description(model, plan, text, calibration.chunk, run) if ranks.is_first else {}
     visitor = BlockQuantizer(
         plan={tensor.name: tensor for tensor in plan.tensors},
         sources={tensor.name: tensor for tensor in model.tensors},
@@ -273,15 +273,12 @@ def divided(sequences: Sequences) -> tuple[Sequences, np.ndarray[tuple[int, int]
     return replace(sequences, ids=sequences.ids[rest]), sequences.ids[places]
 
 
-def _description(
-    model: Model, plan: Plan, method: str, sequences: Sequences, chunk: int, run: Run
-) -> dict[str, object]:
+def _description(model: Model, plan: Plan, sequences: Sequences, chunk: int, run: Run) -> dict[str, object]:
     """Everything that shapes the bytes."""
     statistics = {} if run.statistics is None else {"statistics": run.statistics.about["files"]}
     return {
         "model": model.hashes(),
         "plan": hashlib.sha256(plan.to_json().encode()).hexdigest(),
-        "method": method,
         "text": sequences.sha256,
         "tokens": hashlib.sha256(sequences.ids.tobytes()).hexdigest(),
         "chunk": chunk,

@@ -9,20 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tersor.containers.mixture_rules import FILE_TYPES
-from tersor.core.errors import MissingError, SchemeError, UnsupportedError
+from tersor.core.errors import SchemeError
 from tersor.core.format import Format
 from tersor.evaluation.estimates.estimate import Estimate, Load, estimated
 from tersor.evaluation.estimates.limits import Machine, machine_here, machine_of
 from tersor.evaluation.estimates.repacking import repacked_bytes
 from tersor.evaluation.estimates.shape import shape_of
 from tersor.evaluation.speed.traffic import Weight, weigh
-from tersor.files.checkpoint import weight_files
-from tersor.files.gguf import BLOCKS
 from tersor.formats import FORMATS, get
-from tersor.models.load import load
 from tersor.models.model import Model, ModelTensor, kind_of
-from tersor.models.outline import outline
+from tersor.models.outline import look
 from tersor.pipeline.steps.planning import make_plan
+from tersor.pipeline.steps.stored import stored_bytes
 from tersor.targets.memory import machine_bytes
 from tersor.targets.processor import busy_cores, is_busy, processor
 from tersor.targets.profiles.profile import DTYPES
@@ -33,7 +31,6 @@ __all__ = ["HERE", "estimate"]
 
 HERE = "here"
 """The target that stands for this machine, whose roofs are measured."""
-_STORED = {label: (block, nbytes) for label, block, nbytes in BLOCKS.values()}
 _KEPT = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
@@ -80,7 +77,7 @@ def estimate(
     if compute is not None and compute not in DTYPES:
         raise SchemeError(f"matrices are multiplied in {', '.join(DTYPES)}, not {compute!r:.40}")
     known = _known(target, threads)
-    source = _shaped(model)
+    source = look(model)
     machine = (known or _measured(threads)).times(machines)
     stored = _weights(source, format)
     metadata = {key: entry.value for key, entry in source.metadata.items()}
@@ -101,17 +98,6 @@ def estimate(
     return estimated(
         source.name, stored.name, traffic, total, shape=shape, load=asked, machine=machine, repacked=packed
     )
-
-
-def _shaped(place: str | Path) -> Model:
-    """Return the model at `place`; a folder without weights by its config.json alone."""
-    path = Path(place).expanduser()
-    if path.is_dir() and (path / "config.json").is_file():
-        try:
-            weight_files(path)
-        except MissingError:
-            return outline(path)
-    return load(place)
 
 
 def _known(target: str | Machine, threads: int) -> Machine | None:
@@ -135,7 +121,8 @@ def _measured(threads: int) -> Machine:
 
 def _weights(model: Model, name: str | None) -> _Stored:
     if name is None:
-        rows = tuple(Weight(t.name, t.shape, _stored_bytes(t), t.source_dtype) for t in model.tensors)
+        sizes = zip(model.tensors, stored_bytes(model), strict=True)
+        rows = tuple(Weight(tensor.name, tensor.shape, nbytes, tensor.source_dtype) for tensor, nbytes in sizes)
         held: Counter[str] = Counter()
         for row in rows:
             held[row.label] += int(row.nbytes)
@@ -146,15 +133,6 @@ def _weights(model: Model, name: str | None) -> _Stored:
         return _Stored(plan.recipe.format, tuple(planned))
     fmt = get(name)
     return _Stored(fmt.name, tuple(_converted(tensor, fmt) for tensor in model.tensors))
-
-
-def _stored_bytes(tensor: ModelTensor) -> float:
-    if tensor.source_dtype in _STORED:
-        block, nbytes = _STORED[tensor.source_dtype]
-        return math.prod(tensor.shape) / block * nbytes
-    raise UnsupportedError(
-        f"{tensor.name} is stored as {tensor.source_dtype}, whose bytes per weight vary: name the format with --format"
-    )
 
 
 def _converted(tensor: ModelTensor, fmt: Format) -> Weight:
