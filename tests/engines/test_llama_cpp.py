@@ -15,7 +15,7 @@ import pytest
 
 from tersor.core.errors import EngineError
 from tersor.engines import llama_cpp
-from tersor.engines.llama_cpp import LlamaCpp, load_check
+from tersor.engines.llama_cpp import LlamaCpp
 
 _LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 _TOKENS = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "▁", *_LETTERS, "ab", "▁ab"]
@@ -209,6 +209,11 @@ def test_impossible_requests_are_refused_and_the_engine_lives_on(
     with pytest.raises(EngineError, match=message):
         call(engine)
     assert engine.logits([1]).shape == (1, len(_TOKENS))
+
+
+def load_check(path: Path, timeout_s: float = 120) -> None:
+    """Load `path` whole and let it go."""
+    LlamaCpp(path, context=32, timeout_s=timeout_s).close()
 
 
 @pytest.mark.usefixtures("no_child_left")

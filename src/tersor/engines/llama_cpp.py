@@ -21,7 +21,7 @@ from tersor.core.errors import EngineError, MissingError
 from tersor.engines.activations import Activations
 from tersor.engines.child import Child, InChild
 
-__all__ = ["SUPPORTED", "LlamaCpp", "empty_engine", "load_check"]
+__all__ = ["SUPPORTED", "LlamaCpp", "empty_engine"]
 
 SUPPORTED = "2026.10.11549"
 """The xllamacpp release whose interface the worker was written against; others work if their layout agrees."""
@@ -181,11 +181,6 @@ def empty_engine(*, threads: int = 1, timeout_s: float = 120) -> Child:
         timeout_s=timeout_s,
         advice=_advice,
     )
-
-
-def load_check(path: Path, *, threads: int = 1, timeout_s: float = 120) -> None:
-    """Load `path` whole in llama.cpp and let it go; raises EngineError with the engine's reason if it refuses."""
-    LlamaCpp(path, context=32, threads=threads, timeout_s=timeout_s).close()
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -37,7 +37,7 @@ def test_the_parent_says_which_release_a_foreign_layout_needs(tmp_path: Path, mo
     monkeypatch.setattr(child, "_ROOT", tmp_path)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(EngineError, match=rf"layout: .*xllamacpp {llama_cpp.SUPPORTED} is supported: pip install"):
-        llama_cpp.load_check(tmp_path / "m.gguf")
+        llama_cpp.LlamaCpp(tmp_path / "m.gguf")
 
 
 def test_a_library_without_the_functions_is_named(tmp_path: Path) -> None:
