@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tersor.cli.evaluate import EXIT_CODES
+from tersor.cli.options.numbers import whole_numbers
 from tersor.cli.screen.benchmarks import (
     SCALES,
     machine_line,
@@ -140,7 +141,7 @@ def bench(
             threads=threads,
             prompt=prompt,
             generate=generate,
-            batches=_numbers(batches),
+            batches=whole_numbers(batches, "--batches"),
             rounds=rounds,
             device=device,
             kernels=kernels,
@@ -184,13 +185,6 @@ def _model_roof(artefact: str, asked: Mapping[str, int], kernels: str, as_json: 
     screen.print(roof_line(scene))
     screen.print(f"{Path(artefact).name} in {engine}\n")
     print_model(screen, found)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdecimal() for word in words):
-        raise SchemeError(f"--batches takes whole numbers with commas between, such as 1,2,4; got {text!r}")
-    return tuple(int(word) for word in words)
 
 
 def _print(screen: Console, found: Sequence[Benchmark]) -> None:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from tersor.cli.evaluate import EXIT_CODES
-from tersor.cli.screen.output import JsonOption, console, print_json, significant, table
+from tersor.cli.screen.benchmarks import shown_number
+from tersor.cli.screen.output import JsonOption, console, print_json, table
 from tersor.cli.screen.progress import progress_bar
 from tersor.cli.screen.published import published_command
 from tersor.core.errors import MissingError, SchemeError
@@ -193,13 +194,8 @@ def _label(name: str, unit: str) -> str:
 def _value(metric: Metric | None) -> str:
     if metric is None:
         return "–"
-    text = _number(metric.value)
+    text = shown_number(metric.value)
     if metric.low is None or metric.high is None:
         return text
-    return f"{text} ({_number(metric.low)}–{_number(metric.high)})"
-
-
-def _number(value: float) -> str:
-    if math.isinf(value):
-        return "∞" if value > 0 else "0"
-    return f"{value:,.0f}" if abs(value) >= 1000 else significant(value, 3)
+    low = 0.0 if metric.low == -math.inf else metric.low  # nothing here is less, and nothing is known
+    return f"{text} ({shown_number(low)}–{shown_number(metric.high)})"

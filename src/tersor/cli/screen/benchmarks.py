@@ -178,5 +178,11 @@ def shown(metric: Metric | None, *, has_interval: bool = True) -> str:
 
 
 def shown_number(value: float) -> str:
-    """Return three significant digits, whole numbers from a thousand on."""
+    """Return three significant digits, whole numbers from a thousand on.
+
+    >>> shown_number(0.12345), shown_number(1234.5), shown_number(float("inf"))
+    ('0.123', '1,234', '∞')
+    """
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     return f"{value:,.0f}" if abs(value) >= 1000 else significant(value, 3)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tersor.cli.options.numbers import whole_numbers
 from tersor.cli.screen.benchmarks import shown_number
 from tersor.cli.screen.output import JsonOption, console, print_json, refuse_given, table
 from tersor.cli.screen.progress import progress_bar
@@ -59,7 +60,7 @@ def optimize(
             target=target,
             output=output,
             engines=None if engines is None else [word.strip() for word in engines.split(",")],
-            threads=_numbers(threads),
+            threads=whole_numbers(threads, "--threads"),
             batch=batch,
             length=length,
             rounds=rounds,
@@ -77,13 +78,6 @@ def _clock(name: str) -> Clock:
     if name not in ("wall", "processor"):
         raise SchemeError(f"--clock is wall or processor, got {name!r}")
     return "wall" if name == "wall" else "processor"
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdecimal() for word in words):
-        raise SchemeError(f"--threads takes whole numbers with commas between, such as 1,2,4; got {text!r}")
-    return tuple(int(word) for word in words)
 
 
 def _print(screen: Console, found: Optimized) -> None:
