@@ -103,9 +103,20 @@ def test_blocks_that_are_removed_are_told(tmp_path: Path, caplog: pytest.LogCapt
     Workspace(tmp_path / "w", RUN, resume=True)
     assert not caplog.messages
     Workspace(tmp_path / "w", RUN, resume=False)
-    assert caplog.messages == [f"{work.folder}: 2 finished blocks are removed; --resume would have gone on with them"]
+    assert caplog.messages == [f"{work.folder}: removes 2 finished blocks"]
     Workspace(tmp_path / "w", RUN, resume=False)
     assert len(caplog.messages) == 1
+
+
+def test_the_same_command_goes_on_and_another_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = Workspace(tmp_path / "w", RUN, resume=None)
+    assert Workspace(tmp_path / "w", RUN, resume=None).load(0) is None
+    work.save(0, finished())
+    assert not caplog.messages
+    assert Workspace(tmp_path / "w", RUN, resume=None).load(0) is not None
+    assert caplog.messages == [f"{work.folder}: goes on with 1 finished block of the same command"]
+    assert Workspace(tmp_path / "w", {**RUN, "method": "another"}, resume=None).load(0) is None
+    assert "removes 1 finished block, made with another method: " in caplog.messages[1]
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -56,14 +56,15 @@ class Workspace:
     """The folder of one run, which other processes are kept off as long as this lives.
 
     run       everything that shapes the result, as plain JSON values: hashes of model and text, recipe, versions
-    resume    go on with what is there; else it is removed, and blocks that were finished are logged
+    resume    True: go on with what is there; None: only if it was made from the same; False: never. Else it is removed,
+              and blocks that were finished are logged
     is_owner  False: another rank makes and checks the folder, and this one never touches it
 
     Raises SchemeError where resumed work was made from something else, naming what differs, and FormatError where
     another run is at work in the folder.
     """
 
-    def __init__(self, folder: Path, run: Mapping[str, Any], *, resume: bool, is_owner: bool = True) -> None:
+    def __init__(self, folder: Path, run: Mapping[str, Any], *, resume: bool | None, is_owner: bool = True) -> None:
         self.folder = folder
         self._claim: Claim | None = None
         if not is_owner:
@@ -71,17 +72,23 @@ class Workspace:
         wanted = _plain(run)
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._claim = _claimed(folder)
-        if resume and (folder / "run.json").is_file():
-            differing = self.differing(folder, run)
+        is_there, differing = (folder / "run.json").is_file(), self.differing(folder, run)
+        count = len([*folder.glob("block-*")])
+        blocks = f"{count} finished block{'s' if count > 1 else ''}"
+        if resume and is_there:
             if differing is not None:
                 raise SchemeError(
                     f"{folder}: the unfinished work was made with another {differing}; repeat the command that began "
                     "it, or run without --resume to start anew"
                 )
             return
-        lost = len([*folder.glob("block-*")])
-        if lost:
-            _log.warning("%s: %d finished blocks are removed; --resume would have gone on with them", folder, lost)
+        if resume is None and is_there and differing is None:
+            if count:
+                _log.warning("%s: goes on with %s of the same command", folder, blocks)
+            return
+        if count:
+            why = "" if differing is None else f", made with another {differing}"
+            _log.warning("%s: removes %s%s", folder, blocks, why)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with atomic_writer(folder / "run.json") as file:
@@ -139,9 +146,9 @@ class Workspace:
                     array.reshape(-1)[:] = np.frombuffer(file.read(array.nbytes), np.float32)
                     digest.update(array.data)
             except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-                raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
+                raise FormatError(f"{path}: damaged ({error}); remove it to start anew") from error
             if digest.hexdigest() != head["sha256"] or file.read(1):
-                raise FormatError(f"{path}: damaged (its hash is another); run without --resume to start anew")
+                raise FormatError(f"{path}: damaged (its hash is another); remove it to start anew")
         return Finished(tensors, notes)
 
     def remove(self) -> None:
@@ -178,7 +185,7 @@ def _described(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
-        raise FormatError(f"{path}: damaged ({error}); run without --resume to start anew") from error
+        raise FormatError(f"{path}: damaged ({error}); remove it to start anew") from error
     return found
 
 

@@ -21,6 +21,8 @@ from tersor.core.errors import TersorError
 __all__ = ["app", "main"]
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+_KEEPING = (["quantize"], ["calibrate"])
+"""Commands that keep the blocks that they have finished."""
 
 app = typer.Typer(
     name="tersor",
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(given)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was left half done\n")
+        again = "; the same command again goes on with what was finished" if given[:1] in _KEEPING else ""
+        sys.stderr.write(f"interrupted; nothing was left half done{again}\n")
         return INTERRUPTED
     except OSError as error:
         if error.errno != errno.EPIPE:

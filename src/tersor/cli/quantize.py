@@ -131,7 +131,7 @@ def quantize(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with what a run that was stopped has finished: blocks, or what --method qat trained.",
+            help="Refuse to begin anew: what a stopped run has finished must be of this command, which goes on with it.",
         ),
     ] = False,
     force: Annotated[
@@ -162,8 +162,8 @@ def quantize(
 ) -> None:
     """Turn a model into a GGUF that stock llama.cpp runs, or a net into an ONNX file on integers, with its Card.
 
-    With --calibration, every block is quantized knowing what its matrices see; a run that is stopped goes on with
-    --resume, and torchrun spreads it over processes.
+    With --calibration, every block is quantized knowing what its matrices see; a run that is stopped goes on
+    when it is typed again, and torchrun spreads it over processes.
     Memory stays bounded however large the model is; the output appears whole or not at all. Beside OUT.gguf lie
     OUT.card.html, .md and .json: hashes, plan, error of every tensor, fallbacks, time, versions, command.
 

@@ -54,7 +54,8 @@ class How:
     statistics    saved sums of `tersor calibrate`, taken instead of a text
     container     "gguf", or a key of CONTAINERS: then the output is a checkpoint folder
     activations   engines shall round activations to 8 bits too, token by token: compressed-tensors of 8 bits only
-    resume        go on with the unfinished work beside the output
+    resume        refuse to begin anew: unfinished work beside the output must be of the same run. Without it, work of
+                  the same run is gone on with, too, and any other is removed
     force         write the artefact even if plain rounding would be better
     proof         measure the gain on sequences that are kept back
     save_imatrix  write what was seen as an importance matrix for llama.cpp too
@@ -123,7 +124,7 @@ def _in_ranks(
     is_gguf = how.container == "gguf"
     _check_container(model, name, output, how)
     plan = make_plan(model, name, **choices) if is_gguf else plan_checkpoint(model, name, how.container, choices)
-    run = Run(statistics, how.threads, how.resume, how.proof, how.progress, how.tell)
+    run = Run(statistics, how.threads, how.resume or None, how.proof, how.progress, how.tell)
     is_trained, method = split_training(how.method)
     training, more = how.training or Training(), text.ids[:0] if learnt is None else learnt.ids
     trained: tuple[str, ...] = ()

@@ -143,7 +143,7 @@ class Run:
 
     statistics: Statistics | None = None
     threads: int = 0
-    resume: bool = False
+    resume: bool | None = None
     proof: bool = True
     progress: Callable[[str, int, int], None] | None = None
     tell: Callable[[str], None] | None = None

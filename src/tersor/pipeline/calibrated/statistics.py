@@ -93,7 +93,7 @@ def calibrate(
         )
         memory.check(tell if ranks.is_first else None)
         about = _about(model, decoder, text, calibration) if ranks.is_first else {}
-        work = Workspace(workspace_path(output), about, resume=resume, is_owner=ranks.is_first)
+        work = Workspace(workspace_path(output), about, resume=resume or None, is_owner=ranks.is_first)
         gatherer = _Gatherer(work.folder, ranks)
         setting = Setting(
             stepwise=False, chunk=calibration.chunk, device=ranks.device, stage=gatherer.clock.stage,
