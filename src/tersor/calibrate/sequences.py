@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tersor.calibrate.spread import spread
 from tersor.calibrate.text import Corpus, Document
 from tersor.core.errors import MissingError, SchemeError
 
@@ -23,6 +24,8 @@ LEAST_SEQUENCES = 8
 """Fewer say too little about a model to quantize by."""
 SHARED = 32
 """Tokens in a row that two texts do not have in common by chance."""
+CHARACTERS = 4
+"""Of a token, about."""
 
 
 class Encoder(Protocol):
@@ -67,6 +70,8 @@ def pack(
 ) -> Sequences:
     """Concatenate the documents and cut `count` sequences of `length` tokens, spread evenly over all of the text.
 
+    Of much more text than that an even share of every document is read.
+
     Documents come in an order that `seed` shuffles; 0 keeps theirs. Every sequence opens with the model's own
     beginning, if it has one. Where the text has fewer, all are taken and a note says so; below LEAST_SEQUENCES (or
     `count`, if that is less) MissingError says how much text is missing; with `shortest` sequences are cut shorter
@@ -79,14 +84,12 @@ def pack(
         random.Random(seed).shuffle(order)  # noqa: S311 (a choice of text, not a secret)
     head = [encoder.begin] if encoder.begin is not None else []
     step = length - len(head)
-    enough = 4 * count * step  # more text than this only costs time; it is read in order
+    enough = 4 * count * step  # tokens; more only cost time
     stream = array("q")
-    for document in order:
+    for document in spread(order, CHARACTERS * enough, CHARACTERS * 2 * step):
         stream.extend(_ids(document, encoder))
         if progress is not None:
             progress(len(stream))
-        if len(stream) >= enough:
-            break
     there, least, asked = len(stream) // step, min(LEAST_SEQUENCES, count), length
     if shortest is not None and there < least and len(stream) // least + len(head) >= shortest:
         step = len(stream) // least
