@@ -5,7 +5,7 @@ The inputs are those of the model in full precision, so that a candidate is the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ __all__ = ["Errors", "candidate", "inputs_by_name"]
 
 EXACT_BLOCK = 1
 """Formats of single numbers (f32, f16, bf16) have no grid to choose points on."""
+
+
+AT_ONCE = 1 << 22
+"""Weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +101,8 @@ def candidate(
         importance = None if own is None or not own.tokens else own.squares / own.tokens
         seen = _Seen(importance, hessians[expert])
         data, maker = _rounded(matrix, fmt, method, seen, threads)
-        values = torch.from_numpy(fmt.decode(data, matrix.shape[1], threads=threads))
-        totals += _squares(matrix, values, seen)
+        for rows, values in _decoded(fmt, data, matrix.shape[1], threads):
+            totals += _squares(matrix[rows], values, seen)
         parts.append(data)
         used.add(maker)
     data = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -126,10 +130,21 @@ def _rounded(weight: Tensor, fmt: Format, method: tuple[str, Method], seen: _See
     if hessian is None:
         return found.data, called
     errors = [
-        output_error(weight, torch.from_numpy(fmt.decode(data, weight.shape[1], threads=threads)), hessian)
+        sum(
+            output_error(weight[rows], values, hessian)
+            for rows, values in _decoded(fmt, data, weight.shape[1], threads)
+        )
         for data in (found.data, plain)
     ]
     return (plain, "rtn") if errors[0] > errors[1] else (found.data, called)
+
+
+def _decoded(fmt: Format, data: Bytes, columns: int, threads: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of rows and what they decode to: of an output matrix all at once is gigabytes."""
+    step = max(1, AT_ONCE // columns)
+    for start in range(0, len(data), step):
+        rows = slice(start, start + step)
+        yield rows, torch.from_numpy(fmt.decode(data[rows], columns, threads=threads))
 
 
 def _squares(weight: Tensor, values: Tensor, seen: _Seen) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

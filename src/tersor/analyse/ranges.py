@@ -14,6 +14,8 @@ __all__ = ["Ranges", "ranges_of"]
 
 FAR = 6.0
 """An outlier is further from zero than so many times the root mean square: one weight of a normal 500 million."""
+AT_ONCE = 1 << 22
+"""Weights that are looked at together: of an embedding's all in double precision would be gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,15 @@ class Ranges:
 
 def ranges_of(weight: Tensor, sums: Sums | None) -> Ranges:
     """Return the ranges of `weight`, and of its input where `sums` know of one."""
-    values = weight.double()
-    square = float(values.square().mean())
+    flat, count = weight.reshape(-1), weight.numel()
+    pieces = [flat[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
+    square = sum(float(piece.double().square().sum()) for piece in pieces) / count
     rms = square**0.5
-    largest = float(values.abs().max())
+    largest = max(float(piece.abs().max()) for piece in pieces)
     if square == 0:
         return Ranges(largest, rms, 0.0, 0.0, *_of_inputs(sums))
-    outliers = float((values.abs() > FAR * rms).double().mean())
-    tail = float(values.square().square().mean()) / square**2
+    outliers = sum(int((piece.double().abs() > FAR * rms).sum()) for piece in pieces) / count
+    tail = sum(float(piece.double().square().square().sum()) for piece in pieces) / count / square**2
     return Ranges(largest, rms, outliers, tail, *_of_inputs(sums))
 
 

@@ -154,6 +154,10 @@ class Workspace:
     def remove(self) -> None:
         """Forget everything: the artefact is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let others write the folder; what lies in it stays."""
         if self._claim is not None:
             self._claim.close()
 

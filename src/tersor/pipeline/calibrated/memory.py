@@ -32,6 +32,7 @@ class MemoryPlan:
     hidden       hidden states of all sequences of this rank, and for methods that correct a second time of most
     forward      what a forward pass of one chunk holds
     spilled      whether the hidden states lie in a file instead
+    outside      what is held of matrices outside the blocks, where they are taken whole
     """
 
     block: int
@@ -40,16 +41,19 @@ class MemoryPlan:
     forward: int
     spilled: bool
     available: int | None
+    outside: int = 0
 
     @property
     def total(self) -> int:
         """Largest resident size to expect."""
-        held = self.block + self.statistics + self.forward + (0 if self.spilled else self.hidden)
+        held = self.block + self.statistics + self.forward + self.outside + (0 if self.spilled else self.hidden)
         return PROGRAM + ceil(HEAP * held)
 
     def described(self) -> str:
         """One line: the peak and its parts."""
         parts = {"block": self.block, "sums": self.statistics, "forward": self.forward}
+        if self.outside:
+            parts["embeddings and output"] = self.outside
         if not self.spilled:
             parts["hidden states"] = self.hidden
         named = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in parts.items())
@@ -63,7 +67,8 @@ class MemoryPlan:
             gib = 2**30
             raise MissingError(
                 f"the run needs {self.total / gib:.1f} GiB (block {self.block / gib:.1f}, statistics "
-                f"{self.statistics / gib:.1f}, forward {self.forward / gib:.1f}), {self.available / gib:.1f} are free; "
+                f"{self.statistics / gib:.1f}, forward {self.forward / gib:.1f}, outside the blocks "
+                f"{self.outside / gib:.1f}), {self.available / gib:.1f} are free; "
                 "shorter calibration sequences or a smaller --calibration-chunk need less, --method rtn nearly none"
             )
         if tell is not None:

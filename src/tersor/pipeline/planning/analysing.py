@@ -146,6 +146,7 @@ def analyse(
     about = _about(model, study, texts)
     workspace = _workspace(folder, about, resume=resume)
     if (folder / ANALYSIS).is_file():
+        workspace.close()
         return open_study(model, folder)
     run = _Run(model, Decoder(model), study, texts, formats, workspace, folder, progress, tell)
     with exact():
@@ -153,6 +154,7 @@ def analyse(
     ids = {"calibration": texts.calibration.ids, "probes": texts.probes}
     _write(folder / TOKENS, {name: np.ascontiguousarray(values, np.int64) for name, values in ids.items()}, "I64")
     _save(folder, found)
+    workspace.close()
     return open_study(model, folder)
 
 
@@ -196,6 +198,15 @@ def _whole(probes: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     if pieces > 1 and len(probes) >= pieces:
         probes = probes[: len(probes) // pieces * pieces].reshape(-1, pieces * probes.shape[1])
     return probes[: max(1, MEASURED_TOKENS // probes.shape[1])]
+
+
+def _outside(model: Model, formats: Mapping[str, Sequence[str]]) -> int:
+    """Bytes that embeddings and output matrix take while they are rounded: the larger of them, and all candidates."""
+    sizes = {t.name: (t.rows, t.columns) for t in model.tensors if t.layer is None and t.name in formats}
+    candidates = (
+        rows * get(kind).row_bytes(columns) for name, (rows, columns) in sizes.items() for kind in formats[name]
+    )
+    return 4 * max((rows * columns for rows, columns in sizes.values()), default=0) + 2 * sum(candidates)
 
 
 def _workspace(folder: Path, about: Mapping[str, Any], *, resume: bool) -> Workspace:
@@ -311,6 +322,7 @@ class _Run:
             spill=study.calibration.spill,
             stepwise=False,
         )
+        memory = replace(memory, outside=_outside(self.model, self.formats))
         memory.check(self.tell)
         surveyor = Surveyor(
             self.formats,
