@@ -46,7 +46,11 @@ def calibrate(
     seed: SeedOption = 0,
     save_imatrix: SaveImatrixOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Refuse to begin anew: blocks of a stopped run must be of this command, which goes on with them.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Refuse to begin anew: blocks of a stopped run must be of this command, which goes on with them.",
+        ),
     ] = False,
     device: DeviceOption = "cpu",
     ignore_config: IgnoreConfigOption = None,

@@ -131,7 +131,8 @@ def quantize(
         bool,
         typer.Option(
             "--resume",
-            help="Refuse to begin anew: what a stopped run has finished must be of this command, which goes on with it.",
+            help="Refuse to begin anew: what a stopped run has finished must be of this command, which goes on with "
+            "it.",
         ),
     ] = False,
     force: Annotated[
