@@ -4,12 +4,13 @@
 constexpr int64_t PAIRS = 2;  // blocks of rows go to threads by twos: with many tokens two are multiplied together
 
 // With few tokens weights are read as fast as memory gives them. AMD's processors foresee a stream better than they can
-// be told; Intel's look no further than a page, and with codes to take apart too little of it is under way at once.
-int64_t fetched_ahead() {
+// be told; Intel's look no further than a page, and with codes of 4 bits to take apart too little is under way at once.
+int64_t fetched_ahead(int bits) {
 #if defined(TERSOR_X86)
     static const int64_t bytes = (__builtin_cpu_init(), __builtin_cpu_is("intel")) ? 8192 : 0;
-    return bytes;
+    return bits == 4 ? bytes : 0;
 #else
+    (void)bits;
     return 0;
 #endif
 }
@@ -26,7 +27,7 @@ void linear(int64_t rows, int64_t columns, int64_t group, int bits, uintptr_t co
     if (threads <= 0) threads = (int)std::max(1u, std::thread::hardware_concurrency());
     LinearJob job{rows, columns, group, bits, (const uint8_t*)codes, (const void*)scales, (Real)scale_type,
                   (const uint8_t*)zeros, (const float*)bias, tokens, digits, per_token, (const void*)x, (Real)x_type,
-                  (void*)y, (Real)y_type, nullptr, nullptr, nullptr, fetched_ahead()};
+                  (void*)y, (Real)y_type, nullptr, nullptr, nullptr, fetched_ahead(bits)};
     const LinearTable table = chosen()->linear;
     const int64_t planes = table.planes(job), groups = columns / group, blocks = (rows + 15) / 16;
     const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };

@@ -37,7 +37,7 @@ from tersor.pipeline.calibrated.run import Calibration, by_block, divided, exact
 from tersor.pipeline.calibrated.statistics import open_statistics
 from tersor.pipeline.planning.layout import candidate_formats, fused_groups, kept_bytes, spread
 from tersor.pipeline.planning.plan_file import GGUF
-from tersor.pipeline.planning.room import folder_of_states
+from tersor.pipeline.planning.room import folder_of_states, outside_bytes
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.stages import Clock
 
@@ -200,15 +200,6 @@ def _whole(probes: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     return probes[: max(1, MEASURED_TOKENS // probes.shape[1])]
 
 
-def _outside(model: Model, formats: Mapping[str, Sequence[str]]) -> int:
-    """Bytes that embeddings and output matrix take while they are rounded: the larger of them, and all candidates."""
-    sizes = {t.name: (t.rows, t.columns) for t in model.tensors if t.layer is None and t.name in formats}
-    candidates = (
-        rows * get(kind).row_bytes(columns) for name, (rows, columns) in sizes.items() for kind in formats[name]
-    )
-    return 4 * max((rows * columns for rows, columns in sizes.values()), default=0) + 2 * sum(candidates)
-
-
 def _workspace(folder: Path, about: Mapping[str, Any], *, resume: bool) -> Workspace:
     """Open the candidates, on which all else rests; SchemeError where they are of something else."""
     folder.mkdir(exist_ok=True)
@@ -322,7 +313,7 @@ class _Run:
             spill=study.calibration.spill,
             stepwise=False,
         )
-        memory = replace(memory, outside=_outside(self.model, self.formats))
+        memory = replace(memory, outside=outside_bytes(self.model, self.formats))
         memory.check(self.tell)
         surveyor = Surveyor(
             self.formats,

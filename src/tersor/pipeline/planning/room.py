@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tersor.analyse.projections import held_bytes
 from tersor.core.errors import MissingError
 from tersor.core.quantities import size
 from tersor.decoder import Decoder
+from tersor.formats import get
+from tersor.models.model import Model
 from tersor.pipeline.calibrated.memory import PROGRAM
 from tersor.targets.memory import available_bytes
 
-__all__ = ["folder_of_states"]
+__all__ = ["folder_of_states", "outside_bytes"]
 
 STATES_SHARE = 4
 """Part of the free memory that hidden states may take: a file that was just written is in memory anyway, if it fits."""
@@ -36,3 +39,12 @@ def folder_of_states(
         )
     is_large = available is not None and states > available // STATES_SHARE
     return folder if (is_large if wanted is None else wanted) else None
+
+
+def outside_bytes(model: Model, formats: Mapping[str, Sequence[str]]) -> int:
+    """Return bytes that embeddings and output matrix take while they are rounded: the larger one, and all candidates."""
+    sizes = {t.name: (t.rows, t.columns) for t in model.tensors if t.layer is None and t.name in formats}
+    candidates = (
+        rows * get(kind).row_bytes(columns) for name, (rows, columns) in sizes.items() for kind in formats[name]
+    )
+    return 4 * max((rows * columns for rows, columns in sizes.values()), default=0) + 2 * sum(candidates)
