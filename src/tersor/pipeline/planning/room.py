@@ -42,7 +42,7 @@ def folder_of_states(
 
 
 def outside_bytes(model: Model, formats: Mapping[str, Sequence[str]]) -> int:
-    """Return bytes that embeddings and output matrix take while they are rounded: the larger one, and all candidates."""
+    """Return the bytes of embeddings and output matrix while they are rounded: of the larger one and all candidates."""
     sizes = {t.name: (t.rows, t.columns) for t in model.tensors if t.layer is None and t.name in formats}
     candidates = (
         rows * get(kind).row_bytes(columns) for name, (rows, columns) in sizes.items() for kind in formats[name]
