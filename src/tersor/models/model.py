@@ -119,7 +119,7 @@ class Model:
     @property
     def weights(self) -> tuple[Path, ...]:
         """Those of its files that hold weights."""
-        return tuple(file for file in self.files if file.suffix in WEIGHTS)
+        return tuple(file for file in self.files if file.suffix in (*WEIGHTS, ".gguf"))
 
     @property
     def is_its_folder(self) -> bool:

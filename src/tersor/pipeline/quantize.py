@@ -27,7 +27,7 @@ from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 from tersor.pipeline.steps.stages import Clock, run_ahead, start
-from tersor.pipeline.steps.stored import stored_bytes
+from tersor.pipeline.steps.stored import source_bytes
 
 __all__ = ["Findings", "Progress", "check_name", "quantize", "slices_of", "squared_error"]
 
@@ -35,7 +35,6 @@ SLICE_WEIGHTS = 1 << 22
 """Weights read at once: 16 MiB of float32; a handful of slices is all the weight memory that is ever held."""
 MEASURED_WEIGHTS = 1 << 17
 """Weights compared at once: small enough for the processor's cache, which makes measuring cheap."""
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 class Progress(Protocol):
@@ -285,12 +284,11 @@ def _card(
     command: str,
     dry_run: bool = False,
 ) -> Card:
-    files = [path for path in model.files if path.suffix in WEIGHT_SUFFIXES]
     return Card(
         name=model.name,
         plan=work.plan,
         sources=hashes,
-        source_bytes=sum(path.stat().st_size for path in files) if files else round(sum(stored_bytes(model))),
+        source_bytes=source_bytes(model),
         artefacts=artefacts,
         errors=work.errors(),
         seconds=work.seconds(total),

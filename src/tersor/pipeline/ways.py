@@ -13,11 +13,12 @@ from tersor.core.errors import SchemeError
 from tersor.models import Model
 from tersor.pipeline import quantize as plainly
 from tersor.pipeline.calibrated.checkpoint import convert, plan_checkpoint, plan_conversion, round_plainly
-from tersor.pipeline.calibrated.quantize import How, quantize_calibrated
+from tersor.pipeline.calibrated.quantize import AS_IT_WILL, How, quantize_calibrated
+from tersor.pipeline.planning.plan_file import GGUF
 from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import Choices, UserChoices, make_plan
-from tersor.pipeline.steps.stored import stored_bytes
+from tersor.pipeline.steps.stored import source_bytes
 
 __all__ = ["Way", "take", "way_of"]
 
@@ -26,22 +27,20 @@ Way: TypeAlias = Literal["rounded", "kept", "calibrated"]
 a text says.
 """
 
-GGUF = "gguf"
 USUAL: Mapping[str, object] = {"search": "best", "fallback": True, **{one.name: one.default for one in fields(How)}}
 """What options are where nothing was asked for, if not nothing."""
 
 _TEXT = "it belongs to calibration: give --calibration or --method"
 _KEPT = "the codes of a quantized source are kept: start from the model that it was made of"
 _FILE = "it is of GGUF files: leave out --container"
-_LLAMA = "llama.cpp rounds activations as it will: a GGUF cannot ask for it"
 _FOUND = "calibration finds what inputs matter itself: give one of the two"
 
 _OF_TEXT = {"save_imatrix": _TEXT, "device": _TEXT}
 _OF_GGUF = dict.fromkeys(("output_format", "embedding_format", "split_max_bytes", "split_max_tensors"), _FILE)
 REFUSED: Mapping[tuple[Way, bool], Mapping[str, str]] = {
-    ("rounded", True): {**_OF_TEXT, "activations": _LLAMA},
+    ("rounded", True): {**_OF_TEXT, "activations": AS_IT_WILL},
     ("rounded", False): {**_OF_TEXT, **_OF_GGUF, "importance": _FILE, "search": _FILE, "fallback": _FILE},
-    ("kept", True): {**_OF_TEXT, "activations": _LLAMA},
+    ("kept", True): {**_OF_TEXT, "activations": AS_IT_WILL},
     ("kept", False): {
         **_OF_TEXT, **_OF_GGUF, **dict.fromkeys(("activations", "tensor_formats", "importance", "search"), _KEPT),
         "fallback": _FILE,
@@ -84,7 +83,7 @@ def take(
     way = way_of(model, how, is_calibrated=is_calibrated)
     check_options(way, how, choices)
     if dry_run:
-        return _planned(model, format, output, how, choices, is_calibrated=way == "calibrated")
+        return _planned(way, model, format, output, how, choices)
     if way == "calibrated":
         return quantize_calibrated(model, format, output, how, **choices)
     if how.container == GGUF:
@@ -114,23 +113,25 @@ def _written(how: How) -> dict[str, Any]:
     return {name: getattr(how, name) for name in names}
 
 
-def _planned(model: Model, name: str, output: Path, how: How, choices: UserChoices, *, is_calibrated: bool) -> Card:
+def _planned(  # noqa: PLR0917 (as `take` was given)
+    way: Way, model: Model, name: str, output: Path, how: How, choices: UserChoices
+) -> Card:
     """The Card of what would be made, as far as that is known without reading a weight."""
     told = cast("Choices", dict(choices))
-    if is_calibrated:
+    if way == "calibrated":
         text = how.statistics or (how.calibration and how.calibration.source)
         told |= {"method": how.method, "calibration": str(text)}
     if how.container == GGUF:
-        card = plainly.quantize(model, name, output, dry_run=True, **_written(how), **told)
-        assert card is not None
-        return card
-    is_kept = not is_calibrated and quantized_source(model) is not None
-    plan = plan_conversion(model, name, how.container) if is_kept else plan_checkpoint(model, name, how.container, told)
+        return plainly.quantize(model, name, output, dry_run=True, **_written(how), **told)
+    if way == "kept":
+        plan = plan_conversion(model, name, how.container)
+    else:
+        plan = plan_checkpoint(model, name, how.container, told)
     return Card(
         name=model.name,
         plan=plan,
         sources={},
-        source_bytes=round(sum(stored_bytes(model))),
+        source_bytes=source_bytes(model),
         artefacts=(Artefact(output.name, plan.nbytes, ""),),
         errors=(),
         seconds=Seconds(total=0.0),

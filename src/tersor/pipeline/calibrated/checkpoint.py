@@ -36,6 +36,7 @@ from tersor.pipeline.steps import provenance
 from tersor.pipeline.steps.cards import save_card
 from tersor.pipeline.steps.lossless import kept_codes, quantized_source
 from tersor.pipeline.steps.planning import Choices, UserChoices
+from tersor.pipeline.steps.stored import source_bytes
 
 __all__ = ["CHOSEN", "FUSED", "convert", "plan_checkpoint", "plan_conversion", "round_plainly", "write_quantized"]
 
@@ -285,7 +286,7 @@ def write_quantized(
         name=model.name,
         plan=plan,
         sources=model.hashes(),
-        source_bytes=sum(path.stat().st_size for path in checkpoint.paths),
+        source_bytes=source_bytes(model),
         artefacts=artefacts,
         errors=tuple(TensorError(row.name, errors.get(row.name)) for row in plan.tensors),
         seconds=Seconds(total=round(perf_counter() - began, 6)),

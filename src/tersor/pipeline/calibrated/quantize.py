@@ -37,8 +37,9 @@ from tersor.pipeline.calibrated.training.result import Report, check_sequences, 
 from tersor.pipeline.calibrated.training.settings import Training, check_train, check_training, split_training
 from tersor.pipeline.steps.planning import Choices, Importance, make_plan
 
-__all__ = ["IMATRIX", "How", "importance_from", "quantize_calibrated"]
+__all__ = ["AS_IT_WILL", "IMATRIX", "How", "importance_from", "quantize_calibrated"]
 
+AS_IT_WILL = "llama.cpp rounds activations as it will: a GGUF cannot ask for it"
 IMATRIX = "imatrix.gguf"
 """What an importance matrix in a folder would be called."""
 LEAST_PROVED = 2
@@ -283,7 +284,7 @@ def _check_container(model: Model, name: str, output: Path, how: How) -> None:
     if how.save_imatrix is not None:
         check_file(how.save_imatrix, model.files, IMATRIX)
     if how.activations and where == "gguf":
-        raise SchemeError("llama.cpp rounds activations as it will: a GGUF cannot ask for it")
+        raise SchemeError(AS_IT_WILL)
     if how.activations:
         container(where).settings({"": format_for(where, get(name), "F32")}, (), True)
     if where != "gguf":

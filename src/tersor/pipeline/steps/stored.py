@@ -12,9 +12,14 @@ from tersor.files.gguf import BLOCKS
 from tersor.formats import get
 from tersor.models.model import Model, ModelTensor
 
-__all__ = ["stored_bytes"]
+__all__ = ["source_bytes", "stored_bytes"]
 
 _PLAIN = {label: (block, nbytes) for label, block, nbytes in BLOCKS.values()}
+
+
+def source_bytes(model: Model) -> int:
+    """Return the bytes of the files of a model's weights, or of its tensors where no such file is there."""
+    return sum(path.stat().st_size for path in model.weights) or round(sum(stored_bytes(model)))
 
 
 def stored_bytes(model: Model) -> list[float]:
@@ -28,7 +33,7 @@ def stored_bytes(model: Model) -> list[float]:
         for source in tensor.sources:
             owners[source] = owners.get(source, 0) + math.prod(tensor.shape)
     is_coded = any(tensor.sources and tensor.source_dtype not in _PLAIN for tensor in model.tensors)
-    parts = _parts(model, owners) if is_coded and model.weights else {}
+    parts = _parts(model, owners) if is_coded and model.folder and model.weights else {}
     return [_size(tensor, owners, parts) for tensor in model.tensors]
 
 
