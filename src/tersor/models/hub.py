@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tersor.core.card import PART
 from tersor.core.errors import MissingError
+from tersor.models.model import WEIGHTS
 
-__all__ = ["fetch", "looks_like_id", "without_parts"]
+__all__ = ["fetch", "hub_id", "looks_like_id", "without_parts"]
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+(?:@[\w./-]+)?)")
 _FILE = re.compile(r"([\w.-]+/[\w.-]+(?:@[\w.-]+)?)/([\w.-]+\.gguf)")
@@ -26,6 +27,13 @@ def looks_like_id(source: str) -> bool:
     (True, True, False)
     """
     return _ID.fullmatch(source) is not None or _FILE.fullmatch(source) is not None
+
+
+def hub_id(source: str | Path) -> str | None:
+    """Return `source` where it can only be the id of a hub model: nothing here has its name, or that of its folder."""
+    path = Path(source).expanduser()
+    is_here = path.exists() or path.parent.is_dir()
+    return source if isinstance(source, str) and looks_like_id(source) and not is_here else None
 
 
 def fetch(source: str, *, weights: bool = True) -> Path:
@@ -46,8 +54,9 @@ def fetch(source: str, *, weights: bool = True) -> Path:
     name, _, revision = repository.partition("@")
     try:
         files = hub.HfApi().list_repo_files(name, revision=revision or None)
-        chosen = _parts(file) if file else _weights(files, source)
-        wanted = chosen if file else [*_SIDE_FILES, *(chosen if weights or chosen[0].endswith(".gguf") else chosen[1:])]
+        wanted = _parts(file) if file else [*_SIDE_FILES, *_weights(files, source)]
+        if not weights:
+            wanted = [pattern for pattern in wanted if not pattern.endswith(WEIGHTS)]
         folder = hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
         raise MissingError(

@@ -11,7 +11,7 @@ from tersor.core.errors import FormatError, MissingError
 from tersor.files.checkpoint import weight_files
 from tersor.models.checkpoint_model import from_checkpoint
 from tersor.models.gguf_model import from_gguf
-from tersor.models.hub import fetch, looks_like_id, without_parts
+from tersor.models.hub import fetch, hub_id, without_parts
 from tersor.models.model import WEIGHTS, Model
 
 __all__ = ["load"]
@@ -35,12 +35,12 @@ def load(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
         if path.suffix in WEIGHTS:
             return from_checkpoint(path.parent, None if _is_shard(path) else path, ignore_config=ignore_config)
         raise FormatError(f"{path}: {path.suffix or 'no'} suffix; models are {', '.join(WEIGHTS)}, .gguf or folders")
-    if isinstance(source, str) and looks_like_id(source) and not path.parent.is_dir():
-        found = fetch(source)
+    if named := hub_id(source):
+        found = fetch(named)
         if found.is_file():
             return from_gguf(found)
         model = _from_folder(found, ignore_config)
-        return dataclasses.replace(model, name=source.partition("@")[0].rpartition("/")[2])
+        return dataclasses.replace(model, name=named.partition("@")[0].rpartition("/")[2])
     raise MissingError(f"{source}: no such file or folder, and not of the form org/name of a hub model")
 
 

@@ -15,7 +15,7 @@ from tersor.files.checkpoint import weight_files
 from tersor.files.hashing import written_name
 from tersor.models.architectures import TensorRule
 from tersor.models.checkpoint_model import Description, read_description
-from tersor.models.hub import fetch, looks_like_id
+from tersor.models.hub import fetch, hub_id
 from tersor.models.load import load
 from tersor.models.model import Model, ModelTensor, kind_of, layer_of, needs_f32
 from tersor.models.tokenizers import load_tokenizer
@@ -44,12 +44,12 @@ def look(source: str | Path, *, ignore_config: Collection[str] = ()) -> Model:
     folder without weights by its config.json alone: enough for shapes, sizes and plans.
     """
     path = Path(source).expanduser()
-    if isinstance(source, str) and not path.exists() and looks_like_id(source) and not path.parent.is_dir():
-        folder = fetch(source, weights=False)
+    if named := hub_id(source):
+        folder = fetch(named, weights=False)
         if folder.is_file():
             return load(folder)
         found = look(folder, ignore_config=ignore_config)
-        return dataclasses.replace(found, name=source.partition("@")[0].rpartition("/")[2])
+        return dataclasses.replace(found, name=named.partition("@")[0].rpartition("/")[2])
     if path.is_dir() and (path / "config.json").is_file():
         try:
             weight_files(path)
