@@ -19,6 +19,7 @@ from tersor.core.tensor import QuantizedTensor
 from tersor.formats import get
 from tersor.kernels.lazy import LazyModule
 from tersor.methods import Method, output_error
+from tersor.methods.solving.matrix import slabs
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +31,6 @@ __all__ = ["Errors", "candidate", "inputs_by_name"]
 
 EXACT_BLOCK = 1
 """Formats of single numbers (f32, f16, bf16) have no grid to choose points on."""
-
-
-AT_ONCE = 1 << 22
-"""Weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def candidate(
         importance = None if own is None or not own.tokens else own.squares / own.tokens
         seen = _Seen(importance, hessians[expert])
         data, maker = _rounded(matrix, fmt, method, seen, threads)
-        for rows, values in _decoded(fmt, data, matrix.shape[1], threads):
+        for rows, values in _decoded(fmt, data, matrix, threads):
             totals += _squares(matrix[rows], values, seen)
         parts.append(data)
         used.add(maker)
@@ -130,21 +127,16 @@ def _rounded(weight: Tensor, fmt: Format, method: tuple[str, Method], seen: _See
     if hessian is None:
         return found.data, called
     errors = [
-        sum(
-            output_error(weight[rows], values, hessian)
-            for rows, values in _decoded(fmt, data, weight.shape[1], threads)
-        )
+        sum(output_error(weight[rows], values, hessian) for rows, values in _decoded(fmt, data, weight, threads))
         for data in (found.data, plain)
     ]
     return (plain, "rtn") if errors[0] > errors[1] else (found.data, called)
 
 
-def _decoded(fmt: Format, data: Bytes, columns: int, threads: int) -> Iterator[tuple[slice, Tensor]]:
+def _decoded(fmt: Format, data: Bytes, weight: Tensor, threads: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of rows and what they decode to: of an output matrix all at once is gigabytes."""
-    step = max(1, AT_ONCE // columns)
-    for start in range(0, len(data), step):
-        rows = slice(start, start + step)
-        yield rows, torch.from_numpy(fmt.decode(data[rows], columns, threads=threads))
+    for rows in slabs(weight, fmt):
+        yield rows, torch.from_numpy(fmt.decode(data[rows], weight.shape[1], threads=threads))
 
 
 def _squares(weight: Tensor, values: Tensor, seen: _Seen) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -70,12 +70,10 @@ def pack(
 ) -> Sequences:
     """Concatenate the documents and cut `count` sequences of `length` tokens, spread evenly over all of the text.
 
-    Of much more text than that an even share of every document is read.
-
-    Documents come in an order that `seed` shuffles; 0 keeps theirs. Every sequence opens with the model's own
-    beginning, if it has one. Where the text has fewer, all are taken and a note says so; below LEAST_SEQUENCES (or
-    `count`, if that is less) MissingError says how much text is missing; with `shortest` sequences are cut shorter
-    before that, to so many tokens at the least, and a note says so.
+    Of much more text than that an even share of the documents is read. They come in an order that `seed` shuffles; 0
+    keeps theirs. Every sequence opens with the model's own beginning, if it has one. Where the text has fewer, all are
+    taken and a note says so; below LEAST_SEQUENCES (or `count`, if that is less) MissingError says how much text is
+    missing; with `shortest` sequences are cut shorter before that, to so many tokens at the least, and a note says so.
     """
     if count < 1 or length < 8:
         raise SchemeError(f"calibration needs at least 1 sequence of 8 tokens, got {count} of {length}")

@@ -17,24 +17,19 @@ def spread(documents: Sequence[Document], most: int, piece: int) -> list[Documen
     >>> [one.text for one in spread([Document(letter * 10) for letter in "abcdef"], 20, 100)]
     ['bbbbbbbbbb', 'eeeeeeeeee']
     """
-    sizes = [_size(one) for one in documents]
-    whole = sum(sizes)
+    whole = sum(document.characters for document in documents)
     if whole <= most or len(documents) == 1:
         return list(documents)
     share, due, taken = most / whole, 0.0, []
-    for document, size in zip(documents, sizes, strict=True):
-        due += size * share
-        if document.messages or size <= piece:
-            parts = [document] if due >= size / 2 else []
+    for document in documents:
+        due += document.characters * share
+        if document.messages or document.characters <= piece:
+            parts = [document] if due >= document.characters / 2 else []
         else:
             parts = [replace(document, text=text) for text in _pieces(document.text, int(due), piece)]
         taken += parts
-        due -= sum(map(_size, parts))
+        due -= sum(part.characters for part in parts)
     return taken
-
-
-def _size(document: Document) -> int:
-    return len(document.text) + sum(len(content) for _, content in document.messages)
 
 
 def _pieces(text: str, most: int, piece: int) -> Iterator[str]:

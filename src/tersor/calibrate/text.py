@@ -37,6 +37,11 @@ class Document:
     text: str
     messages: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def characters(self) -> int:
+        """Characters of the text, or of what all have said."""
+        return len(self.text) + sum(len(content) for _, content in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
@@ -49,7 +54,7 @@ class Corpus:
     @property
     def characters(self) -> int:
         """Characters of all documents."""
-        return sum(len(d.text) + sum(len(content) for _, content in d.messages) for d in self.documents)
+        return sum(document.characters for document in self.documents)
 
 
 def read_corpus(source: str | Path, *, field: str | None = None, max_bytes: int = MAX_BYTES) -> Corpus:
