@@ -77,12 +77,13 @@ def _scales(activation: Tensor, share: Tensor | None, ratio: float) -> Tensor:
 
 def _loss(matrices: list[Tensor], fmt: Format, hessian: Tensor, scales: Tensor, threads: int) -> float:
     """Output error of all weights, rounded behind the scales; infinite where the format cannot hold what is scaled."""
-    if any(float((matrix * scales).abs().max()) > fmt.largest for matrix in matrices):
-        return math.inf
     importance = hessian.diagonal().clamp(min=0) / scales.square()
     total = 0.0
     for matrix in matrices:
-        packed = rtn.quantize(matrix * scales, fmt, importance=importance, threads=threads)
+        scaled = matrix * scales
+        if float(scaled.abs().max()) > fmt.largest:
+            return math.inf
+        packed = rtn.quantize(scaled, fmt, importance=importance, threads=threads)
         values = torch.from_numpy(packed.dequantize(threads)).to(matrix.device) / scales
         total += output_error(matrix, values, hessian)
     return total

@@ -279,6 +279,7 @@ def _description(model: Model, plan: Plan, sequences: Sequences, chunk: int, run
     return {
         "model": model.hashes(),
         "plan": hashlib.sha256(plan.to_json().encode()).hexdigest(),
+        "method": plan.recipe.method,  # in the plan, too: here it is told by name where it differs
         "text": sequences.sha256,
         "tokens": hashlib.sha256(sequences.ids.tobytes()).hexdigest(),
         "chunk": chunk,
