@@ -57,6 +57,14 @@ class Live:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(word) for word in path.read_text().split()]
 
+    def engines(self, word: str) -> list[int]:
+        """Process ids of its engines that have a word in their command; one that ends meanwhile is none."""
+        found = []
+        for pid in self.children():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += [pid] * (word in Path(f"/proc/{pid}/cmdline").read_text())
+        return found
+
 
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:

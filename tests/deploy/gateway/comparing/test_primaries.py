@@ -70,7 +70,7 @@ def test_live_answers_are_compared_counted_by_minute_and_told_beyond_the_noise(f
 def test_a_hung_reference_holds_nobody_up_and_what_was_not_compared_is_counted(folder: Path) -> None:
     (folder / "deploy.yaml").write_text(YAML.format(primary="small", share=100))
     with live(folder / "deploy.yaml") as gateway, Client(gateway) as client:
-        pids = [pid for pid in gateway.children() if b"full.gguf" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        pids = gateway.engines("full.gguf")
         assert len(pids) == 1
         os.kill(pids[0], signal.SIGSTOP)
         for _ in range(90):

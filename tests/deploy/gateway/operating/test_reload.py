@@ -36,11 +36,6 @@ def gateway(deployment: Path) -> Iterator[Live]:
         yield found
 
 
-def engines(gateway: Live, word: str) -> list[int]:
-    """Process ids of the engines that have a word in their command."""
-    return [pid for pid in gateway.children() if word in Path(f"/proc/{pid}/cmdline").read_text()]
-
-
 class Traffic:
     """Requests of three kinds, one after another in a thread each, and what was wrong with them."""
 
@@ -99,7 +94,7 @@ def test_no_request_fails_while_variants_are_replaced(gateway: Live, deployment:
             else:
                 gateway.process.send_signal(signal.SIGHUP)
             wanted = ("again.gguf", "small.gguf")[number % 2]
-            until(lambda wanted=wanted: bool(engines(gateway, wanted)))  # type: ignore[misc]  # a default is a closure
+            until(lambda wanted=wanted: bool(gateway.engines(wanted)))  # type: ignore[misc]  # a default is a closure
             time.sleep(0.5)
         assert ordered(gateway, "reload")[1] == {
             "action": "reload", "result": "done", "loaded": [], "kept": ["demo", "twice"], "removed": []
@@ -107,8 +102,8 @@ def test_no_request_fails_while_variants_are_replaced(gateway: Live, deployment:
     assert traffic.wrong == []
     assert min(traffic.counts.values()) > 10, traffic.counts
     until(lambda: len(gateway.children()) == 4)
-    assert len(engines(gateway, "full.gguf")) == 1
-    assert set(engines(gateway, "full.gguf")) <= old  # the one that did not change was never loaded again
+    assert len(gateway.engines("full.gguf")) == 1
+    assert set(gateway.engines("full.gguf")) <= old  # the one that did not change was never loaded again
     until(lambda: metric(gateway.address, "tersor_engine_ready") == 4)
     assert metric(gateway.address, "tersor_in_flight_requests") == 0
     assert answered_by(gateway) == "quantized"
@@ -118,7 +113,7 @@ def test_a_file_that_was_replaced_is_loaded_anew(gateway: Live, folder: Path) ->
     before = asked(gateway.address, "POST", "/v1/completions", {**BODY, "max_tokens": 30}, JSON)[1]
     shutil.copy(folder / "garbage.gguf", folder / "new.gguf")
     os.replace(folder / "new.gguf", folder / "small.gguf")  # noqa: PTH105
-    (old,) = engines(gateway, "small.gguf")
+    (old,) = gateway.engines("small.gguf")
     assert ordered(gateway, "reload")[1]["loaded"] == ["demo"]
     until(lambda: gone([old]))
     status, after, headers = asked(gateway.address, "POST", "/v1/completions", {**BODY, "max_tokens": 30}, JSON)
@@ -129,7 +124,7 @@ def test_a_file_that_was_replaced_is_loaded_anew(gateway: Live, folder: Path) ->
 def test_an_engine_that_comes_back_with_another_file_does_not_answer(gateway: Live, folder: Path) -> None:
     shutil.copy(folder / "garbage.gguf", folder / "new.gguf")
     os.replace(folder / "new.gguf", folder / "small.gguf")  # noqa: PTH105
-    os.kill(engines(gateway, "small.gguf")[0], signal.SIGKILL)
+    os.kill(gateway.engines("small.gguf")[0], signal.SIGKILL)
     until(lambda: seen(gateway)["variants"][0]["state"] == "replaced on disk")
     for _ in range(3):
         assert answered_by(gateway) == "full"
@@ -204,7 +199,7 @@ def test_a_signal_that_comes_while_models_are_loaded_ends_nothing(gateway: Live,
     deployment.write_text(ROOMY.replace("path: small.gguf", "path: again.gguf"))
     for _ in range(5):
         gateway.process.send_signal(signal.SIGHUP)
-    until(lambda: bool(engines(gateway, "again.gguf")) and not engines(gateway, "small.gguf"))
+    until(lambda: bool(gateway.engines("again.gguf")) and not gateway.engines("small.gguf"))
     gateway.process.send_signal(signal.SIGHUP)
     gateway.process.send_signal(signal.SIGTERM)
     assert gateway.process.wait(timeout=30) == 0

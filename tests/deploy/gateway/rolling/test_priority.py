@@ -48,7 +48,7 @@ def classes(pid: int) -> set[int]:
 
 def engine(gateway: Live, file: str) -> int:
     """Process that runs an artefact."""
-    (pid,) = [pid for pid in gateway.children() if file in Path(f"/proc/{pid}/cmdline").read_text()]
+    (pid,) = gateway.engines(file)
     return pid
 
 
